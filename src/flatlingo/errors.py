@@ -1,0 +1,22 @@
+"""The one exception for mistakes a user can mend."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class FlatlingoError(ValueError):
+    """Something the user gave or the machine lacks; the message names the thing, the reason and the fix.
+
+    The command line prints the message without a traceback and exits with code 2.
+    """
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> str:
+    """The message for a name that is not known, with the nearest known one.
+
+    >>> unknown("task", "pawsX", ["xnli", "pawsx"])
+    "unknown task 'pawsX'; did you mean 'pawsx'? known: xnli, pawsx"
+    """
+    known = list(known)
+    close = difflib.get_close_matches(str(name), known, n=1)
+    return f"unknown {kind} {name!r}; {f'did you mean {close[0]!r}? ' if close else ''}known: {', '.join(known)}"

@@ -1,0 +1,5 @@
+"""Fisher information of classifiers: the exact trace, dense matrices of tiny models, and the theory behind it."""
+
+from flatlingo.fisher.trace import FisherTrace, empirical_fisher, fisher_trace, softmax_factor
+
+__all__ = ["FisherTrace", "empirical_fisher", "fisher_trace", "softmax_factor"]

@@ -1,0 +1,56 @@
+"""What Tr(F) cannot be computed for, said early and plainly."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from flatlingo.errors import FlatlingoError
+from flatlingo.fisher.roles import agree
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse train mode, other losses than that of one label, and weights without values or gradients."""
+    config = getattr(model, "config", None)
+    if torch.is_inference_mode_enabled():
+        raise FlatlingoError("Tr(F) needs gradients: call it outside torch.inference_mode()")
+    if any(module.training for module in model.modules()):
+        raise FlatlingoError("the model is in train mode, where dropout makes Tr(F) random: call model.eval() first")
+    if getattr(config, "problem_type", None) in ("regression", "multi_label_classification"):
+        raise FlatlingoError(f"problem_type={config.problem_type!r}: Tr(F) is defined here for one label an example")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise FlatlingoError("the model's weights are on the meta device, without values: load it with its weights")
+    if getattr(model, "is_quantized", False) or not all(p.is_floating_point() for p in model.parameters()):
+        raise FlatlingoError("the model's weights are quantised and have no gradient: load it without quantisation")
+
+
+def check_batch(model: nn.Module, batch: object, position: int) -> None:
+    """Refuse what is no dict of tensors with one row an example, and padding without a mask."""
+    if not isinstance(batch, Mapping) or not all(isinstance(value, Tensor) for value in batch.values()):
+        raise FlatlingoError(f"batch {position} is not a dict of tensors; make it with the tokenizer's collator")
+    sizes = {key: len(value) for key, value in batch.items()}
+    if not sizes or len(set(sizes.values())) > 1 or 0 in sizes.values():
+        raise FlatlingoError(f"batch {position} needs one row an example in each tensor; it has {sizes}")
+    pad = getattr(getattr(model, "config", None), "pad_token_id", None)
+    if pad is not None and "attention_mask" not in batch and "input_ids" in batch and (batch["input_ids"] == pad).any():
+        raise FlatlingoError(f"batch {position} has padding but no attention_mask, so padding would be read as text")
+
+
+def checked_logits(model: nn.Module, logits: Tensor, seen: int) -> Tensor:
+    """The logits, if they are those of a classifier."""
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise FlatlingoError(f"{type(model).__name__} gives no logits of shape (examples, labels): not a classifier")
+    if logits.shape[1] < 2:
+        raise FlatlingoError("the model has a single output, a regression; Tr(F) is computed for two labels or more")
+    if not (finite := logits.isfinite().all(1)).all():
+        raise FlatlingoError(f"the logits of example {seen + int(finite.int().argmin())} are not finite")
+    return logits
+
+
+def check_deterministic(logits: Tensor, reference: Tensor) -> None:
+    """Refuse a model whose logits differ from one pass to the next."""
+    if not agree(logits, reference):
+        raise FlatlingoError(
+            "two passes over the first batch give different logits: something is random even in eval mode "
+            "(functional dropout, sampling); switch it off"
+        )

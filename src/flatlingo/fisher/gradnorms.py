@@ -1,0 +1,240 @@
+"""Squared norms of per-example gradients, without forming a single weight gradient.
+
+A forward pass keeps what each parameter's role asks for (`flatlingo.fisher.roles`), a backward pass through the
+activations alone brings the cotangents, and the two are contracted as soon as they meet.
+"""
+
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from flatlingo.fisher.lastlayer import first_token_only
+from flatlingo.fisher.roles import EMBEDDING, LastGram, agree, roles_of
+
+
+class GradientNorms:
+    """Squared norms, per example and per parameter, of the gradient of a direction in logit space.
+
+    A context manager: inside, the model's parameters are frozen and its modules hooked, so that a backward pass visits
+    activations only; all is undone on leaving, whatever happened.
+
+    A parameter is *covered* if every use of it is a call of a module of a known kind: Linear, Conv1D, LayerNorm,
+    RMSNorm or Embedding. The uses are counted in the autograd graph, so none goes unseen. If a parameter is not
+    covered, examples are taken one at a time and its gradient is formed; a warning says so.
+
+    Args:
+        model: a module in eval mode; `model(**batch)` gives the logits or an output that has `.logits`.
+        parameters: the parameters to measure, by name; each requires a gradient.
+        batch: some batch, to see how the model uses its parameters.
+        logits: the model's logits for that batch, to check that the shortened last layer gives the same.
+
+    Attributes:
+        single: whether a batch must hold one example only.
+    """
+
+    def __init__(
+        self, model: nn.Module, parameters: Mapping[str, nn.Parameter], batch: Mapping[str, Tensor], logits: Tensor
+    ):
+        self.model = model
+        self.parameters = dict(parameters)
+        self._names = {id(parameter): name for name, parameter in self.parameters.items()}
+        self._calls, self._formed = self._survey(batch)
+        self.single = bool(self._formed)
+        if self.single:
+            warnings.warn(
+                f"{_listed(self._formed)}: used in a way that the fast route does not cover; "
+                "examples are taken one at a time, which is exact but slower",
+                stacklevel=4,
+            )
+        self._shorten = False
+        if max(self._calls.values(), default=0) == 1 and not self.single:
+            with first_token_only(model) as shortened, torch.no_grad():
+                self._shorten = shortened and agree(logits_of(model, batch), logits)
+        self._grams = LastGram()
+        device = next(iter(self.parameters.values())).device
+        self._anchor = torch.zeros((), device=device, requires_grad=True)  # added to the first outputs: gradients flow
+        self._forget()
+
+    def __enter__(self) -> "GradientNorms":
+        formed = {id(self.parameters[name]) for name in self._formed}
+        frozen = [p for p in self.model.parameters() if p.requires_grad and id(p) not in formed]
+        with ExitStack() as stack:
+            for parameter in frozen:
+                stack.callback(parameter.requires_grad_, True)
+                parameter.requires_grad_(False)
+            if self._shorten:
+                stack.enter_context(first_token_only(self.model))
+            for handle in self._hook(self._record):
+                stack.callback(handle.remove)
+            self._undo = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._undo.close()
+        self._forget()
+
+    def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Logits (B, C) of a batch, remembered for `backward`."""
+        self._forget()
+        self._size = batch_size(batch)
+        with torch.enable_grad():
+            self._logits = logits_of(self.model, batch)
+        self._grams.forget()
+        return self._logits.detach()
+
+    def backward(self, direction: Tensor, *, last: bool = False) -> dict[str, Tensor]:
+        """Squared norms of the gradients of direction · logits, one an example.
+
+        Args:
+            direction: (B, C), a direction in logit space for each example.
+            last: whether to free the forward pass.
+
+        Returns:
+            For each parameter a (B,) tensor in float64.
+        """
+        self._norms, self._waiting = {}, defaultdict(list)
+        with _plain(self._logits.device):
+            gradients = self._backpropagate(direction.to(self._logits), retain_graph=not last)
+            for name, gradient in zip(self._formed, gradients, strict=True):
+                if gradient is not None:
+                    self._norms[name] = gradient.double().square().sum().reshape(1)
+            for (name, role), pairs in self._waiting.items():
+                self._norms[name] = role.norm(pairs, self._grams)
+        nothing = torch.zeros(self._size, device=self._logits.device)
+        norms = {name: self._norms.get(name, nothing).double() for name in self.parameters}
+        self._grams.forget()
+        if last:
+            self._forget()
+        return norms
+
+    def _backpropagate(self, direction: Tensor, retain_graph: bool) -> list[Tensor | None]:
+        """Run the backward pass (hooks take the cotangents); gradients of the parameters that are not covered."""
+        if not self._logits.requires_grad:
+            return [None] * len(self._formed)
+        sources = [self._anchor, *(self.parameters[name] for name in self._formed)]
+        gradients = torch.autograd.grad(self._logits, sources, direction, retain_graph=retain_graph, allow_unused=True)
+        return gradients[1:]
+
+    def _forget(self) -> None:
+        self._logits, self._norms, self._waiting = None, {}, {}
+        self._grams.forget()
+
+    def _hook(self, hook: Callable) -> list:
+        """Register a forward hook on each module that holds a measured parameter in a known role."""
+        handles = []
+        for module in self.model.modules():
+            uses = {
+                self._names[id(parameter)]: role
+                for attribute, role in roles_of(module).items()
+                if id(parameter := getattr(module, attribute)) in self._names
+            }
+            if uses:
+                handles.append(module.register_forward_hook(partial(hook, uses), with_kwargs=True))
+        return handles
+
+    def _survey(self, batch: Mapping[str, Tensor]) -> tuple[Counter, list[str]]:
+        """How often modules of known kinds use each parameter, and the parameters that are used otherwise too."""
+        calls, roles, uncovered = Counter(), defaultdict(set), set()
+        twice = {key: torch.cat([value[:1], value[:1]]) for key, value in batch.items()}
+
+        def count(uses, module, args, kwargs, output):
+            inputs = _first(args, kwargs)
+            for name, role in uses.items():
+                calls[name] += 1
+                roles[name].add(role)
+                one_row_an_example = len(inputs) == 2 or (role is EMBEDDING and len(inputs) == 1)
+                if not one_row_an_example or not role.fits(module, inputs, output):
+                    uncovered.add(name)
+
+        with ExitStack() as stack, torch.enable_grad():
+            for handle in self._hook(count):
+                stack.callback(handle.remove)
+            in_graph = _uses_in_graph(logits_of(self.model, twice))
+        for name, parameter in self.parameters.items():
+            if in_graph[id(parameter)] != calls[name] or len(roles[name]) > 1:
+                uncovered.add(name)
+            if not in_graph[id(parameter)]:  # the logits do not depend on it: its norm is 0
+                uncovered.discard(name)
+        return calls, [name for name in self.parameters if name in uncovered]
+
+    def _record(self, uses: dict, module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
+        """Forward hook: keep what the norms need and wait for the output's cotangent."""
+        inputs = _first(args, kwargs)
+        if len(inputs) == 1 < self._size:  # position ids (1, T), whose gradient would come summed over the batch
+            inputs, output = (x.expand(self._size, *x.shape[1:]) for x in (inputs, output))
+        with _plain(output.device):
+            kept = [
+                (name, role, role.keep(module, self._rows(inputs), output, self._grams, self._calls[name] > 1))
+                for name, role in uses.items()
+                if name not in self._formed
+            ]
+        if not output.requires_grad:
+            output = output + self._anchor
+        output.register_hook(partial(self._receive, kept))
+        return output
+
+    def _receive(self, kept: list, cotangent: Tensor) -> None:
+        """Tensor hook: the cotangent of a module's output has arrived."""
+        cotangent = self._rows(cotangent)
+        for name, role, value in kept:
+            if self._calls[name] == 1:
+                self._norms[name] = role.norm([(value, cotangent)], self._grams)
+            else:
+                self._waiting[name, role].append((value, cotangent))
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """Ids as (B, T), activations as (B, T, d)."""
+        return x.reshape(self._size, -1, x.shape[-1]) if x.is_floating_point() else x.reshape(self._size, -1)
+
+
+def _uses_in_graph(logits: Tensor) -> Counter:
+    """How often the logits' autograd graph uses each leaf, by id; looks through casts, which autocast shares."""
+    parents, leaves = Counter(), []
+    seen, stack = set(), [logits.grad_fn] if logits.grad_fn else []
+    while stack:
+        node = stack.pop()
+        for child, _ in node.next_functions:
+            if child is None:
+                continue
+            parents[child] += 1
+            if hasattr(child, "variable"):
+                leaves.append((child, node))
+            if child not in seen:
+                seen.add(child)
+                stack.append(child)
+    uses = Counter()
+    for leaf, node in leaves:
+        uses[id(leaf.variable)] += parents[node] if node.name() == "ToCopyBackward0" else 1
+    return uses
+
+
+@contextmanager
+def _plain(device: torch.device) -> Iterator[None]:
+    """No gradients and no autocast."""
+    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield
+
+
+def _first(args: tuple, kwargs: dict) -> Tensor:
+    return args[0] if args else next(iter(kwargs.values()))
+
+
+def batch_size(batch: Mapping[str, Tensor]) -> int:
+    """Number of examples in a batch."""
+    return len(next(iter(batch.values())))
+
+
+def logits_of(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """The logits of a batch, (B, C)."""
+    output = model(**batch)
+    return getattr(output, "logits", output)
+
+
+def _listed(names: list[str], limit: int = 4) -> str:
+    more = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")

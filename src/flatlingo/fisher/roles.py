@@ -1,0 +1,218 @@
+"""How a parameter enters a module, and from it the squared norm of its gradient for each example.
+
+For one example the gradient of a linear layer's weight is a sum of outer products over its tokens, ∑ₜ gₜ aₜᵀ, with
+inputs a and output cotangents g, so its squared norm needs only two T × T Gram matrices:
+
+    ‖∑ₜ gₜ aₜᵀ‖² = ∑ₜₛ (aₜ·aₛ)(gₜ·gₛ).
+
+An embedding is the same with one-hot inputs: (aₜ·aₛ) = 1 where the two ids agree. Biases and the scales of
+normalisation layers have small gradients, summed outright. A parameter that is used several times (a shared layer) has
+its uses laid one after another along the token axis, which brings the cross terms in.
+
+Sources: Goodfellow 2015 (arXiv:1510.01799); Li, Tramèr, Liang & Hashimoto 2022 (arXiv:2110.05679), section 4;
+Bu, Mao & Xu 2022 (arXiv:2205.10683).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from flatlingo.fisher.lastlayer import PerHead
+
+# The gradient itself (d × p numbers an example) replaces the Gram matrices where these cost this many times more
+# multiplications, from 256 tokens in a layer of 128 or 1024 in one of 384. Below, the Gram matrices win although they
+# multiply more: half is symmetric, those of the inputs serve several layers and directions, and none is read twice.
+GRAM_LIMIT = 2
+
+
+class Role(NamedTuple):
+    """How a parameter enters a module, hence the form of its gradient.
+
+    keep: what to remember of a call, from (module, inputs, output, grams, shared).
+    norm: squared norms (B,) from all pairs (what was kept, cotangent (B, T, p)) and the Gram matrices.
+    fits: whether a call (module, inputs, output) is what the role assumes.
+    """
+
+    keep: Callable
+    norm: Callable
+    fits: Callable = lambda module, inputs, output: True
+
+
+class LastGram:
+    """Gram matrices over tokens, the last one remembered.
+
+    Query, key and value have one input; embeddings that are added have one cotangent.
+    """
+
+    def __init__(self):
+        self.forget()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The packed Gram matrix of the tokens of each example (B, T, d)."""
+        key = (x.data_ptr(), x.shape, x.stride(), x.dtype, x._version)
+        if key != self._key:
+            self._x, self._key, self._gram = x, key, _gram(x)  # holding x keeps its address from being used again
+        return self._gram
+
+    def forget(self) -> None:
+        """Let go of the last one."""
+        self._x = self._key = self._gram = None
+
+
+def _gram(x: Tensor) -> Tensor:
+    """The Gram matrix X Xᵀ of the tokens of each example (B, T, d), packed."""
+    half = x.shape[1] // 2
+    return _packed(x[:, :half] @ x.mT, x[:, half:] @ x[:, half:].mT)
+
+
+def _packed(upper: Tensor, corner: Tensor) -> Tensor:
+    """A symmetric (B, T, T) matrix as (B, n) numbers with the same inner products, from its upper and last rows.
+
+    Args:
+        upper: the first T // 2 rows, (B, T // 2, T); the right part stands for its mirror image too, hence √2.
+        corner: the last rows and columns, (B, T - T // 2, T - T // 2).
+    """
+    upper, corner = _at_least_float32(upper), _at_least_float32(corner)
+    half = upper.shape[1]
+    upper[..., half:] *= 2**0.5
+    return torch.cat([upper.flatten(1), corner.flatten(1)], dim=1)
+
+
+def _keep_inputs(module, inputs, output, grams, shared):
+    """(inputs, None) where the gradient will be formed or uses must be joined, else (None, Gram matrix)."""
+    inputs = inputs.detach().to(output.dtype)  # as autocast does inside the module
+    if shared or _gradient_is_cheaper(inputs.shape[1], inputs.shape[2], output.shape[-1]):
+        return inputs, None
+    return None, grams(inputs)
+
+
+def _gradient_is_cheaper(tokens: int, d: int, p: int) -> bool:
+    return tokens * (d + p) > GRAM_LIMIT * d * p
+
+
+def _weight_norm(pairs, grams):
+    """‖∑ₜ gₜ aₜᵀ‖²."""
+    if len(pairs) == 1:
+        (inputs, gram), cotangents = pairs[0]
+        if gram is not None:
+            return _dot(gram, grams(cotangents))
+    else:
+        inputs = torch.cat([inputs for (inputs, _), _ in pairs], dim=1)
+        cotangents = torch.cat([cotangents for _, cotangents in pairs], dim=1)
+    if _gradient_is_cheaper(inputs.shape[1], inputs.shape[2], cotangents.shape[2]):
+        return _at_least_float32(cotangents.mT @ inputs).square().sum((1, 2))
+    return _dot(_gram(inputs), _gram(cotangents))
+
+
+def _keep_nothing(module, inputs, output, grams, shared):
+    return None
+
+
+def _bias_norm(pairs, grams):
+    """‖∑ₜ gₜ‖²."""
+    gradient = sum(_sum_tokens(cotangents) for _, cotangents in pairs)
+    return gradient.square().sum(1)
+
+
+def _keep_normalised(module, inputs, output, grams, shared):
+    """The inputs, which autograd keeps anyway; normalised again when needed."""
+    return partial(_normalise, module, inputs.detach().to(output.dtype))
+
+
+def _normalise(module: nn.Module, inputs: Tensor) -> Tensor:
+    """The inputs of the scale, with mean 0 (LayerNorm) and mean square 1 over the features."""
+    if isinstance(module, nn.LayerNorm):
+        return F.layer_norm(inputs, inputs.shape[-1:], eps=module.eps)
+    eps = module.eps if hasattr(module, "eps") else module.variance_epsilon
+    return F.rms_norm(inputs, inputs.shape[-1:], eps=eps)
+
+
+def _scale_norm(pairs, grams):
+    """‖∑ₜ gₜ ⊙ x̂ₜ‖²."""
+    gradient = sum(_sum_tokens(_at_least_float32(cotangents) * normalised()) for normalised, cotangents in pairs)
+    return gradient.square().sum(1)
+
+
+def _is_scaled(module, inputs, output):
+    """RMSNorm has many authors: check that the output is w ⊙ x̂ or, as in Gemma, (1 + w) ⊙ x̂."""
+    if isinstance(module, nn.LayerNorm):
+        return True
+    normalised = _normalise(module, inputs)
+    return any(agree(normalised * scale, output) for scale in (module.weight, 1 + module.weight))
+
+
+def _keep_ids(module, inputs, output, grams, shared):
+    """The ids; -1 for padding_idx, whose row autograd leaves at zero."""
+    return inputs if module.padding_idx is None else inputs.masked_fill(inputs == module.padding_idx, -1)
+
+
+def _embedding_norm(pairs, grams):
+    """∑ₜₛ [idₜ = idₛ] gₜ·gₛ: repeated tokens share a row."""
+    ids = torch.cat([ids for ids, _ in pairs], dim=1)
+    cotangents = pairs[0][1] if len(pairs) == 1 else torch.cat([cotangents for _, cotangents in pairs], dim=1)
+    same = ((ids[:, :, None] == ids[:, None, :]) & (ids >= 0)[:, :, None]).to(cotangents.dtype)
+    half = ids.shape[1] // 2
+    return _dot(_packed(same[:, :half], same[:, half:, half:]), grams(cotangents))
+
+
+def _keep_head_norms(module, inputs, output, grams, shared):
+    return _at_least_float32(inputs.detach()).square().sum(2)
+
+
+def _head_weight_norm(pairs, grams):
+    """∑ₕ ‖gₕ aₕᵀ‖²: each head has rows of its own and a single input."""
+    ((inputs, cotangents),) = pairs
+    return (inputs * _at_least_float32(cotangents).square().sum(2)).sum(1)
+
+
+def _head_bias_norm(pairs, grams):
+    ((_, cotangents),) = pairs
+    return _at_least_float32(cotangents).square().sum((1, 2))
+
+
+_WEIGHT = Role(_keep_inputs, _weight_norm)
+_BIAS = Role(_keep_nothing, _bias_norm)
+_SCALE = Role(_keep_normalised, _scale_norm, _is_scaled)
+_HEAD_WEIGHT = Role(_keep_head_norms, _head_weight_norm)
+_HEAD_BIAS = Role(_keep_nothing, _head_bias_norm)
+EMBEDDING = Role(_keep_ids, _embedding_norm)
+
+
+def roles_of(module: nn.Module) -> dict[str, Role]:
+    """The parameters of a module whose gradients have a known form; a subclass with its own forward has none."""
+    forward = type(module).forward
+    if forward in (nn.Linear.forward, Conv1D.forward):
+        return {"weight": _WEIGHT, "bias": _BIAS}
+    if isinstance(module, PerHead):
+        return {"weight": _HEAD_WEIGHT, "bias": _HEAD_BIAS}
+    if forward is nn.LayerNorm.forward and len(module.normalized_shape) == 1:
+        return {"weight": _SCALE, "bias": _BIAS}
+    if forward is nn.Embedding.forward and module.max_norm is None and not module.scale_grad_by_freq:
+        return {"weight": EMBEDDING}
+    if type(module).__name__.endswith("RMSNorm") and (hasattr(module, "eps") or hasattr(module, "variance_epsilon")):
+        return {"weight": _SCALE}
+    return {}
+
+
+def agree(x: Tensor, y: Tensor) -> bool:
+    """Whether two results are the same up to rounding, to half the digits of y (float64: five)."""
+    tolerance = max(torch.finfo(y.dtype).eps ** 0.5, 1e-5)
+    return bool((x - y).abs().max() <= tolerance * y.abs().max().clamp_min(1e-30))
+
+
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    """∑ x y for each example, from (B, n)."""
+    return (x * y).sum(1)
+
+
+def _sum_tokens(x: Tensor) -> Tensor:
+    return _at_least_float32(x).sum(1)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

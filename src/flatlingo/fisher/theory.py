@@ -1,0 +1,199 @@
+"""KL divergence, its quadratic form and their mean over noise: the objects of equation (1) of the paper.
+
+    KL(p_θ ‖ p_{θ+ε}) = ½ εᵀFε + O(‖ε‖³),        E_ε εᵀFε = Tr(F · Cov ε),
+
+which is C · Tr(F) for independent noise of variance C (Stickland & Murray 2021, equation 1; the ½ stays outside).
+
+Here a model is a function `logits(theta)` from one flat float64 vector of parameters (P,) to the logits (N, K) of a
+fixed set of N examples; F is the mean over these examples. `functional` makes one of any module.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import parameters_to_vector
+
+from flatlingo.fisher.gradnorms import logits_of
+
+Logits = Callable[[Tensor], Tensor]
+
+
+def functional(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Logits, Tensor]:
+    """A model on one batch as a function of its flat parameters, in float64.
+
+    The model is copied. Attention runs unfused, so forward- and reverse-mode derivatives of any order exist.
+
+    Args:
+        model: a module in eval mode; `model(**batch)` gives logits or an output that has `.logits`.
+        batch: the examples; "labels" are ignored, floating-point inputs cast to float64.
+
+    Returns:
+        `logits(theta)` and the theta (P,) of the model, in the order of `model.named_parameters()`.
+    """
+    model = copy.deepcopy(model).double().requires_grad_(False)
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    shapes = [parameter.shape for parameter in parameters]
+    inputs = {k: v.double() if v.is_floating_point() else v for k, v in batch.items() if k not in ("labels", "label")}
+
+    def logits(theta: Tensor) -> Tensor:
+        pieces = theta.split([math.prod(shape) for shape in shapes])
+        values = {name: piece.view(shape) for name, piece, shape in zip(names, pieces, shapes, strict=True)}
+        with sdpa_kernel(SDPBackend.MATH):
+            return logits_of(_Call(model, values), inputs)
+
+    return logits, parameters_to_vector(parameters)
+
+
+class _Call(NamedTuple):
+    """A model with its parameters replaced."""
+
+    model: nn.Module
+    values: dict[str, Tensor]
+
+    def __call__(self, **inputs):
+        return functional_call(self.model, self.values, (), inputs)
+
+
+def softmax_regression(inputs: Tensor, classes: int, *, seed: int, scale: float = 1.0) -> tuple[Logits, Tensor]:
+    """Logits W x + b of inputs (N, d), and a random theta = (W, b), K·(d + 1) numbers N(0, scale²).
+
+    Example:
+        >>> logits, theta = softmax_regression(torch.ones(5, 2), 3, seed=0)
+        >>> logits(theta).shape, theta.shape
+        (torch.Size([5, 3]), torch.Size([9]))
+    """
+    inputs = torch.cat([inputs.double(), torch.ones(len(inputs), 1, dtype=torch.float64)], dim=1)
+    theta = scale * torch.randn(classes * inputs.shape[1], generator=_generator(seed), dtype=torch.float64)
+    return lambda theta: inputs @ theta.view(classes, -1).T, theta
+
+
+def mlp(inputs: Tensor, hidden: int, classes: int, *, seed: int) -> tuple[Logits, Tensor]:
+    """Logits of a network with one hidden layer of tanh units, and a random theta; inputs (N, d)."""
+    generator = _generator(seed)
+    network = nn.Sequential(nn.Linear(inputs.shape[1], hidden), nn.Tanh(), nn.Linear(hidden, classes))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.normal_(std=parameter.shape[-1] ** -0.5, generator=generator)
+    return functional(network, {"input": inputs})
+
+
+def kl(logits_p: Tensor, logits_q: Tensor) -> Tensor:
+    r"""Mean over examples of KL(p ‖ q) between two softmax distributions, in nats, float64.
+
+    With δ = log q - log p, KL = ∑ p (e^δ - 1 - δ), because ∑ p (e^δ - 1) = 0. Every term is positive, and e^δ - 1 - δ
+    comes from its series for small δ, so nothing cancels, and what limits a small KL is the rounding of the logits
+    alone: about 2⁻⁵³ max|logits| in δ. A KL of 1e-24 from logits near 1 still has 3 digits, one of 1e-12 has 9;
+    the textbook ∑ p (log p - log q) has none below 1e-16.
+
+    Args:
+        logits_p: (N, K).
+        logits_q: (N, K).
+
+    Returns:
+        A scalar.
+
+    Example:
+        >>> z = torch.tensor([[0.5, -0.5]]).double()
+        >>> step = torch.tensor([[1e-11, 0.0]]).double()  # ½ p₁p₂ 1e-22
+        >>> print(f"{kl(z, z + step):.2e}")
+        9.83e-24
+    """
+    return kl_per_example(logits_p, logits_q).mean()
+
+
+def kl_per_example(logits_p: Tensor, logits_q: Tensor) -> Tensor:
+    """KL(p ‖ q) of each example, (N,) in nats, float64; see `kl`."""
+    z, step = logits_p.double(), logits_q.double() - logits_p.double()
+    log_p = z.log_softmax(1)
+    p = log_p.exp()
+    small = step.abs().amax(1, keepdim=True) < 1
+    near = step - torch.log1p((p * torch.expm1(torch.where(small, step, 0))).sum(1, keepdim=True))
+    delta = torch.where(small, near, logits_q.double().log_softmax(1) - log_p)
+    return (p * _exp_remainder(delta)).sum(1)
+
+
+def _exp_remainder(x: Tensor) -> Tensor:
+    """e^x - 1 - x, accurate for every x."""
+    series = sum(x**k / math.factorial(k) for k in range(2, 12))
+    return torch.where(x.abs() < 0.1, series, torch.expm1(x) - x)
+
+
+def quadratic_form(logits: Logits, theta: Tensor, noise: Tensor) -> Tensor:
+    r"""½ εᵀFε without forming F, a scalar in nats: ½ mean over examples of Var_p(u), u = (∂ logits/∂θ) ε.
+
+    One forward-mode pass; Var_p(u) = ∑ p (u - ∑ p u)² = uᵀ(diag p - ppᵀ)u has no cancellation.
+    """
+    z, u = jvp(logits, (theta,), (noise,))
+    p = z.softmax(1)
+    centred = u - (p * u).sum(1, keepdim=True)
+    return 0.5 * (p * centred.square()).sum(1).mean()
+
+
+class Estimate(NamedTuple):
+    """A Monte Carlo mean: its value, its standard error, and the number of independent (pairs of) draws."""
+
+    value: float
+    standard_error: float
+    draws: int
+
+
+def noise_kl(
+    logits: Logits, theta: Tensor, draw: Callable[[torch.Generator], Tensor], *, pairs: int, seed: int
+) -> Estimate:
+    r"""E_ε KL(p_θ ‖ p_{θ+ε}) by Monte Carlo over antithetic pairs, to hold against ½ Tr(F Cov ε).
+
+    Args:
+        logits: the model.
+        theta: where.
+        draw: gives one noise vector (P,) of mean zero from a generator, e.g. `gaussian(theta, variance)`.
+        pairs: number of pairs ε, -ε; a pair's mean is free of the odd orders of the expansion.
+        seed: of the generator; the global one is left alone.
+
+    Returns:
+        Mean over pairs and its standard error, from the spread between pairs.
+    """
+    with torch.no_grad():
+        base = logits(theta)
+        return _estimate(
+            [
+                (kl(base, logits(theta + noise)) + kl(base, logits(theta - noise))) / 2
+                for noise in _draws(draw, pairs, seed)
+            ]
+        )
+
+
+def noise_quadratic_form(
+    logits: Logits, theta: Tensor, draw: Callable[[torch.Generator], Tensor], *, draws: int, seed: int
+) -> Estimate:
+    """E_ε ½ εᵀFε by Monte Carlo: ½ Tr(F Cov ε). The same seed gives the noise of `noise_kl`."""
+    return _estimate([quadratic_form(logits, theta, noise) for noise in _draws(draw, draws, seed)])
+
+
+def gaussian(theta: Tensor, variance: float) -> Callable[[torch.Generator], Tensor]:
+    """Independent noise of one variance C: Cov ε = C·I, so ½ E εᵀFε = ½ C Tr(F)."""
+    return lambda generator: variance**0.5 * torch.randn(theta.shape, generator=generator, dtype=torch.float64)
+
+
+def correlated(factor: Tensor) -> Callable[[torch.Generator], Tensor]:
+    """Noise ε = L z with z standard normal and L (P, R): Cov ε = LLᵀ, so ½ E εᵀFε = ½ Tr(F LLᵀ)."""
+    return lambda generator: factor @ torch.randn(factor.shape[1], generator=generator, dtype=torch.float64)
+
+
+def _draws(draw, count: int, seed: int):
+    generator = _generator(seed)
+    return (draw(generator) for _ in range(count))
+
+
+def _estimate(values: list[Tensor]) -> Estimate:
+    values = torch.stack(values)
+    return Estimate(float(values.mean()), float(values.std() / len(values) ** 0.5), len(values))
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)

@@ -1,0 +1,403 @@
+"""Tr(F), the trace of the Fisher information matrix of a classifier, with its standard error."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, islice
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate.data_loader import DataLoaderDispatcher, DataLoaderShard
+from torch import Tensor, distributed, nn
+from tqdm import tqdm
+
+from flatlingo.errors import FlatlingoError
+from flatlingo.fisher.checks import check_batch, check_deterministic, check_model, checked_logits
+from flatlingo.fisher.gradnorms import GradientNorms, batch_size, logits_of
+
+LABEL_KEYS = ("labels", "label")
+FEWEST_EXAMPLES = 100  # before `tolerance` may stop: the traces of examples are heavy-tailed
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class FisherTrace:
+    """Tr(F), or the empirical Fisher, of the examples seen: a mean over examples, in nats².
+
+    Attributes:
+        contributions: what each example (row) gives to the trace of each group of parameters (column), in float64.
+    """
+
+    contributions: pd.DataFrame
+
+    @property
+    def n(self) -> int:
+        """Number of examples."""
+        return len(self.contributions)
+
+    @property
+    def per_example(self) -> np.ndarray:
+        """The trace of each example, (n,) in float64; its mean is the value."""
+        return self.contributions.to_numpy().sum(axis=1)
+
+    @property
+    def value(self) -> float:
+        """The mean over examples."""
+        return float(self.per_example.mean())
+
+    @property
+    def standard_error(self) -> float:
+        """Standard deviation over examples (n - 1 in the denominator) divided by √n; NaN for a single example."""
+        return _standard_error(self.per_example)
+
+    @property
+    def groups(self) -> dict[str, float]:
+        """The part of each group; the parts sum to the value."""
+        return self.contributions.mean().to_dict()
+
+    @property
+    def group_standard_errors(self) -> dict[str, float]:
+        """Standard error of each group's part."""
+        return {group: _standard_error(column.to_numpy()) for group, column in self.contributions.items()}
+
+    def without(self, *groups: str) -> "FisherTrace":
+        """The trace over all other groups, e.g. `trace.without("embeddings").value`.
+
+        Raises:
+            FlatlingoError: no such group.
+        """
+        if unknown := set(groups) - set(self.contributions):
+            raise FlatlingoError(f"no group {sorted(unknown)} in this trace; it has {list(self.contributions)}")
+        return FisherTrace(self.contributions.drop(columns=list(groups)))
+
+    def difference(self, other: "FisherTrace") -> tuple[float, float]:
+        """This value minus another's over the same examples, and its standard error from the paired differences.
+
+        The traces of two models on the same examples go together, so the paired error is the smaller one.
+
+        Raises:
+            FlatlingoError: the two were not measured on the same number of examples.
+        """
+        if self.n != other.n:
+            raise FlatlingoError(f"a paired difference needs the same examples: {self.n} here, {other.n} there")
+        difference = self.per_example - other.per_example
+        return float(difference.mean()), _standard_error(difference)
+
+    def to_frame(self) -> pd.DataFrame:
+        """A table with one row a group and a last row `all`: value, standard error, share of the value."""
+        table = pd.DataFrame({"value": self.groups, "standard_error": self.group_standard_errors})
+        table.loc["all"] = [self.value, self.standard_error]
+        return table.assign(share=table["value"] / self.value).rename_axis("group")
+
+    def plot(self, ax=None):
+        """Bars of the groups' parts with their standard errors."""
+        import matplotlib.pyplot as plt  # here, because it takes a second and only this needs it
+
+        ax = ax or plt.subplots(figsize=(5, 2.5))[1]
+        ax.barh(list(self.groups), list(self.groups.values()), xerr=list(self.group_standard_errors.values()))
+        ax.invert_yaxis()
+        ax.set_xlabel(f"part of Tr(F) = {self.value:.3g} ± {self.standard_error:.2g} nats², n = {self.n}")
+        return ax
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{group} {value:.4g}" for group, value in self.groups.items())
+        return f"FisherTrace({self.value:.4g} ± {self.standard_error:.2g}, n={self.n}: {parts})"
+
+
+def fisher_trace(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    *,
+    labels: str = "exact",
+    parameters: Iterable[str] | Callable[[str], bool] | None = None,
+    by: str | Callable[[str], str] = "module group",
+    max_examples: int | None = None,
+    tolerance: float | None = None,
+    progress: bool = False,
+    seed: int = 0,
+) -> FisherTrace:
+    r"""Trace of the Fisher information matrix of a classifier, one number an example.
+
+    .. math:: \operatorname{Tr} F = \frac1N \sum_{i=1}^N \sum_{c=1}^C p_c(x_i) \|\nabla_\theta \log p_c(x_i)\|^2
+
+    in nats², a sum over the parameters named and a mean over the N examples; the labels are the model's own. With
+    Σ = diag(p) - ppᵀ = ∑ₖ wₖ uₖuₖᵀ (k < C, `softmax_factor`) the inner sum is ∑ₖ wₖ ‖∇(uₖ · logits)‖²: C - 1 backward
+    passes, exact, and none forms a weight gradient (`flatlingo.fisher.gradnorms`). Computed in the model's precision
+    (relative error of the mean in float32 about 1e-6, under bfloat16 autocast a few 1e-3), accumulated in float64.
+
+    Args:
+        model: a sequence classifier of two labels or more, in eval mode: any Hugging Face model, or a module whose call
+            `model(**batch)` gives logits (B, C).
+        batches: dicts of tensors as a Trainer's collator makes them, for example a DataLoader. Gold labels are ignored.
+            Sorting examples by length saves time and changes nothing else. With several processes (accelerate) give
+            each the same batches; they share the work and return the same result.
+        labels: "exact" sums over all labels; "sampled" draws one label an example from the model, unbiased but noisier.
+        parameters: names, or a function of the name; default all that require a gradient. Frozen ones never count.
+        by: how parameters are grouped: "module group" (embeddings = the word embedding matrix, other embeddings,
+            encoder, pooler, head), "parameter", or a function of the parameter's name.
+        max_examples: stop after this many.
+        tolerance: stop when the standard error falls below this share of the value, after 100 examples at least.
+        progress: show a progress bar.
+        seed: of the labels drawn for "sampled"; the i-th example has its own generator, so batching does not matter.
+
+    Returns:
+        The trace with its standard error, per group and per example.
+
+    Raises:
+        FlatlingoError: the model is in train mode, not deterministic, not a classifier, has no trainable parameter or
+            gives logits that are not finite; there is no batch, or one is malformed.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 3).double().eval()
+        >>> with torch.no_grad(): _ = [parameter.zero_() for parameter in model.parameters()]
+        >>> fisher_trace(model, [{"input": torch.tensor([[1.0, 2.0]]).double()}]).value  # (1 - 1/C) (‖x‖² + 1)
+        4.0
+    """
+    if labels not in ("exact", "sampled"):
+        raise FlatlingoError(f'labels={labels!r}: choose "exact" or "sampled" (for gold labels: empirical_fisher)')
+
+    def directions(logits: Tensor, batch: _Batch) -> list[tuple[Tensor, Tensor]]:
+        if labels == "sampled":
+            return [_score(logits, _sampled(logits, batch.start, seed))]
+        weights, directions = softmax_factor(logits)
+        return list(zip(weights.unbind(1), directions.unbind(1), strict=True))
+
+    return _measure(model, batches, directions, parameters, by, max_examples, tolerance, progress)
+
+
+def empirical_fisher(
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    *,
+    parameters: Iterable[str] | Callable[[str], bool] | None = None,
+    by: str | Callable[[str], str] = "module group",
+    max_examples: int | None = None,
+    progress: bool = False,
+) -> FisherTrace:
+    r"""Mean squared norm of the gradient at the gold labels, which is *not* Tr(F).
+
+    .. math:: \frac1N \sum_{i=1}^N \|\nabla_\theta \log p_{y_i}(x_i)\|^2
+
+    Equal to Tr(F) in expectation only if the model's probabilities are right; a model that fits noisy labels badly
+    exceeds it several times (Kunstner, Balles & Hennig 2019, arXiv:1905.12558). Arguments as in `fisher_trace`, but
+    each batch holds "labels".
+
+    Raises:
+        FlatlingoError: as `fisher_trace`, or a batch without labels.
+    """
+
+    def directions(logits: Tensor, batch: _Batch) -> list[tuple[Tensor, Tensor]]:
+        if batch.gold is None:
+            raise FlatlingoError('the empirical Fisher needs gold labels: give each batch a "labels" tensor')
+        if not (inside := (batch.gold >= 0) & (batch.gold < logits.shape[1])).all():
+            example = batch.start + int(inside.int().argmin())
+            raise FlatlingoError(f"the label of example {example} is not one of the model's {logits.shape[1]}")
+        return [_score(logits, batch.gold.to(logits.device))]
+
+    return _measure(model, batches, directions, parameters, by, max_examples, None, progress)
+
+
+def softmax_factor(logits: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Factor of the covariance of a softmax label, Σ = diag(p) - ppᵀ = ∑ₖ wₖ uₖuₖᵀ with C - 1 terms.
+
+    With the tails qₖ = ∑_{j>k} pⱼ: wₖ = pₖ qₖ / qₖ₋₁ and uₖ = eₖ - ∑_{j>k} (pⱼ / qₖ) eⱼ, the LDLᵀ factor in closed
+    form. Tails are summed in log space, so probabilities near 0 or 1 lose no digits.
+
+    Args:
+        logits: (B, C).
+
+    Returns:
+        Weights (B, C - 1) and directions (B, C - 1, C) in float64; the directions have norms between 1 and √2.
+
+    References:
+        Tanabe & Sagae 1992, J. R. Statist. Soc. B 54(1).
+
+    Example:
+        >>> w, u = softmax_factor(torch.tensor([[2.0, 0.0, -1.0]]))
+        >>> p = torch.tensor([2.0, 0.0, -1.0]).double().softmax(0)
+        >>> bool(torch.allclose(torch.einsum("bk,bkc,bkd->cd", w, u, u), p.diag() - p.outer(p)))
+        True
+    """
+    log_p = logits.double().log_softmax(1)
+    log_tail = log_p.flip(1).logcumsumexp(1).flip(1)  # column k: log(pₖ + qₖ) = log qₖ₋₁
+    log_q = log_tail[:, 1:]
+    weights = (log_p[:, :-1] + log_q - log_tail[:, :-1]).exp()
+    shares = (log_p[:, None, :] - log_q[:, :, None]).exp()
+    directions = torch.eye(logits.shape[1], dtype=shares.dtype, device=shares.device)[:-1] - shares.triu(1)
+    return weights, directions
+
+
+def _sampled(logits: Tensor, start: int, seed: int) -> Tensor:
+    """One label an example, (B,), from the model's probabilities."""
+    uniform = [np.random.default_rng((seed, start + i)).random() for i in range(len(logits))]
+    below = logits.double().softmax(1).cumsum(1)[:, :-1] < torch.tensor(uniform, device=logits.device)[:, None]
+    return below.sum(1)
+
+
+def _score(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The direction of ∇log p_label, (e_label - p) scaled to norm 1, and its squared norm."""
+    log_p = logits.double().log_softmax(1)
+    score = -log_p.exp()
+    of_label = -torch.expm1(log_p.gather(1, labels[:, None]))  # 1 - p without cancellation
+    score = score.scatter(1, labels[:, None], of_label)
+    norm = score.norm(dim=1)
+    return norm.square(), score / norm.clamp_min(torch.finfo(norm.dtype).tiny)[:, None]
+
+
+def _measure(model, batches, directions, parameters, by, max_examples, tolerance, progress) -> FisherTrace:
+    """The trace over all batches; `directions` gives the terms (weight, direction) of a batch from its logits."""
+    check_model(model)
+    if max_examples is not None and max_examples < 1:
+        raise FlatlingoError(f"max_examples={max_examples}: Tr(F) needs at least one example")
+    selected = _select(model, parameters)
+    group_of = _grouping(model, by)
+    columns = list(dict.fromkeys(map(group_of, selected)))
+    column_of = {name: columns.index(group_of(name)) for name in selected}
+    rank, processes = _process(batches)
+
+    bar = tqdm(batches, desc="Tr(F)", unit="batch", disable=not progress or rank > 0)
+    stream = _prepared(bar, model, max_examples)
+    first = next(stream, None)
+    if first is None:
+        raise FlatlingoError("no batches: Tr(F) needs at least one example (a generator that is used up gives none)")
+    first = first._replace(inputs=_on_device(model, first.inputs))
+    with torch.no_grad():
+        reference = checked_logits(model, logits_of(model, first.inputs), 0)
+
+    table = np.empty((0, len(columns)))
+    stream = chain([first], stream)
+    with GradientNorms(model, selected, first.inputs, reference) as norms:
+        while round_ := list(islice(stream, processes)):  # each process takes one batch of the round
+            mine = [table[:0]]
+            for part in _parts(round_[rank:][:1], norms.single):
+                logits = checked_logits(model, norms.forward(_on_device(model, part.inputs)), part.start)
+                if part.start < len(reference):
+                    check_deterministic(logits, reference[part.start :][: len(logits)])
+                mine.append(_contributions(norms, directions(logits, part), column_of, len(columns)))
+            table = np.concatenate([table, *_gathered(np.concatenate(mine), processes)])
+            if tolerance is not None and _precise(table.sum(1), tolerance):
+                break
+    return FisherTrace(pd.DataFrame(table, columns=columns))
+
+
+def _contributions(norms: GradientNorms, terms: list, column_of: dict[str, int], columns: int) -> np.ndarray:
+    """∑ₖ weightₖ ‖∇(directionₖ · logits)‖² of the last forward pass: (examples, columns)."""
+    totals = torch.zeros(len(terms[0][0]), columns, dtype=torch.float64, device=terms[0][0].device)
+    for k, (weight, direction) in enumerate(terms, start=1):
+        for name, norm in norms.backward(direction, last=k == len(terms)).items():
+            totals[:, column_of[name]] += weight * norm
+    return totals.cpu().numpy()
+
+
+def _precise(per_example: np.ndarray, tolerance: float) -> bool:
+    return len(per_example) >= FEWEST_EXAMPLES and _standard_error(per_example) <= tolerance * per_example.mean()
+
+
+def _standard_error(values: np.ndarray) -> float:
+    return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
+
+
+def _select(model: nn.Module, parameters: Iterable[str] | Callable[[str], bool] | None) -> dict[str, nn.Parameter]:
+    """The parameters to measure, by name."""
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not trainable:
+        raise FlatlingoError("no parameter of the model requires a gradient: call model.requires_grad_(True)")
+    if parameters is None:
+        return trainable
+    if not callable(parameters):
+        wanted = {parameters} if isinstance(parameters, str) else set(parameters)
+        if missing := wanted - set(trainable):
+            raise FlatlingoError(f"not among the model's trainable parameters: {', '.join(sorted(missing))}")
+        parameters = wanted.__contains__
+    selected = {name: parameter for name, parameter in trainable.items() if parameters(name)}
+    if not selected:
+        raise FlatlingoError("parameters= selects none of the model's trainable parameters")
+    return selected
+
+
+def _grouping(model: nn.Module, by: str | Callable[[str], str]) -> Callable[[str], str]:
+    if callable(by):
+        return by
+    if by == "parameter":
+        return lambda name: name
+    if by == "module group":
+        return partial(module_group, model)
+    raise FlatlingoError(f'by={by!r}: choose "module group", "parameter" or a function of the parameter\'s name')
+
+
+def module_group(model: nn.Module, name: str) -> str:
+    """Group of a parameter: embeddings, other embeddings, encoder, pooler or head; "model" if not from transformers.
+
+    "embeddings" is the word embedding matrix alone, half of mBERT; "other embeddings" are position and type embeddings
+    and what lies beside them (normalisation, projection); "head" is all that lies outside the encoder and its pooler.
+    """
+    prefix = getattr(model, "base_model_prefix", None)
+    if prefix is None:
+        return "model"
+    *path, _ = name.split(".")
+    module = model.get_submodule(".".join(path))
+    if module is model.get_input_embeddings():
+        return "embeddings"
+    if "pooler" in path:
+        return "pooler"
+    inside = path[2:] if path[:2] == ["base_model", "model"] else path  # peft
+    if inside[:1] != [prefix]:
+        return "head"
+    beside_words = any(part.startswith("embeddings") for part in path)
+    return "other embeddings" if beside_words or isinstance(module, nn.Embedding) else "encoder"
+
+
+class _Batch(NamedTuple):
+    """Inputs of the model, gold labels if there are any, and the number of examples before."""
+
+    inputs: dict[str, Tensor]
+    gold: Tensor | None
+    start: int
+
+
+def _prepared(batches: Iterable, model: nn.Module, max_examples: int | None) -> Iterator[_Batch]:
+    """The batches, checked and cut off after `max_examples`."""
+    start = 0
+    for position, batch in enumerate(batches):
+        if max_examples is not None and start >= max_examples:
+            return
+        check_batch(model, batch, position)
+        room = None if max_examples is None else max_examples - start
+        inputs = {key: value[:room] for key, value in batch.items() if key not in LABEL_KEYS}
+        gold = next((batch[key][:room] for key in LABEL_KEYS if key in batch), None)
+        yield _Batch(inputs, gold, start)
+        start += batch_size(inputs)
+
+
+def _parts(batches: list[_Batch], single: bool) -> Iterator[_Batch]:
+    """The batches, or their examples one by one."""
+    for batch in batches:
+        size = batch_size(batch.inputs)
+        for i in range(0, size, 1 if single else size):
+            part = slice(i, i + 1 if single else size)
+            gold = None if batch.gold is None else batch.gold[part]
+            yield _Batch({key: value[part] for key, value in batch.inputs.items()}, gold, batch.start + i)
+
+
+def _on_device(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    device = next(model.parameters()).device
+    return {key: value.to(device) for key, value in inputs.items()}
+
+
+def _process(batches: Iterable) -> tuple[int, int]:
+    """(rank, number of processes), under `accelerate launch` or torchrun."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 0, 1
+    if isinstance(batches, (DataLoaderShard, DataLoaderDispatcher)) and distributed.get_world_size() > 1:
+        raise FlatlingoError("this DataLoader is already split over processes: give the one before accelerator.prepare")
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def _gathered(rows: np.ndarray, processes: int) -> list[np.ndarray]:
+    """The rows of all processes, in order."""
+    if processes == 1:
+        return [rows]
+    gathered = [None] * processes
+    distributed.all_gather_object(gathered, rows)
+    return gathered

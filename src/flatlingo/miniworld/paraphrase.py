@@ -1,0 +1,98 @@
+"""Paraphrase: do two sentences of much the same words mean the same?
+
+Two frames of different meaning are drawn together, mostly the same words in other roles. Either may be the first
+sentence; the second is the same frame again or the other one. Voice, fronting and synonyms are then drawn in the same
+way for both labels, so neither the second sentence nor the overlap of words gives the label away.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+
+from flatlingo.miniworld import lexicon
+from flatlingo.miniworld.draw import random_frame, reworded, with_synonyms
+from flatlingo.miniworld.frame import COUNTS, NP, NUMBERS, Frame, can_be_passive, problem
+from flatlingo.miniworld.lexicon import CONCEPTS
+
+LABELS = ("different", "paraphrase")
+SWAPS = 0.85  # share of pairs of frames with exactly the same words
+
+
+def swaps(frame: Frame) -> dict[str, Frame]:
+    """Frames of the same words in other roles, by operation; not all of them valid."""
+    subject, object_ = frame.subject, frame.object
+    swapped = {}
+    if "mutual" not in CONCEPTS[frame.verb].flags:
+        swapped["roles swapped"] = replace(frame, subject=object_, object=subject)
+        if "name" not in (subject.quantifier, object_.quantifier):
+            swapped["nouns swapped"] = replace(
+                frame, subject=replace(subject, noun=object_.noun), object=replace(object_, noun=subject.noun)
+            )
+    if subject.adjective != object_.adjective:
+        swapped["adjectives swapped"] = replace(
+            frame,
+            subject=replace(subject, adjective=object_.adjective),
+            object=replace(object_, adjective=subject.adjective),
+        )
+    quantifiers = {subject.quantifier, object_.quantifier}
+    if len(quantifiers) == 2 and "name" not in quantifiers and quantifiers != {"a", "the"}:
+        swapped["quantifiers swapped"] = replace(
+            frame,
+            subject=replace(subject, quantifier=object_.quantifier),
+            object=replace(object_, quantifier=subject.quantifier),
+        )
+    return swapped
+
+
+def substitutions(frame: Frame, rng: random.Random) -> dict[str, Frame]:
+    """Frames in which one word is another of its kind, by operation; not all of them valid."""
+    changed = {}
+    if others := lexicon.excluded(frame.verb):
+        changed["verb substituted"] = replace(frame, verb=rng.choice(others))
+    if frame.place:
+        changed["place substituted"] = replace(frame, place=rng.choice(lexicon.excluded(frame.place)))
+    if frame.time and lexicon.siblings(frame.time):
+        changed["time substituted"] = replace(frame, time=rng.choice(lexicon.siblings(frame.time)))
+    for role in ("subject", "object"):
+        np: NP = getattr(frame, role)
+        if np.adjective and lexicon.excluded(np.adjective):
+            adjective = rng.choice(lexicon.excluded(np.adjective))
+            changed["antonym"] = replace(frame, **{role: replace(np, adjective=adjective)})
+        if np.quantifier in COUNTS:
+            prefix, number = np.quantifier.rpartition(" ")[::2]
+            other = rng.choice([n for n in NUMBERS if n != number])
+            changed["numeral substituted"] = replace(
+                frame, **{role: replace(np, quantifier=f"{prefix} {other}".strip())}
+            )
+    return changed
+
+
+def _two_meanings(rng: random.Random) -> tuple[Frame, Frame, str]:
+    """Draw two frames of different meaning and similar words, in random order."""
+    while True:
+        frame = random_frame(rng, transitive=1.0)
+        changed = swaps(frame) if rng.random() < SWAPS else substitutions(frame, rng)
+        options = [
+            (operation, other)
+            for operation, other in changed.items()
+            if problem(other) is None
+            and other.meaning != frame.meaning
+            and can_be_passive(other) == can_be_passive(frame)
+        ]
+        if options:
+            operation, other = rng.choice(options)
+            return (frame, other, operation) if rng.random() < 0.5 else (other, frame, operation)
+
+
+def candidates(label: str, rng: random.Random) -> Iterator[tuple[Frame, Frame, str]]:
+    """Yield (first, second, operation) with the label, without end."""
+    while True:
+        first, other, operation = _two_meanings(rng)
+        second = first if label == "paraphrase" else other
+        wording_first = reworded(first, rng, passive=0.5, front=0.4)
+        wording_second = with_synonyms(reworded(second, rng, passive=0.5, front=0.4), rng, 0.4)
+        same_voice = (wording_first.passive, wording_first.front) == (wording_second.passive, wording_second.front)
+        same_words = replace(wording_second, passive=second.passive, front=second.front) == second
+        if same_voice and same_words:
+            continue
+        yield wording_first, wording_second, "same meaning" if label == "paraphrase" else operation

@@ -1,0 +1,255 @@
+"""Masked-LM pre-training of a small multilingual BERT on text files or on the mini world."""
+
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertTokenizer,
+    DataCollatorForLanguageModeling,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from flatlingo import miniworld
+from flatlingo.errors import FlatlingoError
+
+MINI_WORLD_DOCUMENTS = 128_000
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+SENTENCE_END = re.compile(r"[.!?]\s+(?=\S)|[。！？]\s*(?=\S)")
+PRINTABLE = [chr(c) for c in range(33, 127)] + list("äöüßÄÖÜáéíóúüñÁÉÍÓÚÑ¿¡«»“”„…–，。！？：；")
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """Sizes and schedule. The defaults make the shipped encoder `data/mini-mbert`."""
+
+    layers: int = 4
+    hidden: int = 128
+    heads: int = 4
+    vocabulary: int = 1600
+    max_length: int = 128
+    epochs: float = 2.0
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    masked: float = 0.15
+    seed: int = 0
+    threads: int = 1
+
+
+def train_tokenizer(documents: Iterable[str], vocabulary: int) -> BertTokenizer:
+    """A cased WordPiece tokenizer as multilingual BERT's: Chinese characters are words, `##` marks continuations.
+
+    Printable ASCII and the letters of German and Spanish are always in the vocabulary, so that a word of these
+    languages is never [UNK].
+
+    Args:
+        documents: the texts to learn pieces from.
+        vocabulary: number of pieces with the five special ones.
+    """
+    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=False)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    backend.train_from_iterator(
+        documents,
+        trainers.WordPieceTrainer(
+            vocab_size=vocabulary, special_tokens=SPECIAL, initial_alphabet=PRINTABLE, show_progress=False
+        ),
+    )
+    ids = {piece: backend.token_to_id(piece) for piece in SPECIAL}
+    backend.post_processor = processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
+    return BertTokenizer(tokenizer_object=backend, do_lower_case=False)
+
+
+def read_texts(paths: list[Path]) -> list[str]:
+    """One document a line from UTF-8 text files; blank lines are skipped.
+
+    Raises:
+        FlatlingoError: if a file is missing, is not UTF-8 or holds no text.
+    """
+    documents = []
+    for path in paths:
+        try:
+            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise FlatlingoError(f"cannot read text from {path}: {error}") from error
+        if not any(lines):
+            raise FlatlingoError(f"{path} holds no text")
+        documents.extend(line for line in lines if line)
+    return documents
+
+
+def pretrain(
+    documents: list[str],
+    output: Path,
+    settings: Pretraining,
+    *,
+    description: str,
+    progress: bool = True,
+    save_steps: int = 500,
+) -> dict:
+    """Train tokenizer and encoder from scratch and write them as one checkpoint folder.
+
+    Checkpoints in a hidden folder beside `output` let a killed call resume where it was. On one machine the same call
+    gives the same bytes.
+
+    Args:
+        documents: one text each; longer ones are cut at `settings.max_length` pieces.
+        output: the folder to write; replaced as a whole at the end.
+        settings: sizes and schedule.
+        description: one line that says what the documents are, for the model card.
+        progress: show the Trainer's progress bar.
+        save_steps: steps between checkpoints.
+
+    Returns:
+        What the model card tells: settings, steps, losses, parameters, bytes.
+
+    Raises:
+        FlatlingoError: if there are too few documents to make one batch.
+    """
+    if len(documents) < settings.batch_size:
+        raise FlatlingoError(f"{len(documents)} documents do not fill one batch of {settings.batch_size}")
+    work = output.with_name(f".{output.name}.work")
+    torch.set_num_threads(settings.threads)
+    torch.manual_seed(settings.seed)
+    tokenizer = train_tokenizer(documents, settings.vocabulary)
+    tokenizer.model_max_length = settings.max_length
+    held_out = max(1, min(2000, len(documents) // 50))
+    rows = _encode(documents, tokenizer, settings.max_length)
+    model = BertForMaskedLM(
+        BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=settings.hidden,
+            num_hidden_layers=settings.layers,
+            num_attention_heads=settings.heads,
+            intermediate_size=4 * settings.hidden,
+            max_position_embeddings=settings.max_length,
+        )
+    )
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(work),
+            num_train_epochs=settings.epochs,
+            per_device_train_batch_size=settings.batch_size,
+            per_device_eval_batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            weight_decay=0.01,
+            warmup_steps=0.06,
+            lr_scheduler_type="linear",
+            train_sampling_strategy="group_by_length",
+            seed=settings.seed,
+            logging_steps=100,
+            save_steps=save_steps,
+            save_total_limit=1,
+            report_to="none",
+            disable_tqdm=not progress,
+            bf16=torch.cuda.is_available(),
+            dataloader_pin_memory=torch.cuda.is_available(),
+        ),
+        train_dataset=rows.select(range(held_out, len(rows))),
+        eval_dataset=rows.select(range(held_out)),
+        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=settings.masked),
+        callbacks=[_LossLog(work / "losses.jsonl")],
+    )
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(work) if work.is_dir() else None)
+    history = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+    facts = {
+        "data": description,
+        "documents": len(documents),
+        "settings": asdict(settings),
+        "steps": trainer.state.global_step,
+        "training_loss": {str(step): round(loss, 3) for step, loss in _thin(history, 12)},
+        "held_out_loss": round(trainer.evaluate()["eval_loss"], 3),
+        "parameters": model.bert.num_parameters(),
+        "pieces": len(tokenizer),
+    }
+    _write(output, model, tokenizer, facts)
+    shutil.rmtree(work)
+    return facts | {"seconds": round(time.perf_counter() - started)}
+
+
+def pretrain_mini_world(output: Path, settings: Pretraining, *, documents: int = MINI_WORLD_DOCUMENTS) -> dict:
+    """Pre-train on the mini world's corpus, as the shipped encoder was (see `pretrain`)."""
+    texts = list(miniworld.corpus(documents, seed=settings.seed))
+    return pretrain(texts, output, settings, description=mini_world_corpus(settings.seed))
+
+
+def mini_world_corpus(seed: int) -> str:
+    """What a model card says of the corpus: its seed, and a digest that changes when the mini world does."""
+    sample = "\n".join(miniworld.corpus(1000, seed=seed))
+    return f"mini world, seed {seed}, SHA-256 of the first 1000: {hashlib.sha256(sample.encode()).hexdigest()[:16]}"
+
+
+def split_document(text: str) -> tuple[str, str | None]:
+    """Cut a document at the sentence end nearest its middle, so that pre-training sees pairs as the tasks do.
+
+    >>> split_document("A dog runs. It is big. It barks.")
+    ('A dog runs. It is big.', 'It barks.')
+    >>> split_document("狗在跑。狗很大。")
+    ('狗在跑。', '狗很大。')
+    >>> split_document("No end in sight")
+    ('No end in sight', None)
+    """
+    ends = [match.end() for match in SENTENCE_END.finditer(text)]
+    if not ends:
+        return text, None
+    cut = min(ends, key=lambda end: abs(end - len(text) / 2))
+    return text[:cut].rstrip(), text[cut:].lstrip()
+
+
+def _encode(documents: list[str], tokenizer: BertTokenizer, max_length: int) -> Dataset:
+    pairs, singles = [], []
+    for document in documents:
+        first, second = split_document(document)
+        (pairs if second else singles).append((first, second) if second else first)
+    rows = {"input_ids": [], "token_type_ids": []}
+    for texts in (list(zip(*pairs, strict=True)), [singles]):
+        if texts and texts[0]:
+            encoded = tokenizer(*map(list, texts), truncation=True, max_length=max_length)
+            for column, values in rows.items():
+                values.extend(encoded[column])
+    return Dataset.from_dict(rows | {"length": [len(ids) for ids in rows["input_ids"]]})
+
+
+class _LossLog(TrainerCallback):
+    """One JSON line a log step, so that a long pre-training can be watched from outside."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": state.global_step, "of": state.max_steps, **(logs or {})}) + "\n")
+
+
+def _thin(history: list[tuple[int, float]], n: int) -> list[tuple[int, float]]:
+    stride = max(1, math.ceil(len(history) / n))
+    return history[:-1:stride] + history[-1:]
+
+
+def _write(output: Path, model: BertForMaskedLM, tokenizer: BertTokenizer, facts: dict) -> None:
+    """Write the encoder without its masked-LM head, beside the old folder, then put it in its place."""
+    temporary = output.with_name(f".{output.name}-{os.getpid()}")
+    model.bert.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    (temporary / "pretraining.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    shutil.rmtree(output, ignore_errors=True)
+    temporary.rename(output)

@@ -1,0 +1,104 @@
+"""What a regulariser is: a weighted scalar computed from the model, the batch and the outputs of the clean pass."""
+
+import math
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flatlingo.errors import FlatlingoError
+
+
+class Regularizer:
+    """A term added to the training loss of a sequence classifier.
+
+    A subclass gives the term in `__call__` and, where needed, the other three hooks. They are called in this order:
+
+    1. `start`, once, when the trainer is built;
+    2. `features`, for every training row and epoch, while batches are made;
+    3. `forward_context`, around the clean forward pass of every step;
+    4. `__call__`, after it. The trainer adds the terms up; with gradient accumulation, the mean over micro-batches.
+
+    A weight of zero is plain training, bit for bit: the trainer then calls none of them.
+
+    Args:
+        weight: factor λ of the term, at least 0.
+
+    Raises:
+        FlatlingoError: if the weight is negative or not finite.
+
+    A regulariser of one's own, which pulls the predictions towards the uniform distribution:
+
+    >>> from torch.nn.functional import log_softmax
+    >>> class ConfidencePenalty(Regularizer):
+    ...     name = "confidence"
+    ...     def __call__(self, model, batch, outputs):
+    ...         surprise = -log_softmax(outputs.logits, -1).mean()
+    ...         return self.weight * surprise, {"surprise": surprise}
+    >>> ConfidencePenalty(weight=-1)
+    Traceback (most recent call last):
+    flatlingo.errors.FlatlingoError: the weight of confidence must be a finite number of at least 0, got -1
+    """
+
+    name: str = "regularizer"
+    """Short name; a trainer logs the term as `loss/<name>` and keeps names apart."""
+
+    def __init__(self, weight: float):
+        if not (math.isfinite(weight) and weight >= 0):
+            raise FlatlingoError(f"the weight of {self.name} must be a finite number of at least 0, got {weight}")
+        self.weight = weight
+
+    def start(self, model: nn.Module, *, seed: int) -> None:
+        """Prepare for training `model` from its present weights: check it, remember it, seed one's own generator."""
+
+    def features(self, row: Mapping[str, Any], *, seed: int, epoch: int, max_length: int) -> dict[str, list[int]]:
+        """Encode what the term needs of a row besides its clean encoding, for example a perturbed view of its texts.
+
+        Args:
+            row: `row_id`, `text_a`, `text_b`, `label`.
+            seed: seed of the run.
+            epoch: epoch of training, from 0.
+            max_length: largest number of tokens.
+
+        Returns:
+            Columns such as `input_ids`, padded batch by batch and given back by `columns`. All randomness must come
+            from the arguments (for example `random.Random(f"{seed}/{epoch}/{row['row_id']}")`), never from a global
+            generator: then the draw does not depend on batches, workers or the number of processes.
+        """
+        return {}
+
+    def forward_context(self) -> AbstractContextManager:
+        """Context of the clean forward pass."""
+        return nullcontext()
+
+    def __call__(
+        self, model: nn.Module, batch: Mapping[str, Tensor], outputs: Any
+    ) -> tuple[Tensor, dict[str, float | Tensor]]:
+        """Compute the term.
+
+        Args:
+            model: the classifier, in train mode.
+            batch: the collated batch: the clean columns, `labels`, and the columns of all regularisers.
+            outputs: what the model returned for the clean columns; `outputs.logits` has shape (batch, classes).
+
+        Returns:
+            The scalar to be added to the loss, already weighted, and values to log as `<name>/<key>`.
+        """
+        raise NotImplementedError
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether `features` asks for rows with texts, so that a tokenised data set will not do."""
+        return type(self).features is not Regularizer.features
+
+    def columns(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The columns of a batch that this regulariser's `features` made."""
+        own = f"{self.name}/"
+        return {column.removeprefix(own): values for column, values in batch.items() if column.startswith(own)}
+
+
+def logits_of(outputs: Any) -> Tensor:
+    """Logits of shape (batch, classes), in float32 at least."""
+    return outputs.logits.to(torch.promote_types(outputs.logits.dtype, torch.float32))

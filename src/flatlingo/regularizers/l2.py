@@ -1,0 +1,64 @@
+"""Squared distance of the weights from zero, or from where training began."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from flatlingo.errors import FlatlingoError
+from flatlingo.regularizers.base import Regularizer
+
+
+class L2(Regularizer):
+    """Add (λ/2) Σ_j θ_j² over all trainable parameters, biases, layer norms and embeddings included.
+
+    The term is part of the loss, so AdamW rescales its gradient λθ like any other; decoupled weight decay, which is
+    not a loss, is the trainer's `weight_decay`. Logs `squared_distance`, Σ_j θ_j².
+
+    Args:
+        weight: λ, at least 0.
+    """
+
+    name = "l2"
+
+    def __call__(
+        self, model: nn.Module, batch: Mapping[str, Tensor], outputs: Any
+    ) -> tuple[Tensor, dict[str, float | Tensor]]:
+        """Compute the term."""
+        distance = sum(parameter.square().sum() for parameter in _trainable(model))
+        return self.weight / 2 * distance, {"squared_distance": distance}
+
+
+class L2SP(Regularizer):
+    """Add (λ/2) Σ_j (θ_j - θ⁰_j)², with θ⁰ the weights the model had when training began (Li et al. 2018, L2-SP).
+
+    Over all trainable parameters like `L2`; a fresh classification head is pulled towards its random initial values.
+    (The original paper pulls a fresh head towards zero, with a weight of its own.) Logs `squared_distance`.
+
+    Args:
+        weight: λ, at least 0.
+    """
+
+    name = "l2_sp"
+
+    def __init__(self, weight: float):
+        super().__init__(weight)
+        self._anchors: list[Tensor] | None = None
+
+    def start(self, model: nn.Module, *, seed: int) -> None:
+        """Remember the present weights."""
+        self._anchors = [parameter.detach().clone() for parameter in _trainable(model)]
+
+    def __call__(
+        self, model: nn.Module, batch: Mapping[str, Tensor], outputs: Any
+    ) -> tuple[Tensor, dict[str, float | Tensor]]:
+        """Compute the term."""
+        if self._anchors is None:
+            raise FlatlingoError("L2SP does not know the initial weights; call start(model, seed=0) before training")
+        pairs = zip(_trainable(model), self._anchors, strict=True)
+        distance = sum((parameter - anchor).square().sum() for parameter, anchor in pairs)
+        return self.weight / 2 * distance, {"squared_distance": distance}
+
+
+def _trainable(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -1,0 +1,302 @@
+"""Fine-tuning with regularisers, on `transformers.Trainer`."""
+
+import copy
+import math
+import random
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import (
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from flatlingo.encoding import EncodedRows, PairCollator
+from flatlingo.errors import FlatlingoError
+from flatlingo.regularizers import Regularizer
+
+
+class RegularizedTrainer(Trainer):
+    """A `transformers.Trainer` whose training loss is the task loss plus the terms of regularisers.
+
+    Data sets may hold rows of texts (`text_a`, `text_b`, `label` and, optionally, `row_id`), which are encoded with
+    `processing_class` and padded batch by batch, or be tokenised already, as for any Trainer. Evaluation never sees
+    regularisers. Each training log holds, besides `loss`, the means since the last log of the task loss
+    (`loss/task`), of each term (`loss/<name>`) and of what it reports (`<name>/<key>`).
+
+    Every loss is a mean over a micro-batch, and the mean over micro-batches is followed: with equally large ones,
+    accumulating 4 batches of 8 is one batch of 32. (transformers 5.23 by itself does not divide the loss of BERT-like
+    classifiers by the number of micro-batches.)
+
+    Args:
+        *args: as for `transformers.Trainer`.
+        regularizers: the terms; a regulariser of weight 0 is left out altogether.
+        max_length: largest number of tokens of a row of texts.
+        **kwargs: as for `transformers.Trainer`.
+
+    Raises:
+        FlatlingoError: if two regularisers share a name, a regulariser needs texts and the training data are tokenised,
+            rows of texts come without a tokenizer or may be longer than the model can take, or, in training, the loss
+            is not finite.
+    """
+
+    loss_is_scaled_for_ga = False
+
+    def __init__(self, *args: Any, regularizers: Sequence[Regularizer] = (), max_length: int = 128, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.regularizers = [regularizer for regularizer in regularizers if regularizer.weight > 0]
+        self.max_length = max_length
+        _check_names(self.regularizers)
+        for regularizer in self.regularizers:
+            regularizer.start(self.model, seed=self.args.seed + self.args.process_index)
+        if isinstance(self.eval_dataset, dict):
+            self.eval_dataset = {name: self._encoded(rows) for name, rows in self.eval_dataset.items()}
+        else:
+            self.eval_dataset = self._encoded(self.eval_dataset)
+        self.train_dataset = self._encoded(self.train_dataset, self.regularizers)
+        if isinstance(self.train_dataset, EncodedRows):
+            self.data_collator = PairCollator(self.processing_class)
+            # accelerate forwards the epoch to the data set in one process only
+            self.add_callback(_EpochCallback(self.train_dataset))
+        self._sums: dict[str, Tensor] = defaultdict(float)
+        self._count = 0
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """Compute the mean task loss of a (micro-)batch and, in training, add the terms of the regularisers."""
+        clean = {column: values for column, values in inputs.items() if "/" not in column}
+        if not model.training:
+            return super().compute_loss(model, clean, return_outputs)
+        with ExitStack() as stack:
+            for regularizer in self.regularizers:
+                stack.enter_context(regularizer.forward_context())
+            loss, outputs = super().compute_loss(model, clean, return_outputs=True)
+        terms, details = {"task": loss}, {}
+        for regularizer in self.regularizers:
+            terms[regularizer.name], logged = regularizer(model, inputs, outputs)
+            details |= {f"{regularizer.name}/{key}": value for key, value in logged.items()}
+        loss = sum(terms.values())
+        if not torch.isfinite(loss).all():
+            self._refuse(terms)
+        self._record({f"loss/{name}": term for name, term in terms.items()} | details)
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, adding the mean terms since the last training log."""
+        if "loss" in logs and self._count:
+            logs |= {name: float(value) / self._count for name, value in self._sums.items()}
+            self._sums.clear()
+            self._count = 0
+        super().log(logs, start_time)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
+        """Make the data loader of evaluation; rows of texts are encoded."""
+        return super().get_eval_dataloader(self._encoded(eval_dataset))
+
+    def get_test_dataloader(self, test_dataset: Any) -> torch.utils.data.DataLoader:
+        """Make the data loader of prediction; rows of texts are encoded."""
+        return super().get_test_dataloader(self._encoded(test_dataset))
+
+    def _encoded(self, rows: Any, regularizers: Sequence[Regularizer] = ()) -> Any:
+        if not _holds_texts(rows):
+            if needy := [regularizer.name for regularizer in regularizers if regularizer.needs_text]:
+                raise FlatlingoError(
+                    f"{needy[0]} draws new segmentations and needs texts, but the training data are tokenised already; "
+                    "give rows with text_a, text_b and label"
+                )
+            return rows
+        if self.processing_class is None:
+            raise FlatlingoError("rows of texts need a tokenizer; give the trainer processing_class=tokenizer")
+        positions = getattr(self.model.config, "max_position_embeddings", self.max_length)
+        if self.max_length > positions:
+            raise FlatlingoError(f"max_length {self.max_length} is more than the {positions} positions of the model")
+        return EncodedRows(
+            rows, self.processing_class, max_length=self.max_length, regularizers=regularizers, seed=self.args.seed
+        )
+
+    def _get_collator_with_removed_columns(self, data_collator: Callable, description: str | None = None) -> Callable:
+        if isinstance(data_collator, PairCollator):
+            return data_collator  # encoded rows have no unused columns: the rest is for the regularisers
+        return super()._get_collator_with_removed_columns(data_collator, description)
+
+    def _refuse(self, terms: Mapping[str, Tensor]) -> None:
+        values = {name: float(term.detach().mean()) for name, term in terms.items()}
+        name, value = next(((n, v) for n, v in values.items() if not math.isfinite(v)), ("sum", math.inf))
+        raise FlatlingoError(
+            f"training step {self.state.global_step + 1}: the loss is not finite ({name} = {value:g}); "
+            "use a smaller learning rate or a smaller weight"
+        )
+
+    def _record(self, values: Mapping[str, Tensor | float]) -> None:
+        for name, value in values.items():
+            self._sums[name] += value.detach().mean() if isinstance(value, Tensor) else value
+        self._count += 1
+
+
+class _EpochCallback(TrainerCallback):
+    """Tells the training rows which epoch begins."""
+
+    def __init__(self, rows: EncodedRows):
+        self.rows = rows
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.rows.set_epoch(int(state.epoch))
+
+
+def finetune(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    regularizers: Sequence[Regularizer] = (),
+    seed: int,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    max_length: int,
+    weight_decay: float = 0.0,
+    warmup_steps: int = 0,
+    max_grad_norm: float = 1.0,
+    gradient_accumulation_steps: int = 1,
+    eval_rows: Sequence[Mapping[str, Any]] | None = None,
+    output_dir: str | Path | None = None,
+    progress: bool = False,
+) -> list[dict[str, float]]:
+    """Fine-tune a classifier in place and leave it in eval mode.
+
+    AdamW (betas 0.9 and 0.999, epsilon 1e-8), learning rate decaying linearly to 0, gradient norm clipped: the settings
+    of Wang et al. (2021). float32 on CPU, bf16 autocast on CUDA. All randomness (order, dropout, sampled views and
+    labels) comes from `seed`: on CPU the same call gives the same weights bit by bit, whatever was drawn before, and
+    the global generators are left as they were. No checkpoints are written.
+
+    Args:
+        model: a sequence classifier.
+        tokenizer: its tokenizer.
+        rows: `text_a`, `text_b`, `label` and, optionally, `row_id`.
+        regularizers: terms to add to the loss.
+        seed: seed of everything random.
+        epochs: passes over the rows.
+        batch_size: rows a forward pass; times `gradient_accumulation_steps` for an update.
+        learning_rate: at the start of the decay.
+        max_length: largest number of tokens; longer pairs are truncated longest first.
+        weight_decay: decoupled weight decay, on all but biases and layer norms.
+        warmup_steps: updates of linear warm-up.
+        max_grad_norm: largest norm of the gradient.
+        gradient_accumulation_steps: batches an update.
+        eval_rows: rows to measure loss and accuracy on after each epoch.
+        output_dir: the Trainer's folder; by default a temporary one.
+        progress: whether to show a progress bar.
+
+    Returns:
+        The training log, about fifty entries with `loss`, `loss/task`, `loss/<name>` …, `epoch` and `step`, and
+        `eval_loss`, `eval_accuracy` where there are `eval_rows`; `pandas.DataFrame(log)` makes it a table.
+
+    Raises:
+        FlatlingoError: if there are no rows or a loss is not finite; the model is then of no use.
+    """
+    if len(rows) == 0:
+        raise FlatlingoError("there are no rows to train on; check the split and its size")
+    with tempfile.TemporaryDirectory(prefix="flatlingo-") as scratch, own_randomness():
+        args = TrainingArguments(
+            output_dir=str(output_dir or scratch),
+            seed=seed,
+            num_train_epochs=epochs,
+            per_device_train_batch_size=batch_size,
+            per_device_eval_batch_size=64,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+            learning_rate=learning_rate,
+            lr_scheduler_type="linear",
+            warmup_steps=warmup_steps,
+            weight_decay=weight_decay,
+            max_grad_norm=max_grad_norm,
+            bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+            eval_strategy="no" if eval_rows is None else "epoch",
+            logging_steps=0.02,
+            save_strategy="no",
+            dataloader_pin_memory=torch.cuda.is_available(),
+            report_to="none",
+            disable_tqdm=not progress,
+        )
+        args._n_gpu = min(args.n_gpu, 1)  # one device a process: DataParallel would multiply the batch
+        trainer = RegularizedTrainer(
+            model=model,
+            args=args,
+            train_dataset=rows,
+            eval_dataset=eval_rows,
+            processing_class=tokenizer,
+            compute_metrics=_accuracy,
+            regularizers=regularizers,
+            max_length=max_length,
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    model.eval()
+    return trainer.state.log_history
+
+
+def adapt(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]], **settings: Any
+) -> PreTrainedModel:
+    """Second stage of two-stage fine-tuning: train a copy of a fine-tuned classifier on rows of a target language.
+
+    Args:
+        model: the classifier after the first stage; left as it is.
+        tokenizer: its tokenizer.
+        rows: rows of the target language.
+        **settings: as for `finetune`; without `regularizers` the second stage is plain training.
+
+    Returns:
+        The trained copy, in eval mode.
+    """
+    adapted = copy.deepcopy(model)
+    finetune(adapted, tokenizer, rows, **settings)
+    return adapted
+
+
+@contextmanager
+def own_randomness() -> Iterator[None]:
+    """Give the global generators of Python, NumPy and PyTorch back as they were found."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (what Trainer seeds)
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+
+
+def _holds_texts(rows: Any) -> bool:
+    """Whether a data set holds rows of texts rather than token ids."""
+    if rows is None or isinstance(rows, str | EncodedRows | torch.utils.data.IterableDataset) or len(rows) == 0:
+        return False
+    return isinstance(rows[0], Mapping) and "text_a" in rows[0]
+
+
+def _check_names(regularizers: Sequence[Regularizer]) -> None:
+    names = [regularizer.name for regularizer in regularizers]
+    for name in names:
+        if names.count(name) > 1:
+            raise FlatlingoError(f"two regularizers are named {name!r}; give each its own `name`")
+        if "/" in name or name == "task":
+            raise FlatlingoError(f"a regularizer cannot be named {name!r}; choose a name without '/'")
+
+
+def _accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    return {"accuracy": float(np.mean(prediction.predictions.argmax(-1) == prediction.label_ids))}

@@ -1,0 +1,44 @@
+"""One list of packages, whichever way they are installed, and the Makefile's own word on its targets."""
+
+import re
+import subprocess
+import tomllib
+
+import pytest
+import yaml
+
+from flatlingo.paths import ROOT
+
+LOCK = dict(line.split("==") for line in (ROOT / "requirements.lock").read_text().split())
+
+
+def required():
+    lines = (line.split("#")[0].strip() for line in (ROOT / "requirements.in").read_text().splitlines())
+    return [re.match(r"[\w-]+", line)[0].lower() for line in lines if line]
+
+
+def test_conda_installs_the_same_list_at_the_same_versions():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    python = next(entry for entry in environment["dependencies"] if str(entry).startswith("python="))
+    pip = next(entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["requires-python"] == ">=" + python.removeprefix("python=")
+    assert project["dynamic"] == ["dependencies"]
+    assert pip == ["-c requirements.lock", "-e ."]
+
+
+@pytest.mark.parametrize("package", required())
+def test_everything_required_is_locked(package):
+    assert package in LOCK
+
+
+def test_the_lock_fits_machines_with_and_without_a_gpu():
+    assert "+" not in LOCK["torch"], "a local version such as 2.13.0+cpu exists in no registry"
+    assert "triton" in LOCK, "resolved for the CUDA build, so that GPU users get locked versions too"
+
+
+def test_make_help_names_what_the_readme_promises():
+    listing = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {line.split()[0] for line in listing.splitlines()} >= {
+        "setup", "figures", "figure1", "figure2", "test", "lab", "pretrain", "record", "lint", "lock", "help",
+    }  # fmt: skip

@@ -1,0 +1,335 @@
+import json
+import shutil
+import socket
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    BertTokenizer,
+    DistilBertConfig,
+    DistilBertForMaskedLM,
+    XLMRobertaConfig,
+    XLMRobertaForMaskedLM,
+)
+from transformers.utils import logging
+
+from flatlingo import hub
+from flatlingo.errors import FlatlingoError
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", "##s", "cat", "dog", "the", "."]
+SIZES = {"vocab_size": len(WORDS), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+BERT = BertConfig(**SIZES, intermediate_size=32, max_position_embeddings=32)
+ROBERTA = XLMRobertaConfig(**SIZES, intermediate_size=32, max_position_embeddings=40)
+DISTILBERT = DistilBertConfig(vocab_size=len(WORDS), dim=16, n_layers=2, n_heads=2, hidden_dim=32)
+PRETRAINED = {
+    "bert": lambda: BertForMaskedLM(BERT),
+    "bare-bert": lambda: BertModel(BERT),
+    "xlm-roberta": lambda: XLMRobertaForMaskedLM(ROBERTA),
+    "distilbert": lambda: DistilBertForMaskedLM(DISTILBERT),
+}
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("pretrained")
+    save_pretrained(PRETRAINED["bert"](), folder)
+    (folder / "vocab.txt").write_text("\n".join(WORDS), encoding="utf-8")
+    BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def checkpoint(pretrained, tmp_path) -> Path:
+    return Path(shutil.copytree(pretrained, tmp_path / "checkpoint"))
+
+
+@pytest.fixture
+def finetuned(pretrained, tmp_path) -> Path:
+    folder = Path(shutil.copytree(pretrained, tmp_path / "finetuned"))
+    save_pretrained(hub.load_model(pretrained, 3, seed=1), folder)
+    return folder
+
+
+@pytest.fixture
+def unreachable(monkeypatch, tmp_path):
+    """An empty cache, and a Hub at a port of this machine where nobody listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    return endpoint
+
+
+def save_pretrained(model, folder):
+    logging.disable_progress_bar()
+    model.save_pretrained(folder)
+
+
+def edit_config(folder, name="config.json", **changes):
+    path = folder / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def weights_like(folder, kind, change):
+    weights = load_file(folder / "model.safetensors")
+    if kind == "remove":
+        weights = {name: value for name, value in weights.items() if change not in name}
+    else:
+        weights[change] = torch.zeros(3)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.mark.parametrize("kind", PRETRAINED)
+def test_pretrained_encoder_gets_a_head_and_keeps_its_weights(kind, tmp_path):
+    encoder = PRETRAINED[kind]()
+    save_pretrained(encoder, tmp_path)
+    model = hub.load_model(tmp_path, 3, seed=0)
+    assert model.num_labels == 3
+    assert not model.training
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    before = encoder.get_input_embeddings().weight
+    torch.testing.assert_close(model.get_input_embeddings().weight, before, rtol=0, atol=0)
+
+
+def test_half_precision_checkpoint_is_loaded_in_float32(tmp_path):
+    save_pretrained(PRETRAINED["bert"]().to(torch.bfloat16), tmp_path)
+    assert hub.load_model(tmp_path, 2).dtype == torch.float32
+
+
+def test_head_is_drawn_from_the_seed_and_the_global_generator_is_left_alone(pretrained):
+    state = torch.get_rng_state()
+    one, same, other = (hub.load_model(pretrained, 3, seed=seed).state_dict() for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    changed = {name for name in one if not torch.equal(one[name], other[name])}
+    assert changed == {"classifier.weight", "bert.pooler.dense.weight"}
+
+
+def test_head_of_a_finetuned_checkpoint_is_kept(finetuned):
+    saved = load_file(finetuned / "model.safetensors")["classifier.weight"]
+    assert torch.equal(hub.load_model(finetuned, 3, seed=99).classifier.weight, saved)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("bert", ("hidden_dropout_prob", "attention_probs_dropout_prob")),
+        ("distilbert", ("dropout", "attention_dropout", "seq_classif_dropout")),
+    ],
+)
+def test_dropout_reaches_every_dropout_module(kind, names, tmp_path):
+    save_pretrained(PRETRAINED[kind](), tmp_path)
+    model = hub.load_model(tmp_path, 2, dropout=0.37)
+    assert {getattr(model.config, name) for name in names} == {0.37}
+    assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0.37}
+
+
+def test_configured_dropout_is_kept_by_default(pretrained):
+    assert hub.load_model(pretrained, 2).config.hidden_dropout_prob == BERT.hidden_dropout_prob
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.0])
+def test_impossible_dropout_is_refused(pretrained, dropout):
+    with pytest.raises(FlatlingoError, match="dropout must be"):
+        hub.load_model(pretrained, 2, dropout=dropout)
+
+
+def test_attention_implementation_is_passed_on(pretrained):
+    assert hub.load_model(pretrained, 2, attention="eager").config._attn_implementation == "eager"
+    with pytest.raises(FlatlingoError, match="nonesuch"):
+        hub.load_model(pretrained, 2, attention="nonesuch")
+
+
+def test_classifier_and_tokenizer_of_a_finetuned_folder(finetuned):
+    model, tokenizer = hub.load_classifier(finetuned)
+    batch = tokenizer("the cat", "the dogs.", return_tensors="pt")
+    assert batch["token_type_ids"].max() == 1
+    assert tokenizer.tokenize("dogs xz") == ["dog", "##s", "[UNK]"]
+    assert model(**batch).logits.shape == (1, 3)
+    assert not model.training
+
+
+def test_loading_is_silent_and_restores_the_settings_of_transformers(pretrained, capfd):
+    logging.set_verbosity_info()
+    logging.enable_progress_bar()
+    try:
+        hub.load_model(pretrained, 3)
+        assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (logging.INFO, True)
+    finally:
+        logging.set_verbosity_warning()
+        logging.disable_progress_bar()
+    assert "".join(capfd.readouterr()) == ""
+
+
+DAMAGES = {
+    "layer missing from the weights": (lambda f: edit_config(f, num_hidden_layers=3), r"lacks .*encoder\.layer\.2"),
+    "layer unknown to the configuration": (
+        lambda f: edit_config(f, num_hidden_layers=1),
+        r"knows nothing of .*encoder\.layer\.1.* and \d+ more",
+    ),
+    "embedding missing": (lambda f: weights_like(f, "remove", "word_embeddings"), "lacks .*word_embeddings"),
+    "unknown weight": (lambda f: weights_like(f, "add", "adapter.weight"), r"knows nothing of \(adapter\.weight\)"),
+    "other vocabulary size": (lambda f: edit_config(f, vocab_size=99), r"word_embeddings.*\(36, 16\).*\(99, 16\)"),
+    "own code": (lambda f: edit_config(f, auto_map={"AutoModel": "x.Y"}), r"config\.json asks to run code"),
+    "unknown architecture": (lambda f: edit_config(f, model_type="nonesuch"), "nonesuch"),
+    "broken configuration": (lambda f: (f / "config.json").write_text("{"), "configuration cannot be read"),
+    "no configuration": (lambda f: (f / "config.json").unlink(), r"no config\.json"),
+    "broken weights": (lambda f: (f / "model.safetensors").write_bytes(b"xx"), "header too small"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), r"no model\.safetensors"),
+}
+
+
+@pytest.mark.parametrize(("harm", "message"), DAMAGES.values(), ids=DAMAGES)
+def test_damaged_checkpoint_is_refused(checkpoint, harm, message):
+    harm(checkpoint)
+    with pytest.raises(FlatlingoError, match=message) as error:
+        hub.load_model(checkpoint, 3)
+    assert str(error.value).startswith(str(checkpoint))
+
+
+def test_head_of_another_size_is_refused(finetuned):
+    with pytest.raises(FlatlingoError, match=r"classifier\.bias has shape \(3,\).* but \(2,\) was asked for"):
+        hub.load_model(finetuned, 2)
+
+
+def test_encoder_without_head_is_no_classifier(pretrained):
+    with pytest.raises(FlatlingoError, match="no classification head"):
+        hub.load_classifier(pretrained)
+
+
+def test_pickle_is_refused_and_the_printed_command_converts_it(checkpoint, monkeypatch):
+    weights = load_file(checkpoint / "model.safetensors")
+    (checkpoint / "model.safetensors").unlink()
+    torch.save(weights, checkpoint / "pytorch_model.bin")
+    with pytest.raises(FlatlingoError, match="is a pickle") as error:
+        hub.load_model(checkpoint, 3)
+    monkeypatch.chdir(checkpoint)
+    exec(str(error.value).partition('python -c "')[2].removesuffix('"'))
+    embeddings = hub.load_model(checkpoint, 3).get_input_embeddings().weight
+    assert torch.equal(embeddings, weights["bert.embeddings.word_embeddings.weight"])
+
+
+def test_tokenizer_larger_than_the_embeddings_is_refused(checkpoint):
+    tokenizer = BertTokenizer.from_pretrained(checkpoint)
+    tokenizer.add_tokens(["new"])
+    tokenizer.save_pretrained(checkpoint)
+    with pytest.raises(FlatlingoError, match="37 tokens, the model embeds 36"):
+        hub.load_tokenizer(checkpoint)
+
+
+def test_tokenizer_without_its_vocabulary_is_refused(checkpoint):
+    # transformers makes one of the five special tokens alone, and every word is [UNK]
+    for name in ("tokenizer.json", "vocab.txt"):
+        (checkpoint / name).unlink()
+    with pytest.raises(FlatlingoError, match="5 tokens, the model embeds 36"):
+        hub.load_tokenizer(checkpoint)
+
+
+def test_tokenizer_that_brings_code_is_refused(checkpoint):
+    edit_config(checkpoint, "tokenizer_config.json", auto_map={"AutoTokenizer": "x.Y"})
+    with pytest.raises(FlatlingoError, match=r"tokenizer_config\.json asks to run code"):
+        hub.load_tokenizer(checkpoint)
+
+
+LOADERS = {
+    "model": lambda source: hub.load_model(source, 3),
+    "classifier": hub.load_classifier,
+    "tokenizer": hub.load_tokenizer,
+    "rows": lambda source: hub.load_rows(source, "en", "validation"),
+}
+
+
+@pytest.mark.parametrize("load", LOADERS.values(), ids=LOADERS)
+@pytest.mark.parametrize("offline", [False, True], ids=["nobody answers", "HF_HUB_OFFLINE"])
+def test_without_the_hub_an_unknown_name_fails_fast_with_a_remedy(load, offline, unreachable, monkeypatch):
+    if offline:
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    start = time.monotonic()
+    with pytest.raises(FlatlingoError, match=r"somebody/something: .*hf download somebody/something") as error:
+        load("somebody/something")
+    assert time.monotonic() - start < 5
+    assert unreachable in str(error.value)
+    assert ("HF_HUB_OFFLINE is set" in str(error.value)) == offline
+
+
+@pytest.mark.parametrize("source", ["./nowhere", "/no/where", "a/b/c", "with space", Path("nowhere")], ids=str)
+def test_missing_folder_is_named_without_asking_the_hub(source):
+    with pytest.raises(FlatlingoError, match="no such folder"):
+        hub.load_model(source, 3)
+
+
+def test_shipped_encoder_has_a_name(pretrained, monkeypatch):
+    monkeypatch.setitem(hub.SHIPPED, "mini-mbert", pretrained)
+    assert hub.load_model("mini-mbert", 3).config.hidden_size == 16
+    assert hub.fingerprint("mini-mbert") == hub.fingerprint(pretrained)
+    monkeypatch.setitem(hub.SHIPPED, "mini-mbert", pretrained / "nowhere")
+    with pytest.raises(FlatlingoError, match="make pretrain"):
+        hub.load_model("mini-mbert", 3)
+
+
+def test_file_in_place_of_a_folder(pretrained):
+    with pytest.raises(FlatlingoError, match="is a file"):
+        hub.load_model(pretrained / "model.safetensors", 3)
+
+
+def cached(cache, kind, name):
+    """A repository in the layout of the Hugging Face cache; returns the folder for its files."""
+    repository = Path(cache) / f"{kind}s--{name.replace('/', '--')}"
+    commit = "0" * 40
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    return repository / "snapshots" / commit
+
+
+def test_model_and_tokenizer_from_the_cache(pretrained, unreachable):
+    shutil.copytree(pretrained, cached(constants.HF_HUB_CACHE, "model", "somebody/bert"))
+    expected = hub.load_model(pretrained, 3, seed=1).state_dict()
+    found = hub.load_model("somebody/bert", 3, seed=1).state_dict()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert len(hub.load_tokenizer("somebody/bert")) == len(WORDS)
+
+
+def test_incomplete_model_in_the_cache_is_not_taken(pretrained, unreachable):
+    folder = cached(constants.HF_HUB_CACHE, "model", "somebody/bert")
+    folder.mkdir(parents=True)
+    shutil.copy(pretrained / "config.json", folder)
+    with pytest.raises(FlatlingoError, match="cannot be reached"):
+        hub.load_model("somebody/bert", 3)
+
+
+def test_rows_from_the_cache(unreachable):
+    folder = cached(constants.HF_HUB_CACHE, "dataset", "somebody/pairs") / "de"
+    folder.mkdir(parents=True)
+    parts = [pd.DataFrame({"premise": [text], "label": [label]}) for text, label in (("Ja.", 0), ("Nein.", 2))]
+    for number, part in enumerate(parts):
+        part.to_parquet(folder / f"validation-0000{number}-of-00002.parquet")
+    parts[0].to_parquet(folder / "test-00000-of-00001.parquet")
+    rows = hub.load_rows("somebody/pairs", "de", "validation")
+    assert rows.to_dict() == {"premise": ["Ja.", "Nein."], "label": [0, 2]}
+
+
+def test_fingerprint_follows_what_decides_the_model(checkpoint):
+    first = hub.fingerprint(checkpoint)
+    (checkpoint / "README.md").write_text("A model card.")
+    assert hub.fingerprint(checkpoint) == first
+    edit_config(checkpoint, hidden_dropout_prob=0.2)
+    second = hub.fingerprint(checkpoint)
+    weights_like(checkpoint, "add", "extra")
+    assert len({first, second, hub.fingerprint(checkpoint)}) == 3
+
+
+def test_fingerprint_of_a_hub_id_is_none_and_a_missing_folder_is_an_error():
+    assert hub.fingerprint("google-bert/bert-base-multilingual-cased") is None
+    with pytest.raises(FlatlingoError, match="no such folder"):
+        hub.fingerprint("./nowhere")

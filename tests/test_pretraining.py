@@ -1,0 +1,108 @@
+"""Pre-training: the encoder learns, a repetition gives the same bytes, a killed call resumes to them."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from itertools import islice
+
+import pytest
+
+from flatlingo import hub, miniworld, pretraining
+from flatlingo.errors import FlatlingoError
+from flatlingo.pretraining import Pretraining, pretrain, read_texts, train_tokenizer
+
+SMALL = Pretraining(layers=1, hidden=32, heads=2, vocabulary=400, epochs=4, batch_size=16, threads=1)
+
+
+@pytest.fixture(scope="module")
+def documents():
+    return list(islice(miniworld.corpus(400, seed=5), 400))
+
+
+@pytest.fixture(scope="module")
+def encoder(documents, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("encoder") / "small"
+    facts = pretrain(documents, folder, SMALL, description="test", progress=False)
+    return folder, facts
+
+
+def test_the_loss_falls_and_the_facts_are_kept(encoder):
+    folder, facts = encoder
+    losses = list(facts["training_loss"].values())
+    assert losses[-1] < losses[0]
+    kept = json.loads((folder / "pretraining.json").read_text())
+    assert kept["steps"] == facts["steps"] == 4 * -(-(400 - 8) // 16)
+
+
+def test_the_encoder_loads_as_a_classifier_with_its_tokenizer(encoder):
+    folder, _ = encoder
+    model = hub.load_model(str(folder), 3, seed=0)
+    tokenizer = hub.load_tokenizer(str(folder))
+    encoded = tokenizer("Anna sees a dog.", "Ein Hund schläft.", return_tensors="pt")
+    assert model(**encoded).logits.shape == (1, 3)
+    assert set(encoded["token_type_ids"][0].tolist()) == {0, 1}
+
+
+def test_the_same_call_gives_the_same_bytes(documents, encoder, tmp_path):
+    folder, _ = encoder
+    pretrain(documents, tmp_path / "again", SMALL, description="test", progress=False)
+    for name in ("model.safetensors", "tokenizer.json", "pretraining.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_a_killed_call_resumes_to_the_same_weights(documents, encoder, tmp_path):
+    folder, _ = encoder
+    (tmp_path / "texts.txt").write_text("\n".join(documents))
+    script = (
+        "import sys; from pathlib import Path; from flatlingo.pretraining import *\n"
+        "pretrain(read_texts([Path('texts.txt')]), Path('killed'), Pretraining(layers=1, hidden=32, heads=2,"
+        " vocabulary=400, epochs=4, batch_size=16, threads=1), description='test', progress=False, save_steps=20)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path)
+    checkpoints = tmp_path / ".killed.work"
+    while not list(checkpoints.glob("checkpoint-*")):
+        assert process.poll() is None, "ended before its first checkpoint"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed").exists()
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+    assert (tmp_path / "killed" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    assert not checkpoints.exists()
+
+
+def test_words_of_european_languages_are_never_unknown_and_chinese_characters_are_words(documents):
+    tokenizer = train_tokenizer(documents, 400)
+    assert tokenizer.unk_token not in tokenizer.tokenize("Größere Mäuse, pingüino y niño: Xylophone #42!")
+    assert len(tokenizer) == 400
+    assert tokenizer.tokenize("狗跑") == ["狗", "跑"] or tokenizer.unk_token in tokenizer.tokenize("狗跑")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"), [(None, "absent.txt"), (b"\n \n", "no text"), (b"\xff\xfe", "cannot read")], ids=str
+)
+def test_texts_that_cannot_be_read_are_named(tmp_path, content, says):
+    path = tmp_path / "absent.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(FlatlingoError, match=says):
+        read_texts([path])
+
+
+def test_too_few_documents_are_refused(tmp_path):
+    with pytest.raises(FlatlingoError, match="do not fill one batch"):
+        pretrain(["a"], tmp_path / "out", Pretraining(), description="")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_shipped_encoder_says_what_it_is():
+    from flatlingo.paths import MINI_MBERT
+
+    facts = json.loads((MINI_MBERT / "pretraining.json").read_text())
+    assert facts["data"] == pretraining.mini_world_corpus(seed=0), "the world changed: run `make pretrain`"
+    assert facts["documents"] == pretraining.MINI_WORLD_DOCUMENTS
+    card = (MINI_MBERT / "README.md").read_text()
+    for fact in (facts["steps"], facts["held_out_loss"]):
+        assert str(fact) in card

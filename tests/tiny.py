@@ -1,0 +1,47 @@
+"""A tokenizer, a classifier and rows small enough for any test."""
+
+import random
+
+import torch
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+LETTERS = "abcdefghijklmnopqrstuvwxyzäöüß"
+WORDS = "the cat dog sleeps eats fish bird big small red Hund über grün isst schläft Vögel".split()  # noqa: SIM905
+PARTS = "##s ##at ##og ##leep ##ish ##ng ##ber ##ün ##und ##ögel ##st un under ##stand ##der stand".split()  # noqa: SIM905
+CHINESE = "猫狗吃鱼大小红"
+PUNCTUATION = ".,!?'-"
+VOCABULARY = [*SPECIAL, *LETTERS, *("##" + c for c in LETTERS), *"HV", *CHINESE, *PUNCTUATION, *WORDS, *PARTS]
+
+
+def make_tokenizer(vocabulary: list[str] = VOCABULARY) -> BertTokenizer:
+    return BertTokenizer(vocab={piece: i for i, piece in enumerate(vocabulary)}, do_lower_case=False)
+
+
+def make_model(
+    *, dropout: float = 0.0, labels: int = 3, dtype: torch.dtype = torch.float32, seed: int = 0, **config
+) -> BertForSequenceClassification:
+    settings = {
+        "vocab_size": len(VOCABULARY),
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "max_position_embeddings": 64,
+        "num_labels": labels,
+        "hidden_dropout_prob": dropout,
+        "attention_probs_dropout_prob": dropout,
+        "initializer_range": 0.2,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return BertForSequenceClassification(BertConfig(**settings | config)).to(dtype).eval()
+
+
+def make_rows(n: int, *, labels: int = 3, seed: int = 0) -> list[dict]:
+    rng = random.Random(seed)
+
+    def text() -> str:
+        return " ".join(rng.choices(WORDS, k=rng.randint(2, 6))) + rng.choice(PUNCTUATION[:4])
+
+    return [{"row_id": i, "text_a": text(), "text_b": text(), "label": rng.randrange(labels)} for i in range(n)]
