@@ -44,9 +44,11 @@ figure1: build/$(PRESET)/2_figure1-$(SEEDS).ipynb ## only English accuracy again
 figure2: build/$(PRESET)/3_figure2-$(SEEDS).ipynb ## only the gain of the second stage against Tr(F)
 theory: build/$(PRESET)/1_theory-$(SEEDS).ipynb ## only equation (1)
 
+SWEPT_2_figure1 := -p store=$(STORE) -p seeds=$(SEEDS)
+SWEPT_3_figure2 := $(SWEPT_2_figure1)
 # A notebook is executed under another name and moved when it succeeded, so that a failed one is built again.
 build/$(PRESET)/%-$(SEEDS).ipynb: notebooks/%.ipynb $(STAMP) $(SOURCES)
-	flatlingo notebook $< $@ -p preset=$(PRESET) -p store=$(STORE) -p seeds=$(SEEDS) $(PARAMS)
+	flatlingo notebook $< $@ -p preset=$(PRESET) $(SWEPT_$*) $(PARAMS)
 
 test: $(STAMP) ## everything CI runs
 	ruff check && ruff format --check

@@ -103,6 +103,16 @@ def test_repeating_every_run_adds_no_evidence():
     assert (five.low, five.high, five.p_value) == pytest.approx((one.low, one.high, one.p_value))
 
 
+def test_interval_holds_the_estimate_where_ties_weaken_every_sample():
+    """Weights are the same for all seeds: fewer different weights in a sample, hence a weaker best correlation."""
+    table = study(conditions=6).assign(y=lambda t: -t.weight + t.seed / 10)
+    found = correlation(table, "weight", "y")
+    assert found.low == found.value < found.high < -0.7
+    perfect = correlation(analysis.condition_means(table), "weight", "y")
+    assert (perfect.value, perfect.low, perfect.high) == pytest.approx((-1, -1, -1))
+    assert perfect.p_value == pytest.approx(2 / 720)
+
+
 def test_p_value_is_exact_for_few_conditions():
     table = pd.DataFrame({"label": list("abcde"), "x": [1, 2, 3, 4, 5], "y": [5, 4, 3, 2, 1]})
     assert correlation(table, "x", "y").p_value == pytest.approx(2 / 120)
@@ -195,11 +205,17 @@ def test_summary_prints_mean_and_spread():
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "sign", "word"),
-    [(-0.9, -0.2, -1, "agrees"), (-0.9, -0.2, 1, "contradicts"), (-0.9, 0.1, -1, "undecided"), (0.1, 0.9, 1, "agrees")],
+    ("low", "high", "p_value", "sign", "word"),
+    [
+        (-0.9, -0.2, 0.01, -1, "agrees"),
+        (-0.9, -0.2, 0.01, 1, "contradicts"),
+        (0.1, 0.9, 0.01, 1, "agrees"),
+        (-0.9, 0.1, 0.01, -1, "undecided"),
+        (-1.0, -1.0, 0.33, -1, "undecided"),
+    ],
 )
-def test_verdict_needs_an_interval_that_excludes_zero(low, high, sign, word):
-    found = Correlation((low + high) / 2, low, high, 0.01, 30, 10)
+def test_verdict_needs_an_interval_without_zero_and_a_small_p(low, high, p_value, sign, word):
+    found = Correlation((low + high) / 2, low, high, p_value, 30, 10)
     assert analysis.verdict(found, sign=sign).startswith(f"{word}: Spearman")
 
 

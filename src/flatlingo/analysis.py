@@ -135,6 +135,10 @@ def correlation(
         vectorized=True,
         rng=np.random.default_rng(seed),
     )
+    low, high = (
+        min(low, value),
+        max(high, value),
+    )  # repeated conditions are ties, which can hold every sample below |value|
     return Correlation(value, float(low), float(high), float(permuted.pvalue), len(table), n_conditions, method)
 
 
@@ -298,12 +302,14 @@ def as_table(correlations: dict[object, Correlation]) -> pd.DataFrame:
 
 
 def verdict(found: Correlation, *, sign: int) -> str:
-    """Whether a correlation agrees with a claim about its sign: yes or no where the interval excludes 0.
+    """Whether a correlation agrees with a claim about its sign.
+
+    "agrees" and "contradicts" need an interval that excludes 0 and p < 0.05: with few conditions neither alone will do.
 
     >>> verdict(Correlation(-0.8, -0.9, -0.4, 0.001, 42, 14), sign=-1)
     'agrees: Spearman ρ = −0.80 [−0.90, −0.40], p = 0.001'
     """
-    if found.low > 0 or found.high < 0:
+    if (found.low > 0 or found.high < 0) and found.p_value < 0.05:
         word = "agrees" if np.sign(found.value) == sign else "contradicts"
     else:
         word = "undecided"

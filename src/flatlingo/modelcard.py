@@ -57,9 +57,9 @@ world's few hundred words and nothing else; it is of no use on real text.
 * **Data**: {facts["documents"]:,} generated documents ({facts["data"]}), each shown {s["epochs"]:g} times with fresh
   masks.
 * **Training**: masked LM ({s["masked"]:.0%} of the pieces), {facts["steps"]:,} steps of {s["batch_size"]} documents,
-  AdamW, peak learning rate {s["learning_rate"]:g}, linear warm-up and decay. Two segments a document, no next-sentence
-  loss; the pooler is not trained.
-* **Losses** (nats a masked piece): {losses}; held out at the end: {facts["held_out_loss"]}.
+  AdamW, peak learning rate {s["learning_rate"]:g}, linear warm-up and decay; and next-sentence prediction, with
+  another document's second half in {s["strangers"]:.0%} of the documents.
+* **Losses** (nats, masked pieces and next sentence together): {losses}; held out at the end: {facts["held_out_loss"]}.
 
 `make pretrain` makes it again, byte for byte on the same machine with the same number of threads.
 

@@ -1,9 +1,10 @@
-"""Masked-LM pre-training of a small multilingual BERT on text files or on the mini world."""
+"""Pre-training of a small multilingual BERT (masked LM, next sentence) on text files or on the mini world."""
 
 import hashlib
 import json
 import math
 import os
+import random
 import re
 import shutil
 import time
@@ -16,7 +17,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     BertConfig,
-    BertForMaskedLM,
+    BertForPreTraining,
     BertTokenizer,
     DataCollatorForLanguageModeling,
     Trainer,
@@ -29,6 +30,7 @@ from flatlingo import miniworld
 from flatlingo.errors import FlatlingoError
 
 MINI_WORLD_DOCUMENTS = 128_000
+IGNORED = -100  # the label that torch's cross entropy leaves out
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 SENTENCE_END = re.compile(r"[.!?]\s+(?=\S)|[。！？]\s*(?=\S)")
 PRINTABLE = [chr(c) for c in range(33, 127)] + list("äöüßÄÖÜáéíóúüñÁÉÍÓÚÑ¿¡«»“”„…–，。！？：；")
@@ -36,19 +38,23 @@ PRINTABLE = [chr(c) for c in range(33, 127)] + list("äöüßÄÖÜáéíóúü�
 
 @dataclass(frozen=True)
 class Pretraining:
-    """Sizes and schedule. The defaults make the shipped encoder `data/mini-mbert`."""
+    """Sizes and schedule. The defaults make the shipped encoder `data/mini-mbert`.
+
+    `masked` is the share of pieces to predict, `strangers` the share of documents whose second half is another's.
+    """
 
     layers: int = 4
     hidden: int = 128
     heads: int = 4
-    vocabulary: int = 1600
+    vocabulary: int = 2400
     max_length: int = 128
     epochs: float = 2.0
     batch_size: int = 64
     learning_rate: float = 1e-3
     masked: float = 0.15
+    strangers: float = 0.3
     seed: int = 0
-    threads: int = 1
+    threads: int = 2
 
 
 def train_tokenizer(documents: Iterable[str], vocabulary: int) -> BertTokenizer:
@@ -103,7 +109,10 @@ def pretrain(
     progress: bool = True,
     save_steps: int = 500,
 ) -> dict:
-    """Train tokenizer and encoder from scratch and write them as one checkpoint folder.
+    """Train tokenizer and encoder from scratch, as BERT was, and write them as one checkpoint folder.
+
+    A document is shown as two segments (`split_document`). The loss is that of the masked pieces plus that of telling
+    whether the second segment belongs to the first, which trains [CLS] and the pooler to compare segments.
 
     Checkpoints in a hidden folder beside `output` let a killed call resume where it was. On one machine the same call
     gives the same bytes.
@@ -130,8 +139,8 @@ def pretrain(
     tokenizer = train_tokenizer(documents, settings.vocabulary)
     tokenizer.model_max_length = settings.max_length
     held_out = max(1, min(2000, len(documents) // 50))
-    rows = _encode(documents, tokenizer, settings.max_length)
-    model = BertForMaskedLM(
+    rows = _encode(documents, tokenizer, settings)
+    model = BertForPreTraining(
         BertConfig(
             vocab_size=len(tokenizer),
             hidden_size=settings.hidden,
@@ -214,18 +223,31 @@ def split_document(text: str) -> tuple[str, str | None]:
     return text[:cut].rstrip(), text[cut:].lstrip()
 
 
-def _encode(documents: list[str], tokenizer: BertTokenizer, max_length: int) -> Dataset:
-    pairs, singles = [], []
-    for document in documents:
-        first, second = split_document(document)
-        (pairs if second else singles).append((first, second) if second else first)
-    rows = {"input_ids": [], "token_type_ids": []}
-    for texts in (list(zip(*pairs, strict=True)), [singles]):
-        if texts and texts[0]:
-            encoded = tokenizer(*map(list, texts), truncation=True, max_length=max_length)
-            for column, values in rows.items():
-                values.extend(encoded[column])
-    return Dataset.from_dict(rows | {"length": [len(ids) for ids in rows["input_ids"]]})
+def _encode(documents: list[str], tokenizer: BertTokenizer, settings: Pretraining) -> Dataset:
+    """Pairs of segments, some of strangers (`next_sentence_label` 1); one-segment documents have no such label."""
+    rng = random.Random(settings.seed)
+    halves = [split_document(document) for document in documents]
+    strange = [rng.random() < settings.strangers for _ in halves]
+    # A stranger a multiple of four documents away begins in the same language where, as in the mini world, languages
+    # take turns, and comes from the same file elsewhere; so the language does not give it away.
+    strangers = [halves[(i + 4 * rng.randint(1, 50)) % len(halves)][1] for i in range(len(halves))]
+    encoded = tokenizer(
+        [first for first, _ in halves],
+        [
+            (other if is_strange else second) or ""
+            for (_, second), other, is_strange in zip(halves, strangers, strange, strict=True)
+        ],
+        truncation=True,
+        max_length=settings.max_length,
+        return_attention_mask=False,
+    )
+    labels = [
+        int(is_strange) if second and other else IGNORED
+        for (_, second), other, is_strange in zip(halves, strangers, strange, strict=True)
+    ]
+    return Dataset.from_dict(
+        {**encoded, "next_sentence_label": labels, "length": [len(ids) for ids in encoded["input_ids"]]}
+    )
 
 
 class _LossLog(TrainerCallback):
@@ -245,8 +267,8 @@ def _thin(history: list[tuple[int, float]], n: int) -> list[tuple[int, float]]:
     return history[:-1:stride] + history[-1:]
 
 
-def _write(output: Path, model: BertForMaskedLM, tokenizer: BertTokenizer, facts: dict) -> None:
-    """Write the encoder without its masked-LM head, beside the old folder, then put it in its place."""
+def _write(output: Path, model: BertForPreTraining, tokenizer: BertTokenizer, facts: dict) -> None:
+    """Write the encoder without its pre-training heads, beside the old folder, then put it in its place."""
     temporary = output.with_name(f".{output.name}-{os.getpid()}")
     model.bert.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
