@@ -93,7 +93,7 @@ def test_a_failing_run_does_not_stop_the_others(preset, tmp_path):
     store = tmp_path / "store"
     with pytest.raises(FlatlingoError, match=r"1 of 2 runs failed[\s\S]*l2=1e\+38[\s\S]*loss") as failure:
         sweep("figure1", preset=str(path), store=store, progress=False)
-    assert "none" not in str(failure.value).split("Logs")[-1]
+    assert "figure1-none" not in str(failure.value)
     assert [p.name.split("-")[1] for p in store.iterdir() if not p.name.startswith(("failed", "."))] == ["none"]
     assert not [p for p in store.iterdir() if p.name.startswith(".")], "nothing half-written is left behind"
 

@@ -157,20 +157,20 @@ def _compute(
         )
         failed = {}
         with tqdm(total=len(missing), desc=missing[0].figure, unit="run", disable=not progress, ncols=100) as bar:
-            for run_id, log in outcomes:
+            for run_id, failure in outcomes:
                 bar.set_postfix_str(run_id.split("-", 1)[1].rsplit("-", 1)[0])
                 bar.update()
-                if log is not None:
-                    failed[run_id] = log
+                if failure is not None:
+                    failed[run_id] = failure
     if failed:
-        lines = "\n".join(f"  {run_id}: {log}" for run_id, log in failed.items())
-        raise FlatlingoError(f"{len(failed)} of {len(missing)} runs failed; the others are stored. Logs:\n{lines}")
+        lines = "\n".join(f"  {run_id}: {failure}" for run_id, failure in failed.items())
+        raise FlatlingoError(f"{len(failed)} of {len(missing)} runs failed; the others are stored.\n{lines}")
 
 
 def _run_and_store(
     config: RunConfig, runs: Store, data: Path | None, keep_weights: bool, slot: int
-) -> tuple[str, Path | None]:
-    """Compute one run in a worker; returns its id and, if it failed, the log to read."""
+) -> tuple[str, str | None]:
+    """Compute one run in a worker; returns its id and, if it failed, why and the log to read."""
     log = runs.folder / "failed" / f"{config.run_id}.log"
     try:
         if torch.cuda.is_available():
@@ -190,6 +190,6 @@ def _run_and_store(
         log.unlink(missing_ok=True)
     except Exception as error:
         log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text(f"{error}\n\n{traceback.format_exc()}", encoding="utf-8")
-        return config.run_id, log
+        log.write_text(traceback.format_exc(), encoding="utf-8")
+        return config.run_id, f"{error} (log: {log})"
     return config.run_id, None
