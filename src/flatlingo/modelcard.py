@@ -24,7 +24,8 @@ def zero_shot(seeds: int = 3) -> pd.DataFrame:
         part.insert(0, "task", getattr(plans, figure).study.task)
         parts.append(part)
     table = pd.concat(parts).rename(columns=lambda name: name.removeprefix("accuracy_"))
-    return table[["task", "seed", "en", "de", "es", "zh"]].set_index(["task", "seed"]).mul(100)
+    table = table.drop_duplicates(["task", "seed"])[["task", "seed", "en", "de", "es", "zh"]]
+    return table.set_index(["task", "seed"]).mul(100)
 
 
 def card(folder: Path, accuracies: pd.DataFrame) -> str:
