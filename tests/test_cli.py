@@ -31,7 +31,7 @@ def test_train_keeps_the_model_and_its_result(checkpoint):
 def test_trace_prints_the_value_of_the_result_with_its_error_and_groups(checkpoint):
     done = flatlingo("trace", checkpoint, "--task", "mini-nli", "--max-length", 64, "--examples", 50)
     assert done.returncode == 0, done.stderr
-    assert "Tr(F)" in done.stdout
+    assert "FisherTrace(" in done.stdout
     assert "±" in done.stdout
     for group in ("embeddings", "encoder", "pooler", "head"):
         assert group in done.stdout

@@ -19,7 +19,7 @@ def preset(tmp_path_factory):
     settings["figure1"]["conditions"] = {"none": [0], "consistency": [0.6], "fisher_penalty": [0.01]}
     settings["figure2"]["conditions"] = {"none": [0], "l2": [0.01]}
     path = tmp_path_factory.mktemp("presets") / "tiny.yaml"
-    path.write_text(yaml.safe_dump(settings))
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
     return str(path)
 
 
@@ -89,7 +89,7 @@ def test_a_failing_run_does_not_stop_the_others(preset, tmp_path):
     settings["figure1"]["study"]["training"]["learning_rate"] = 1e-4
     settings["figure1"]["conditions"] = {"none": [0], "l2": [1e38]}
     path = tmp_path / "failing.yaml"
-    path.write_text(yaml.safe_dump(settings))
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
     store = tmp_path / "store"
     with pytest.raises(FlatlingoError, match=r"1 of 2 runs failed[\s\S]*l2=1e\+38[\s\S]*loss") as failure:
         sweep("figure1", preset=str(path), store=store, progress=False)
