@@ -13,7 +13,7 @@ from flatlingo import hub, miniworld, pretraining
 from flatlingo.errors import FlatlingoError
 from flatlingo.pretraining import Pretraining, pretrain, read_texts, train_tokenizer
 
-SMALL = Pretraining(layers=1, hidden=32, heads=2, vocabulary=400, epochs=4, batch_size=16, threads=1)
+SMALL = Pretraining(layers=1, hidden=32, heads=2, vocabulary=600, epochs=4, batch_size=16, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +45,17 @@ def test_the_encoder_loads_as_a_classifier_with_its_tokenizer(encoder):
     assert set(encoded["token_type_ids"][0].tolist()) == {0, 1}
 
 
+def test_the_vocabulary_does_not_depend_on_chance(documents):
+    first, second = (train_tokenizer(documents, 800).get_vocab() for _ in range(2))
+    assert first == second
+
+
 def test_the_same_call_gives_the_same_bytes(documents, encoder, tmp_path):
     folder, _ = encoder
     pretrain(documents, tmp_path / "again", SMALL, description="test", progress=False)
     for name in ("model.safetensors", "tokenizer.json", "pretraining.json"):
-        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
+        same = (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
+        assert same, name
 
 
 def test_a_killed_call_resumes_to_the_same_weights(documents, encoder, tmp_path):
@@ -58,7 +64,7 @@ def test_a_killed_call_resumes_to_the_same_weights(documents, encoder, tmp_path)
     script = (
         "import sys; from pathlib import Path; from flatlingo.pretraining import *\n"
         "pretrain(read_texts([Path('texts.txt')]), Path('killed'), Pretraining(layers=1, hidden=32, heads=2,"
-        " vocabulary=400, epochs=4, batch_size=16, threads=1), description='test', progress=False, save_steps=20)\n"
+        " vocabulary=600, epochs=4, batch_size=16, threads=1), description='test', progress=False, save_steps=20)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path)
     checkpoints = tmp_path / ".killed.work"
@@ -69,14 +75,15 @@ def test_a_killed_call_resumes_to_the_same_weights(documents, encoder, tmp_path)
     process.wait()
     assert not (tmp_path / "killed").exists()
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
-    assert (tmp_path / "killed" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    same = (tmp_path / "killed" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
+    assert same
     assert not checkpoints.exists()
 
 
 def test_words_of_european_languages_are_never_unknown_and_chinese_characters_are_words(documents):
-    tokenizer = train_tokenizer(documents, 400)
+    tokenizer = train_tokenizer(documents, 600)
     assert tokenizer.unk_token not in tokenizer.tokenize("Größere Mäuse, pingüino y niño: Xylophone #42!")
-    assert len(tokenizer) == 400
+    assert len(tokenizer) == 600
     assert tokenizer.tokenize("狗跑") == ["狗", "跑"] or tokenizer.unk_token in tokenizer.tokenize("狗跑")
 
 
@@ -104,5 +111,5 @@ def test_the_shipped_encoder_says_what_it_is():
     assert facts["data"] == pretraining.mini_world_corpus(seed=0), "the world changed: run `make pretrain`"
     assert facts["documents"] == pretraining.MINI_WORLD_DOCUMENTS
     card = (MINI_MBERT / "README.md").read_text()
-    for fact in (facts["steps"], facts["held_out_loss"]):
-        assert str(fact) in card
+    for fact in (f"{facts['steps']:,} steps", f"{facts['parameters']:,} parameters", str(facts["held_out_loss"])):
+        assert fact in card

@@ -62,7 +62,8 @@ world's few hundred words and nothing else; it is of no use on real text.
   another document's second half in {s["strangers"]:.0%} of the documents.
 * **Losses** (nats, masked pieces and next sentence together): {losses}; held out at the end: {facts["held_out_loss"]}.
 
-`make pretrain` makes it again, byte for byte on the same machine with the same number of threads.
+`make pretrain` makes an encoder in this way, the same bytes every time on one machine. (This one was made before the
+vocabulary's order was fixed, so it comes out with other pieces and numbers.)
 
 ## Accuracy after fine-tuning on English, %
 

@@ -24,12 +24,12 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from flatlingo import miniworld
 from flatlingo.errors import FlatlingoError
 
 MINI_WORLD_DOCUMENTS = 128_000
+PRIVATE = 0xF0000  # first code point of the private plane that marks letters inside a word
 IGNORED = -100  # the label that torch's cross entropy leaves out
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 SENTENCE_END = re.compile(r"[.!?]\s+(?=\S)|[。！？]\s*(?=\S)")
@@ -67,19 +67,42 @@ def train_tokenizer(documents: Iterable[str], vocabulary: int) -> BertTokenizer:
         documents: the texts to learn pieces from.
         vocabulary: number of pieces with the five special ones.
     """
-    backend = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=False)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = decoders.WordPiece()
-    backend.train_from_iterator(
-        documents,
-        trainers.WordPieceTrainer(
-            vocab_size=vocabulary, special_tokens=SPECIAL, initial_alphabet=PRINTABLE, show_progress=False
+    normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=False)
+    pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    # The library's own WordPiece trainer numbers the `##` letters in random order and so breaks ties at random.
+    # Byte-pair training of words whose letters after the first are marked learns such pieces in a definite order.
+    learner = Tokenizer(models.BPE())
+    learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    learner.train_from_iterator(
+        (
+            " ".join(_mark(word) for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(document)))
+            for document in documents
+        ),
+        trainers.BpeTrainer(
+            vocab_size=vocabulary - len(SPECIAL),
+            initial_alphabet=PRINTABLE + [_mark(" " + letter)[1] for letter in PRINTABLE],
+            show_progress=False,
         ),
     )
+    pieces = sorted(learner.get_vocab(), key=learner.token_to_id)
+    vocab = {piece: i for i, piece in enumerate([*SPECIAL, *map(_unmark, pieces)])}
+    backend = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    backend.normalizer = normalizer
+    backend.pre_tokenizer = pre_tokenizer
+    backend.decoder = decoders.WordPiece()
     ids = {piece: backend.token_to_id(piece) for piece in SPECIAL}
     backend.post_processor = processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
     return BertTokenizer(tokenizer_object=backend, do_lower_case=False)
+
+
+def _mark(word: str) -> str:
+    """Move all letters but the first to a private plane of Unicode."""
+    return word[0] + "".join(chr(ord(letter) + PRIVATE) for letter in word[1:] if ord(letter) < 0x10000)
+
+
+def _unmark(piece: str) -> str:
+    text = "".join(chr(ord(letter) - PRIVATE) if ord(letter) >= PRIVATE else letter for letter in piece)
+    return f"##{text}" if ord(piece[0]) >= PRIVATE else text
 
 
 def read_texts(paths: list[Path]) -> list[str]:
@@ -163,7 +186,7 @@ def pretrain(
             lr_scheduler_type="linear",
             train_sampling_strategy="group_by_length",
             seed=settings.seed,
-            logging_steps=100,
+            logging_steps=0.02,
             save_steps=save_steps,
             save_total_limit=1,
             report_to="none",
@@ -177,7 +200,7 @@ def pretrain(
         callbacks=[_LossLog(work / "losses.jsonl")],
     )
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(work) if work.is_dir() else None)
+    trainer.train(resume_from_checkpoint=_last_checkpoint(work))
     history = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
     facts = {
         "data": description,
@@ -210,7 +233,7 @@ def split_document(text: str) -> tuple[str, str | None]:
     """Cut a document at the sentence end nearest its middle, so that pre-training sees pairs as the tasks do.
 
     >>> split_document("A dog runs. It is big. It barks.")
-    ('A dog runs. It is big.', 'It barks.')
+    ('A dog runs.', 'It is big. It barks.')
     >>> split_document("狗在跑。狗很大。")
     ('狗在跑。', '狗很大。')
     >>> split_document("No end in sight")
@@ -248,6 +271,15 @@ def _encode(documents: list[str], tokenizer: BertTokenizer, settings: Pretrainin
     return Dataset.from_dict(
         {**encoded, "next_sentence_label": labels, "length": [len(ids) for ids in encoded["input_ids"]]}
     )
+
+
+def _last_checkpoint(work: Path) -> str | None:
+    """The newest checkpoint that was written to its end; `trainer_state.json` is its last file."""
+    complete = (
+        path.parent for path in work.glob("checkpoint-*/trainer_state.json") if path.read_text().endswith("}\n")
+    )
+    newest = max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return newest and str(newest)
 
 
 class _LossLog(TrainerCallback):
