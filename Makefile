@@ -55,9 +55,9 @@ build/$(PRESET)/%-$(SEEDS).ipynb: notebooks/%.ipynb $(STAMP) $(SOURCES)
 
 test: $(STAMP) ## everything CI runs
 	ruff check && ruff format --check
-	python -m pytest -n 2 --dist loadfile tests src
+	python -m pytest -n 2 --dist loadfile --doctest-modules tests src
 	FLATLINGO_FIGURES=$(abspath build/test-figures) python -m pytest -n 2 --dist loadfile \
-	    -p no:doctest --nbval-lax --nbval-current-env --nbval-cell-timeout 300 $(NOTEBOOKS:%=notebooks/%.ipynb)
+	    --nbval-lax --nbval-current-env --nbval-cell-timeout 300 $(NOTEBOOKS:%=notebooks/%.ipynb)
 
 lab: $(STAMP) ## JupyterLab on the notebooks, on this machine only
 	jupyter lab --ip=127.0.0.1 --notebook-dir=notebooks
