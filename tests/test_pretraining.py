@@ -50,6 +50,13 @@ def test_the_vocabulary_does_not_depend_on_chance(documents):
     assert first == second
 
 
+def test_documents_of_one_sentence_have_a_finite_loss(tmp_path):
+    facts = pretrain(
+        ["a dog runs through the garden today"] * 400, tmp_path / "encoder", SMALL, description="test", progress=False
+    )
+    assert 0 < facts["held_out_loss"] < 20
+
+
 def test_the_same_call_gives_the_same_bytes(documents, encoder, tmp_path):
     folder, _ = encoder
     pretrain(documents, tmp_path / "again", SMALL, description="test", progress=False)

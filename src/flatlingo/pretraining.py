@@ -30,7 +30,6 @@ from flatlingo.errors import FlatlingoError
 
 MINI_WORLD_DOCUMENTS = 128_000
 PRIVATE = 0xF0000  # first code point of the private plane that marks letters inside a word
-IGNORED = -100  # the label that torch's cross entropy leaves out
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 SENTENCE_END = re.compile(r"[.!?]\s+(?=\S)|[。！？]\s*(?=\S)")
 PRINTABLE = [chr(c) for c in range(33, 127)] + list("äöüßÄÖÜáéíóúüñÁÉÍÓÚÑ¿¡«»“”„…–，。！？：；")
@@ -247,27 +246,25 @@ def split_document(text: str) -> tuple[str, str | None]:
 
 
 def _encode(documents: list[str], tokenizer: BertTokenizer, settings: Pretraining) -> Dataset:
-    """Pairs of segments, some of strangers (`next_sentence_label` 1); one-segment documents have no such label."""
+    """Pairs of segments; `next_sentence_label` is 1 where the second is a stranger's."""
     rng = random.Random(settings.seed)
     halves = [split_document(document) for document in documents]
-    strange = [rng.random() < settings.strangers for _ in halves]
-    # A stranger a multiple of four documents away begins in the same language where, as in the mini world, languages
-    # take turns, and comes from the same file elsewhere; so the language does not give it away.
-    strangers = [halves[(i + 4 * rng.randint(1, 50)) % len(halves)][1] for i in range(len(halves))]
+    seconds, labels = [], []
+    for i, (_, second) in enumerate(halves):
+        wanted = rng.random() < settings.strangers
+        # A stranger a multiple of four documents away begins in the same language where, as in the mini world,
+        # languages take turns, and comes from the same file elsewhere; so the language does not give it away.
+        stranger = halves[(i + 4 * rng.randint(1, 50)) % len(halves)][1]
+        strange = wanted and second is not None and stranger is not None
+        seconds.append((stranger if strange else second) or "")
+        labels.append(int(strange))
     encoded = tokenizer(
         [first for first, _ in halves],
-        [
-            (other if is_strange else second) or ""
-            for (_, second), other, is_strange in zip(halves, strangers, strange, strict=True)
-        ],
+        seconds,
         truncation=True,
         max_length=settings.max_length,
         return_attention_mask=False,
     )
-    labels = [
-        int(is_strange) if second and other else IGNORED
-        for (_, second), other, is_strange in zip(halves, strangers, strange, strict=True)
-    ]
     return Dataset.from_dict(
         {**encoded, "next_sentence_label": labels, "length": [len(ids) for ids in encoded["input_ids"]]}
     )
