@@ -1,0 +1,153 @@
+"""What the benchmarks share: models and batches, paired timing, memory of a process of its own, tables."""
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+RESULTS = Path(__file__).parent / "results"
+LABELS = 3
+# layers, hidden size, heads, vocabulary, examples a batch; "micro" is for trying a benchmark out
+SIZES = {
+    "micro": (1, 32, 2, 500, 4),
+    "tiny": (2, 128, 2, 30522, 32),
+    "minilm": (6, 384, 12, 30522, 16),
+    "mbert": (12, 768, 12, 119547, 4),
+}
+
+
+def make_model(size: str, *, attention: str = "sdpa", dropout: float = 0.0, seed: int = 0):
+    """A BERT of random weights, biases and scales off their defaults, in eval mode."""
+    layers, hidden, heads, vocabulary, _ = SIZES[size]
+    config = BertConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * hidden,
+        max_position_embeddings=128,
+        num_labels=LABELS,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        attn_implementation=attention,
+    )
+    torch.manual_seed(seed)
+    model = BertForSequenceClassification(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def make_batch(size: str, tokens: int, examples: int | None = None, *, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random ids without padding, position ids written out (two of the peers need them)."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (examples or SIZES[size][4], tokens)
+    return {
+        "input_ids": torch.randint(5, SIZES[size][3], shape, generator=generator),
+        "attention_mask": torch.ones(shape, dtype=torch.long),
+        "token_type_ids": torch.zeros(shape, dtype=torch.long),
+        "position_ids": torch.arange(tokens).expand(shape).contiguous(),
+    }
+
+
+def interleaved(functions: dict, rounds: int, *, slow: tuple[str, ...] = ()) -> dict[str, list[float]]:
+    """CPU seconds of each function, one after another in every round; slow ones in the first two rounds only.
+
+    One more round comes first and is not counted.
+    """
+    seconds = {name: [] for name in functions}
+    for number in range(-1, rounds):
+        for name, function in functions.items():
+            if name in slow and number not in (0, 1):
+                continue
+            start = time.process_time()
+            function()
+            if number >= 0:
+                seconds[name].append(time.process_time() - start)
+    return seconds
+
+
+def ratio(seconds: dict[str, list[float]], name: str, reference: str) -> float:
+    """Median over rounds of the ratio of two functions' times in the same round."""
+    return statistics.median(a / b for a, b in zip(seconds[name], seconds[reference], strict=False))
+
+
+def peak_memory(function) -> float:
+    """MiB that a call adds at its peak to what the process held before; Linux only."""
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    function()
+    return _status("VmHWM") - before
+
+
+def _status(key: str) -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) / 1024
+
+
+def in_own_process(script: str, *arguments: object) -> dict:
+    """Call a benchmark with arguments in a fresh process; its last line of output is JSON."""
+    done = subprocess.run(
+        [sys.executable, script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    if done.returncode:
+        return {"failed": (done.stderr.strip().splitlines() or ["no message"])[-1][:200]}
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def environment(*packages: str) -> dict[str, str]:
+    """The machine and the versions of packages, `-` for those that are not installed."""
+    cpu = next((x.split(":")[1].strip() for x in _lines("/proc/cpuinfo") if x.startswith("model name")), "unknown")
+    versions = {}
+    for package in ("flatlingo", "torch", "transformers", *packages):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "-"
+    return {"cpu": cpu, "threads": str(torch.get_num_threads()), "python": platform.python_version(), **versions}
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+def write(path: Path, content: str) -> None:
+    """Write a file completely or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text(content, encoding="utf-8")
+    os.replace(temporary, path)
+    print("wrote", path)
+
+
+def markdown(rows: list[dict], columns: dict[str, str]) -> str:
+    """A Markdown table; `columns` gives the headings and the format of numbers."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    for row in rows:
+        lines.append("| " + " | ".join(_cell(row.get(name), form) for name, form in columns.items()) + " |")
+    return "\n".join(lines)
+
+
+def _cell(value, form: str) -> str:
+    if value is None or (isinstance(value, float) and not np.isfinite(value)):
+        return "-"
+    return value if isinstance(value, str) else format(value, form)
+
+
+def heading(title: str, where: dict[str, str]) -> str:
+    """Title and environment of a report."""
+    return f"# {title}\n\n{', '.join(f'{key} {value}' for key, value in where.items())}\n"

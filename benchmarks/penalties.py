@@ -1,0 +1,162 @@
+"""One training gradient with each penalty against a plain one: time, memory, error, spread over label draws.
+
+    python benchmarks/penalties.py [--size minilm] [--tokens 64] [--batch 8] [--rounds 7]
+
+Methods run interleaved in one process, on one thread; times are CPU seconds, ratios are medians over rounds. Memory is
+the peak of a process of its own over the loaded model. Errors are of the penalty's gradient in float32 against float64
+with the same labels, on a model that has been trained for some steps on random labels (at random weights curvature is
+too small to show errors).
+"""
+
+import argparse
+import copy
+import json
+import statistics
+
+import torch
+from common import (
+    RESULTS,
+    environment,
+    heading,
+    in_own_process,
+    interleaved,
+    make_batch,
+    make_model,
+    markdown,
+    peak_memory,
+    ratio,
+    write,
+)
+
+from flatlingo.regularizers import FisherPenalty, TracePenalty
+
+METHODS = {
+    "plain": lambda: None,
+    "Fisher penalty, exact": lambda: FisherPenalty(1.0),
+    "Fisher penalty, finite difference": lambda: FisherPenalty(1.0, method="finite-difference"),
+    "Fisher penalty, exact, every 10": lambda: FisherPenalty(1.0, every=10),
+    "trace penalty": lambda: TracePenalty(1.0),
+}
+MEASURED_ERRORS = ("Fisher penalty, exact", "Fisher penalty, finite difference", "trace penalty")
+
+
+def training_gradient(model, batch, penalty):
+    """A function that computes the gradient of task loss and penalty once."""
+    if penalty is not None:
+        penalty.start(model, seed=0)
+
+    def step():
+        model.zero_grad()
+        if penalty is None:
+            model(**batch).loss.backward()
+            return
+        with penalty.forward_context():
+            outputs = model(**batch)
+        (outputs.loss + penalty(model, batch, outputs)[0]).backward()
+
+    return step
+
+
+def penalty_gradient(model, batch, penalty, seed):
+    """Value and flat gradient of the penalty alone."""
+    penalty.start(model, seed=seed)
+    with penalty.forward_context():
+        outputs = model(**batch)
+    term, _ = penalty(model, batch, outputs)
+    parameters = list(model.parameters())
+    found = torch.autograd.grad(term, parameters, allow_unused=True)
+    flat = [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
+    return float(term.detach()), torch.cat([g.flatten() for g in flat]).double()
+
+
+def trained(model, batch, steps):
+    """The model after some steps of AdamW on one batch."""
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        model(**batch).loss.backward()
+        optimiser.step()
+    return model
+
+
+def errors(model, batch, name):
+    """Relative error and cosine of the gradient in float32 against float64, with the same labels."""
+    found = penalty_gradient(model, batch, METHODS[name](), 0)[1]
+    reference = TracePenalty(1.0) if name == "trace penalty" else FisherPenalty(1.0)
+    exact = penalty_gradient(copy.deepcopy(model).double(), batch, reference, 0)[1]
+    cosine = torch.nn.functional.cosine_similarity(found, exact, dim=0)
+    return {"relative error": float((found - exact).norm() / exact.norm()), "1 - cosine": float(1 - cosine)}
+
+
+def spread(model, batch, name, draws):
+    """Relative standard deviation over label draws: of the term, and of its gradient (norm of the deviation)."""
+    terms, gradients = zip(
+        *(penalty_gradient(model, batch, METHODS[name](), seed) for seed in range(draws)), strict=True
+    )
+    mean = sum(gradients) / draws
+    deviation = (sum((g - mean).square().sum() for g in gradients) / (draws - 1)).sqrt()
+    return {
+        "spread of the term": statistics.stdev(terms) / statistics.mean(terms),
+        "spread of the gradient": float(deviation / mean.norm()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", default="minilm")
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=30, help="of training before errors and spread are measured")
+    parser.add_argument("--draws", type=int, default=12, help="label draws for the spread")
+    parser.add_argument("--output", default=RESULTS / "penalties", help="path without ending")
+    parser.add_argument("--memory", help="(internal) peak memory of one method")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+
+    model = make_model(options.size, dropout=0.1).train()
+    batch = make_batch(options.size, options.tokens, options.batch)
+    batch["labels"] = torch.arange(options.batch) % model.config.num_labels
+    if options.memory:
+        step = training_gradient(model, batch, METHODS[options.memory]())
+        print(json.dumps({"peak MiB": peak_memory(step)}))
+        return
+
+    # ten calls are one round of "every 10"
+    steps = {name: training_gradient(model, batch, make()) for name, make in METHODS.items()}
+    periodic = steps.pop("Fisher penalty, exact, every 10")
+    seconds = interleaved(steps, options.rounds)
+    seconds["Fisher penalty, exact, every 10"] = [
+        sum(interleaved({"": periodic}, 10)[""]) / 10 for _ in range(max(1, options.rounds // 4))
+    ]
+    model = trained(model.eval(), batch, options.steps)
+    rows = []
+    for name in METHODS:
+        row = {"method": name, "seconds": statistics.median(seconds[name]), "time": ratio(seconds, name, "plain")}
+        arguments = ("--size", options.size, "--tokens", options.tokens, "--batch", options.batch, "--memory", name)
+        row |= in_own_process(__file__, *arguments)
+        if name in MEASURED_ERRORS:
+            row |= errors(model, batch, name) | spread(model, batch, name, options.draws)
+        rows.append(row)
+        print(row)
+    for row in rows:
+        if "peak MiB" in row and "peak MiB" in rows[0]:
+            row["memory"] = row["peak MiB"] / rows[0]["peak MiB"]
+    title = f"Penalties: {options.size}, T = {options.tokens}, B = {options.batch}"
+    settings = {key: str(value) for key, value in vars(options).items() if key not in ("output", "memory")}
+    report = {"environment": environment(), "settings": settings, "rows": rows}
+    ratios = {"method": "", "time": ".2f", "seconds": ".3g", "memory": ".2f", "peak MiB": ".0f"}
+    quality = {
+        "relative error": ".1e",
+        "1 - cosine": ".1e",
+        "spread of the term": ".2f",
+        "spread of the gradient": ".2f",
+    }
+    note = "Time and memory are ratios to the plain training gradient of the same batch.\n"
+    text = "\n".join([heading(title, report["environment"]), note, markdown(rows, ratios | quality), ""])
+    write(RESULTS.joinpath(f"{options.output}.json"), json.dumps(report, indent=1) + "\n")
+    write(RESULTS.joinpath(f"{options.output}.md"), text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,405 @@
+"""Tr(F) side by side: flatlingo, the obvious ways, and other packages, on the same model and rows.
+
+    make bench                                        (or, in the environment that it makes)
+    python benchmarks/trace.py [--sizes tiny minilm mbert] [--tokens 64 128] [--rounds 7] [--methods …]
+
+All methods of a setting run interleaved in one process, on one thread, in float32 (one of flatlingo's under bf16
+autocast too). Times are CPU seconds, ratios medians over rounds of the ratio within a round; methods marked slow run in
+two rounds. Memory is the peak of a process of its own over the loaded model. Errors are of the mean trace of four rows
+of 16 tokens against a float64 loop over examples and labels. A method that fails is reported with its reason.
+
+* floor_full: a forward pass and C - 1 backward passes with parameter gradients, which no method that forms them beats;
+* floor_act: the same without parameter gradients, a bound for any method that goes back through the network;
+* opacus, nngeometry and curvlinops have no Tr(F) with C - 1 backward passes: opacus is given flatlingo's factor of the
+  softmax covariance, nngeometry computes its own exact Fisher, and Hutchinson is *one* draw, which is no estimate yet
+  (a relative error of 1 % needs thousands).
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import warnings
+from functools import partial
+
+import matplotlib
+import numpy as np
+import torch
+from common import (
+    LABELS,
+    RESULTS,
+    SIZES,
+    environment,
+    heading,
+    in_own_process,
+    interleaved,
+    make_batch,
+    make_model,
+    markdown,
+    peak_memory,
+    ratio,
+    write,
+)
+from torch import nn
+from torch.func import functional_call, grad, vmap
+
+from flatlingo.fisher import fisher_trace, softmax_factor
+from flatlingo.fisher.gradnorms import GradientNorms
+
+matplotlib.use("agg")
+PEERS = ("opacus", "nngeometry", "curvlinops-for-pytorch", "backpack-for-pytorch")
+XNLI_LENGTHS = {"mean": 39.5, "deviation": 12.0}  # tokens of English XNLI pairs in mBERT's vocabulary
+
+
+def directions_of(logits):
+    """Weights and directions of the C - 1 backward passes."""
+    weights, directions = softmax_factor(logits.detach())
+    return list(zip(weights.unbind(1), directions.to(logits).unbind(1), strict=True))
+
+
+# Each method takes (model, batch) and returns a function that computes the mean trace once, or nothing for the floors.
+
+
+def floor_full(model, batch):
+    parameters = list(model.parameters())
+
+    def run():
+        logits = model(**batch).logits
+        for _, direction in directions_of(logits):
+            torch.autograd.grad(logits, parameters, direction, retain_graph=True, allow_unused=True)
+
+    return run
+
+
+def floor_act(model, batch):
+    def run():
+        outputs = []
+        handle = model.bert.embeddings.word_embeddings.register_forward_hook(lambda m, a, o: outputs.append(o))
+        logits = model(**batch).logits
+        handle.remove()
+        for _, direction in directions_of(logits):
+            torch.autograd.grad(logits, outputs, direction, retain_graph=True)
+
+    return run
+
+
+def training_step(model, batch):
+    def run():
+        model.zero_grad()
+        model(**batch, labels=torch.zeros(len(batch["input_ids"]), dtype=torch.long)).loss.backward()
+
+    return run
+
+
+def flatlingo(model, batch):
+    with torch.no_grad():
+        engine = GradientNorms(model, dict(model.named_parameters()), batch, model(**batch).logits)
+
+    def run():
+        with engine:
+            weights, directions = softmax_factor(engine.forward(batch))
+            total = torch.zeros_like(weights[:, 0])
+            for k in range(weights.shape[1]):
+                total += weights[:, k] * sum(engine.backward(directions[:, k], last=k == LABELS - 2).values())
+        return float(total.mean())
+
+    return run
+
+
+def flatlingo_bf16(model, batch):
+    with torch.autocast("cpu", torch.bfloat16):
+        inner = flatlingo(model, batch)
+
+    def run():
+        with torch.autocast("cpu", torch.bfloat16):
+            return inner()
+
+    return run
+
+
+def flatlingo_call(model, batch):
+    return lambda: fisher_trace(model, [batch]).value
+
+
+def loop(model, batch):
+    parameters = list(model.parameters())
+
+    def run():
+        total = 0.0
+        for i in range(len(batch["input_ids"])):
+            log_p = model(**{key: value[i : i + 1] for key, value in batch.items()}).logits[0].log_softmax(0)
+            for log_p_c in log_p:
+                found = torch.autograd.grad(log_p_c, parameters, retain_graph=True, allow_unused=True)
+                squared = sum(g.square().sum() for g in found if g is not None)
+                total += float(log_p_c.detach().exp() * squared)
+        return total / len(batch["input_ids"])
+
+    return run
+
+
+def vmap_grad(model, batch):
+    parameters = dict(model.named_parameters())
+    rows = {key: value for key, value in batch.items() if key != "attention_mask"}
+    tokens = batch["input_ids"].shape[1]
+    mask = torch.zeros(1, 1, tokens, tokens, dtype=next(model.parameters()).dtype)  # transformers refuses a vmapped 2-D
+
+    def log_p(parameters, row, label):
+        inputs = {key: value[None] for key, value in row.items()} | {"attention_mask": mask}
+        return functional_call(model, parameters, (), inputs).logits[0].log_softmax(0)[label]
+
+    def squared(row):
+        total = 0.0
+        for label in range(LABELS):
+            value, gradients = log_p(parameters, row, label), grad(log_p)(parameters, row, label)
+            total = total + value.exp() * sum(g.square().sum() for g in gradients.values())
+        return total
+
+    chunk = 1 if sum(p.numel() for p in model.parameters()) > 1e8 else 4
+    return lambda: float(vmap(squared, chunk_size=chunk)(rows).mean())
+
+
+def opacus_per_sample(model, batch):
+    from opacus import GradSampleModule
+
+    return _opacus(GradSampleModule, model, batch, lambda p: p.grad_sample.flatten(1).square().sum(1), chunk=2)
+
+
+def opacus_ghost(model, batch):
+    from opacus.grad_sample import GradSampleModuleFastGradientClipping as Ghost
+
+    wrap = partial(Ghost, max_grad_norm=1.0, use_ghost_clipping=True)
+    return _opacus(wrap, model, batch, lambda p: p._norm_sample.square(), chunk=None)
+
+
+def _opacus(wrap, model, batch, squared, *, chunk):
+    """Opacus frees its activations in every backward pass, so each of the C - 1 has a forward pass of its own."""
+    wrapped = wrap(copy.deepcopy(model).train(), loss_reduction="sum")
+    for module in wrapped.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    size = len(batch["input_ids"])
+    parts = [slice(i, i + (chunk or size)) for i in range(0, size, chunk or size)]
+
+    def run():
+        total = 0.0
+        for part in parts:
+            rows = {key: value[part] for key, value in batch.items()}
+            for k in range(LABELS - 1):
+                logits = wrapped(**rows).logits
+                weight, direction = directions_of(logits)[k]
+                (logits * direction).sum().backward()
+                norms = sum(squared(p) for p in wrapped.parameters() if p.requires_grad)
+                total += float((weight * norms).sum())
+                for p in wrapped.parameters():
+                    p.grad = p.grad_sample = p._norm_sample = None
+        return total / size
+
+    return run
+
+
+def nngeometry_exact(model, batch):
+    from nngeometry.metrics import FIM
+    from nngeometry.object import PMatDiag
+
+    keys = list(batch)
+    data = torch.utils.data.TensorDataset(*batch.values(), torch.zeros(len(batch["input_ids"]), dtype=torch.long))
+    loader = torch.utils.data.DataLoader(data, batch_size=4)
+
+    def logits(*row):
+        return model(**dict(zip(keys, row[: len(keys)], strict=True))).logits
+
+    def run():
+        return float(FIM(model, loader, PMatDiag, function=logits).trace())
+
+    return run
+
+
+def curvlinops_hutchinson(model, batch):
+    from curvlinops import GGNLinearOperator, hutchinson_trace
+
+    model = make_eager(model)
+
+    class Logits(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, rows):
+            return self.inner(**rows).logits
+
+    data = [(batch, torch.zeros(len(batch["input_ids"]), dtype=torch.long))]
+    operator = GGNLinearOperator(
+        Logits(),
+        nn.CrossEntropyLoss(),
+        list(model.parameters()),
+        data,
+        check_deterministic=False,
+        batch_size_fn=lambda rows: len(rows["input_ids"]),
+    )
+    return lambda: float(hutchinson_trace(operator, num_matvecs=1))
+
+
+def make_eager(model):
+    """A copy whose attention can be differentiated in forward mode."""
+    model = copy.deepcopy(model)
+    model.set_attn_implementation("eager")
+    return model
+
+
+METHODS = {
+    "floor_full": floor_full,
+    "floor_act": floor_act,
+    "training step": training_step,
+    "flatlingo": flatlingo,
+    "flatlingo, whole call": flatlingo_call,
+    "flatlingo, bf16 autocast": flatlingo_bf16,
+    "loop over examples and labels": loop,
+    "torch.func vmap(grad)": vmap_grad,
+    "opacus GradSampleModule": opacus_per_sample,
+    "opacus ghost clipping": opacus_ghost,
+    "nngeometry PMatDiag": nngeometry_exact,
+    "curvlinops Hutchinson, 1 draw": curvlinops_hutchinson,
+}
+NO_RESULT = ("floor_full", "floor_act", "training step")
+SLOW = (
+    "loop over examples and labels",
+    "torch.func vmap(grad)",
+    "opacus GradSampleModule",
+    "nngeometry PMatDiag",
+    "curvlinops Hutchinson, 1 draw",
+)
+
+
+def reason(error: Exception) -> str:
+    """Why a method cannot be had, in one line."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:160]
+
+
+def errors(size: str, methods: list[str]) -> dict[str, dict]:
+    """Error of each method's mean trace on four short rows against the loop in float64, or why it fails."""
+    model, batch = make_model(size), make_batch(size, 16, 4)
+    exact = loop(copy.deepcopy(model).double(), batch)()
+    found = {}
+    for name in methods:
+        try:
+            value = METHODS[name](model, batch)()
+            found[name] = {} if name in NO_RESULT else {"error": abs(value / exact - 1)}
+        except Exception as error:
+            found[name] = {"failed": reason(error)}
+    return found
+
+
+def setting(size: str, tokens: int, methods: list[str], rounds: int) -> list[dict]:
+    """One row a method for a model size and a length."""
+    quality = errors(size, methods)
+    model, batch = make_model(size), make_batch(size, tokens)
+    working = {name: METHODS[name](model, batch) for name in methods if "failed" not in quality[name]}
+    seconds = interleaved(working, rounds, slow=SLOW)
+    rows = []
+    for name in methods:
+        row = {"size": size, "T": tokens, "B": len(batch["input_ids"]), "method": name, **quality[name]}
+        if name in working:
+            row |= in_own_process(__file__, "--memory", name, "--sizes", size, "--tokens", tokens)
+            median = statistics.median(seconds[name])
+            row |= {"seconds": median, "examples/s": row["B"] / median, "rounds": len(seconds[name])}
+            for floor in ("floor_full", "floor_act"):
+                row[f"time / {floor}"] = ratio(seconds, name, floor)
+        rows.append(row)
+        print({key: value for key, value in row.items() if key not in ("size", "T", "B")}, flush=True)
+    return rows
+
+
+def lengths(size: str, rounds: int, examples: int = 96) -> list[dict]:
+    """flatlingo on rows of XNLI-like lengths: padded to 128, in random order, sorted by length."""
+    rng = np.random.default_rng(0)
+    shape = (XNLI_LENGTHS["mean"] / XNLI_LENGTHS["deviation"]) ** 2
+    drawn = rng.gamma(shape, XNLI_LENGTHS["mean"] / shape, examples).round().clip(8, 128).astype(int)
+    model, rows = make_model(size), make_batch(size, 128, examples)
+
+    def batches(order, padded_to=None):
+        made = []
+        for start in range(0, examples, 16):
+            part = order[start : start + 16]
+            longest = padded_to or int(drawn[part].max())
+            mask = torch.arange(longest) < torch.tensor(drawn[part])[:, None]
+            batch = {key: value[part, :longest] for key, value in rows.items()} | {"attention_mask": mask.long()}
+            made.append(batch | {"input_ids": batch["input_ids"].where(mask, 0)})
+        return made
+
+    ways = {
+        "padded to 128": batches(np.arange(examples), 128),
+        "random order": batches(np.arange(examples)),
+        "sorted by length": batches(np.argsort(drawn, kind="stable")),
+    }
+    seconds = interleaved({name: partial(fisher_trace, model, made) for name, made in ways.items()}, rounds)
+    return [
+        {
+            "size": size,
+            "batches": name,
+            "real tokens": float(drawn.sum() / sum(batch["input_ids"].numel() for batch in made)),
+            "examples/s": examples / statistics.median(seconds[name]),
+            "speed-up": 1 / ratio(seconds, name, "padded to 128"),
+        }
+        for name, made in ways.items()
+    ]
+
+
+def plot(rows: list[dict], path) -> None:
+    """Time relative to floor_full, one panel a setting."""
+    import matplotlib.pyplot as plt
+
+    settings = list(dict.fromkeys((row["size"], row["T"]) for row in rows))
+    fig, axes = plt.subplots(1, len(settings), figsize=(2.2 * len(settings) + 2, 3.2), sharey=True, squeeze=False)
+    names = [name for name in METHODS if any(row["method"] == name for row in rows)][::-1]
+    for ax, (size, tokens) in zip(axes[0], settings, strict=True):
+        found = {
+            row["method"]: row.get("time / floor_full") for row in rows if (row["size"], row["T"]) == (size, tokens)
+        }
+        colours = ["#0072B2" if name.startswith("flatlingo") else "0.6" for name in names]
+        ax.barh(names, [found.get(name) or 0 for name in names], color=colours)
+        ax.axvline(1, color="black", linewidth=0.8)
+        ax.set(xscale="log", title=f"{size}, T = {tokens}", xlabel="time / floor_full")
+    fig.tight_layout()
+    fig.savefig(path, dpi=120, metadata={"Software": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", nargs="+", default=["tiny", "minilm", "mbert"], choices=SIZES)
+    parser.add_argument("--tokens", nargs="+", type=int, default=[64, 128])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--output", default=RESULTS / "trace", help="path without ending")
+    parser.add_argument("--memory", help="(internal) peak memory of one method")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    if options.memory:
+        model, batch = make_model(options.sizes[0]), make_batch(options.sizes[0], options.tokens[0])
+        METHODS[options.memory](model, make_batch(options.sizes[0], 8, 2))()  # what is allocated once
+        print(json.dumps({"peak MiB": peak_memory(METHODS[options.memory](model, batch))}))
+        return
+    methods = list(dict.fromkeys(["floor_full", "floor_act", *options.methods]))
+    rows = [
+        row
+        for size in options.sizes
+        for tokens in options.tokens
+        for row in setting(size, tokens, methods, options.rounds)
+    ]
+    by_length = [row for size in options.sizes if size != "mbert" for row in lengths(size, max(1, options.rounds // 2))]
+    where = environment(*PEERS)
+    failed = {row["method"]: row["failed"] for row in rows if "failed" in row}
+    report = {"environment": where, "rows": rows, "lengths": by_length, "failed": failed}
+    columns = {"size": "", "T": "d", "B": "d", "method": "", "time / floor_full": ".2f", "time / floor_act": ".2f"}
+    columns |= {"examples/s": ".3g", "peak MiB": ".0f", "error": ".0e", "rounds": "d"}
+    length_columns = {"size": "", "batches": "", "real tokens": ".2f", "examples/s": ".3g", "speed-up": ".2f"}
+    parts = [heading("Tr(F), side by side", where), markdown([r for r in rows if "failed" not in r], columns)]
+    parts += ["\n## What could not run\n", *(f"* {name}: {why}" for name, why in failed.items())]
+    parts += ["\n## Rows of XNLI-like lengths\n", markdown(by_length, length_columns), ""]
+    write(RESULTS.joinpath(f"{options.output}.json"), json.dumps(report, indent=1) + "\n")
+    write(RESULTS.joinpath(f"{options.output}.md"), "\n".join(parts))
+    plot(rows, RESULTS.joinpath(f"{options.output}.png"))
+
+
+if __name__ == "__main__":
+    main()
