@@ -15,7 +15,7 @@ PARAMS ?=
 # The committed figures/ are drawn at preset mini; other presets draw beside them.
 FIGURES ?= $(if $(filter mini,$(PRESET)),figures,figures/$(PRESET))
 
-NOTEBOOKS := 0_start_here 1_theory 2_figure1 3_figure2
+NOTEBOOKS := 0_start_here 1_theory 2_figure1 3_figure2 4_fisher_estimators
 DRAWN     := $(NOTEBOOKS:%=build/$(PRESET)/%-$(SEEDS).ipynb)
 SOURCES   := $(wildcard src/flatlingo/*.py src/flatlingo/*/*.py src/flatlingo/*/*.tsv src/flatlingo/*.mplstyle src/flatlingo/presets/$(PRESET).yaml)
 
@@ -27,10 +27,10 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 # Runs and notebooks compute in one thread each; several on shared cores mostly wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup figures figure1 figure2 theory test lab pretrain record lint lock
+.PHONY: help setup figures figure1 figure2 theory test test-slurm lab pretrain record bench lint lock
 
 help: ## this list
-	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 setup: $(STAMP) ## install everything into .venv
 $(STAMP): requirements.lock requirements.in pyproject.toml
@@ -39,11 +39,14 @@ $(STAMP): requirements.lock requirements.in pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e .
 	touch $@
 
-figures: $(DRAWN) ## train what is missing and draw every figure (PRESET=mini|smoke|paper, SEEDS=n)
-	@echo "figures are up to date: $$(ls $(FIGURES)/*.png | tr '\n' ' ')"
+figures: build/$(PRESET)/figures-$(SEEDS) ## train what is missing and draw every figure (PRESET=mini|smoke|paper, SEEDS=n)
 figure1: build/$(PRESET)/2_figure1-$(SEEDS).ipynb ## only English accuracy against Tr(F)
 figure2: build/$(PRESET)/3_figure2-$(SEEDS).ipynb ## only the gain of the second stage against Tr(F)
 theory: build/$(PRESET)/1_theory-$(SEEDS).ipynb ## only equation (1)
+
+# The list of figures, made when any was drawn; a second call has nothing to do, and make says so.
+build/$(PRESET)/figures-$(SEEDS): $(DRAWN)
+	ls $(FIGURES)/*.png | tee $@
 
 # What a notebook is given besides the preset.
 ARGS_1_theory  := $(if $(filter smoke,$(PRESET)),-p pairs=10)
@@ -59,6 +62,9 @@ test: $(STAMP) ## everything CI runs
 	FLATLINGO_FIGURES=$(abspath build/test-figures) python -m pytest -n 2 --dist loadfile \
 	    --nbval-lax --nbval-current-env --nbval-cell-timeout 300 $(NOTEBOOKS:%=notebooks/%.ipynb)
 
+test-slurm: $(STAMP) ## sweeps as array jobs of a real one-node SLURM (root and Debian packages; skips without)
+	tests/slurm/one_node.sh build/slurm python -m pytest tests/slurm/array_jobs.py
+
 lab: $(STAMP) ## JupyterLab on the notebooks, on this machine only
 	jupyter lab --ip=127.0.0.1 --notebook-dir=notebooks
 
@@ -71,6 +77,17 @@ record: $(STAMP) ## refresh the recorded results (three seeds), the committed no
 	python -m flatlingo.modelcard
 	for notebook in $(NOTEBOOKS); do \
 	    FLATLINGO_FIGURES=$(abspath figures) flatlingo notebook notebooks/$$notebook.ipynb notebooks/$$notebook.ipynb; done
+
+PEERS := build/peers-venv
+bench: $(PEERS)/.installed ## compare time, memory and error with other packages; for a quiet machine
+	$(PEERS)/bin/python benchmarks/trace.py
+	$(PEERS)/bin/python benchmarks/penalties.py
+# One package at a time: the benchmark names those that cannot be installed, and goes on without them.
+$(PEERS)/.installed: benchmarks/requirements-peers.txt $(STAMP)
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e .
+	grep -v '^#' $< | xargs -n 1 $(PEERS)/bin/python -m pip install --quiet --no-deps || true
+	touch $@
 
 lint: $(STAMP) ## ruff on code and notebooks
 	ruff check && ruff format --check

@@ -28,24 +28,6 @@ def test_train_keeps_the_model_and_its_result(checkpoint):
     assert [path.name for path in checkpoint.parent.iterdir()] == ["model"]
 
 
-def test_trace_prints_the_value_of_the_result_with_its_error_and_groups(checkpoint):
-    done = flatlingo("trace", checkpoint, "--task", "mini-nli", "--max-length", 64, "--examples", 50)
-    assert done.returncode == 0, done.stderr
-    assert "FisherTrace(" in done.stdout
-    assert "±" in done.stdout
-    for group in ("embeddings", "encoder", "pooler", "head"):
-        assert group in done.stdout
-
-
-def test_rank_puts_the_flattest_first(checkpoint, tmp_path):
-    flatlingo("train", "--preset", "smoke", "--output", "other", "--family", "none", cwd=tmp_path)
-    done = flatlingo("rank", checkpoint, tmp_path / "other", "--task", "mini-nli", "--examples", 40)
-    assert done.returncode == 0, done.stderr
-    rows = [line.split() for line in done.stdout.splitlines()[1:]]
-    assert {row[0] for row in rows} == {str(checkpoint), str(tmp_path / "other")}
-    assert float(rows[0][1]) <= float(rows[1][1])
-
-
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -1,5 +1,6 @@
 """Every model family, parameter by parameter, against the per-example loop (fisher_oracle)."""
 
+import copy
 import warnings
 
 import numpy as np
@@ -285,3 +286,57 @@ class Adapted(nn.Module):
 
     def forward(self, x):
         return self.linear(x) + self.up(self.down(x))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A BERT that has learned random labels by heart: at random weights errors in the encoder hide in the total."""
+    model, _, _ = build("BERT")
+    ids = torch.randint(5, 40, (32, 9), generator=torch.Generator().manual_seed(1))
+    rows = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    labels = torch.arange(32) % 3
+    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(150):
+        optimiser.zero_grad()
+        model(**rows, labels=labels).loss.backward()
+        optimiser.step()
+    optimiser.zero_grad()
+    assert model(**rows).logits.softmax(1).max(1).values.median() > 0.95
+    return model, {key: value[:6] for key, value in rows.items()}, padded_batch(LENGTHS)
+
+
+@pytest.mark.parametrize("rows", ["seen", "new"])
+def test_each_parameter_of_a_trained_model(trained, rows):
+    model, seen, new = trained
+    batch = seen if rows == "seen" else new
+    oracle = per_example_trace(model, batch)
+    assert_same(fisher_trace(model, [batch], by="parameter").contributions, oracle, rtol=1e-10)
+    total = oracle.sum(axis=1)
+    single = fisher_trace(copy.deepcopy(model).float(), [batch])
+    np.testing.assert_allclose(single.per_example, total, rtol=5e-4)
+    assert single.value == pytest.approx(total.mean(), rel=1e-5)
+
+
+def test_the_model_is_left_as_it_was_after_an_error_in_the_second_batch():
+    """Hooks, frozen parameters, modes, dropout and the shortened last layer."""
+    model, batch, _ = build("BERT")
+    model.bert.embeddings.requires_grad_(False)
+    calls = []
+
+    def fail_at_last(module, args):
+        calls.append(module)
+        if len(calls) == 5:
+            raise RuntimeError("out of memory")
+
+    def state():
+        parameters = [(name, p.requires_grad, p.grad) for name, p in model.named_parameters()]
+        modules = [(n, m.training, getattr(m, "p", None), sorted(vars(m))) for n, m in model.named_modules()]
+        return parameters, modules, [len(m._forward_hooks) + len(m._backward_hooks) for m in model.modules()]
+
+    handle = model.classifier.register_forward_pre_hook(fail_at_last)
+    before = state()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        fisher_trace(model, [batch] * 9)
+    handle.remove()
+    assert state() == before
+    assert fisher_trace(model, [batch]).value > 0

@@ -214,10 +214,10 @@ def test_corpus_is_deterministic_and_checks_its_size(documents):
 
 def test_corpus_documents(documents):
     lengths = Counter(len(scripts(d)) for d in documents)
-    assert set(lengths) == {2, 3, 4, 5}
+    assert set(lengths) == {2, 3, 4}
     assert len(set(documents)) > 0.99 * len(documents)
     chinese = [all(scripts(d)) for d in documents[3::4]]  # every fourth document begins in Chinese
-    assert 0.65 < sum(chinese) / len(chinese) < 0.80
+    assert 0.42 < sum(chinese) / len(chinese) < 0.53  # of 70 % said twice, three quarters go on in another language
     assert all(" " not in d for d, only in zip(documents[3::4], chinese, strict=True) if only)
     assert all(not any(scripts(d)[:1]) for d in documents[0::4])
 

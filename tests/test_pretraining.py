@@ -1,15 +1,17 @@
 """Pre-training: the encoder learns, a repetition gives the same bytes, a killed call resumes to them."""
 
+import inspect
 import json
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from itertools import islice
 
 import pytest
 
-from flatlingo import hub, miniworld, pretraining
+from flatlingo import cli, hub, miniworld, pretraining
 from flatlingo.errors import FlatlingoError
 from flatlingo.pretraining import Pretraining, pretrain, read_texts, train_tokenizer
 
@@ -111,12 +113,20 @@ def test_too_few_documents_are_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_the_command_line_has_the_same_defaults():
+    options = inspect.signature(cli.pretrain).parameters
+    settings = {name: value for name, value in asdict(Pretraining()).items() if name in options}
+    assert len(settings) > 5
+    assert {name: options[name].default for name in settings} == settings
+
+
 def test_the_shipped_encoder_says_what_it_is():
     from flatlingo.paths import MINI_MBERT
 
     facts = json.loads((MINI_MBERT / "pretraining.json").read_text())
     assert facts["data"] == pretraining.mini_world_corpus(seed=0), "the world changed: run `make pretrain`"
     assert facts["documents"] == pretraining.MINI_WORLD_DOCUMENTS
+    assert facts["settings"] == asdict(Pretraining())
     card = (MINI_MBERT / "README.md").read_text()
     for fact in (f"{facts['steps']:,} steps", f"{facts['parameters']:,} parameters", str(facts["held_out_loss"])):
         assert fact in card

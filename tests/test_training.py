@@ -1,6 +1,7 @@
 import copy
 import random
 from collections import Counter
+from functools import cache
 
 import numpy as np
 import pytest
@@ -8,12 +9,30 @@ import torch
 import torch.nn.functional as F
 from tiny import make_model, make_rows, make_tokenizer
 from torch.utils.data import DataLoader
-from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
+from transformers import DataCollatorWithPadding, EarlyStoppingCallback, Trainer, TrainingArguments
 
 from flatlingo.encoding import EncodedRows, PairCollator, encode
 from flatlingo.errors import FlatlingoError
 from flatlingo.evaluation import accuracy, batches
-from flatlingo.regularizers import L2, L2SP, FisherPenalty, Regularizer, SubwordConsistency
+from flatlingo.regularizers import (
+    L2,
+    L2SP,
+    LNSR,
+    R3F,
+    R4F,
+    SAM,
+    SMART,
+    VAT,
+    CodeSwitching,
+    FisherPenalty,
+    GradientNormPenalty,
+    Mixout,
+    RDrop,
+    Regularizer,
+    SubwordConsistency,
+    WeightNoise,
+    XTune,
+)
 from flatlingo.training import RegularizedTrainer, adapt, finetune
 
 SETTINGS = {"seed": 1, "epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "max_length": 32}
@@ -24,6 +43,16 @@ KINDS = {
     "fisher_penalty": FisherPenalty,
     "l2": L2,
     "l2_sp": L2SP,
+    "r3f": lambda weight: R3F(weight, epsilon=0.1),
+    "r4f": lambda weight: R4F(weight, epsilon=0.1, distribution="normal"),
+    "r_drop": RDrop,
+    "smart": SMART,
+    "vat": VAT,
+    "lnsr": LNSR,
+    "xtune": lambda weight: XTune(CodeSwitching(TOKENIZER, {"cat": "Hund", "big": ["grün", "small"]}), weight),
+    "weight_noise": lambda weight: WeightNoise(weight, sigma=0.05),
+    "gradient_norm": GradientNormPenalty,
+    "mixout": Mixout,
 }
 
 
@@ -32,6 +61,12 @@ def train(*regularizers: Regularizer, rows=None, model=None, **settings):
     model = model or make_model(dropout=0.1)
     log = finetune(model, TOKENIZER, rows or make_rows(24), regularizers=regularizers, **SETTINGS | settings)
     return model, log
+
+
+@cache
+def plain() -> torch.Tensor:
+    """Weights after training without terms."""
+    return weights(train()[0])
 
 
 def weights(model) -> torch.Tensor:
@@ -89,18 +124,19 @@ def test_training_lowers_the_loss_and_is_reproducible_bit_by_bit(kind):
     random.seed(99), torch.manual_seed(99), np.random.seed(99)  # noqa: NPY002
     again, _ = train(kind(0.01))
     assert torch.equal(weights(first), weights(again))
-    assert not torch.equal(weights(first), weights(train()[0]))
+    assert not torch.equal(weights(first), plain())
     losses = [entry["loss/task"] for entry in log if "loss/task" in entry]
     assert np.mean(losses[-3:]) < np.mean(losses[:3])
 
 
 def test_other_seeds_train_other_weights():
-    assert not torch.equal(weights(train()[0]), weights(train(seed=2)[0]))
+    assert not torch.equal(plain(), weights(train(seed=2)[0]))
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-def test_zero_weight_is_plain_training_bit_for_bit(kind):
-    assert torch.equal(weights(train(kind(0.0))[0]), weights(train()[0]))
+def test_zero_weights_are_plain_training_bit_for_bit():
+    terms = [kind(0.0) for name, kind in KINDS.items() if name != "clean consistency"]
+    assert torch.equal(weights(train(*terms)[0]), plain())
+    assert torch.equal(weights(train(KINDS["clean consistency"](0.0))[0]), plain())
 
 
 @pytest.mark.parametrize("regularizers", [(), (FisherPenalty(0.0),)], ids=["none", "zero weight"])
@@ -126,16 +162,26 @@ def test_global_generators_are_left_as_they_were():
     assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == states  # noqa: NPY002
 
 
-@pytest.mark.parametrize("kind", [None, "consistency", "l2", "l2_sp"], ids=str)
-def test_accumulating_4_by_8_is_1_by_32(tmp_path, kind):
+@pytest.mark.parametrize(
+    ("kind", "sam", "smoothing"),
+    [
+        *((kind, None, 0.0) for kind in (None, "consistency", "xtune", "l2", "l2_sp")),
+        ("consistency", None, 0.1),
+        ("l2_sp", SAM(0.1), 0.0),
+        ("consistency", SAM(0.5, adaptive=True), 0.1),
+    ],
+    ids=str,
+)
+def test_accumulating_4_by_8_is_1_by_32(tmp_path, kind, sam, smoothing):
     both = []
     for batch_size, accumulation in [(32, 1), (8, 4)]:
         # SGD: Adam would blow the rounding errors of vanishing gradients (key biases) up to whole steps
         settings = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation}
-        settings |= {"optim": "sgd", "learning_rate": 0.1, "num_train_epochs": 3, "logging_steps": 1}
+        settings |= {"optim": "sgd", "learning_rate": 0.1, "num_train_epochs": 1, "logging_steps": 1}
+        settings |= {"label_smoothing_factor": smoothing}
         regularizers = [KINDS[kind](0.5)] if kind else []
         model, rows = make_model(dtype=torch.float64), make_rows(64)
-        trainer = trainer_of(tmp_path, rows=rows, regularizers=regularizers, model=model, settings=settings)
+        trainer = trainer_of(tmp_path, rows=rows, regularizers=regularizers, sam=sam, model=model, settings=settings)
         trainer.train()
         both.append((weights(model), [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]))
     torch.testing.assert_close(both[0][0], both[1][0], rtol=1e-9, atol=1e-14)
@@ -236,17 +282,175 @@ def test_no_rows_is_an_error():
         finetune(make_model(), TOKENIZER, [], **SETTINGS)
 
 
-def test_resumed_training_continues_as_if_never_stopped(tmp_path):
-    def trainer(folder, **settings):
-        terms = [KINDS["clean consistency"](0.5), L2SP(0.1)]
-        model = make_model(dropout=0.1)
-        defaults = {"per_device_train_batch_size": 4, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3}
-        return trainer_of(tmp_path / folder, model=model, regularizers=terms, settings=defaults | settings)
+def resumable(folder, *kinds, **settings) -> RegularizedTrainer:
+    """Two epochs of three updates, a checkpoint after every second."""
+    defaults = {"per_device_train_batch_size": 4, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2}
+    model, regularizers = make_model(dropout=0.1), [KINDS[kind](0.1) for kind in kinds]
+    return trainer_of(folder, rows=make_rows(12), model=model, regularizers=regularizers, settings=defaults | settings)
 
-    whole, resumed = trainer("whole"), trainer("resumed")
+
+@pytest.mark.parametrize(
+    "kind", ["clean consistency", "fisher_penalty", "l2_sp", "r4f", "r_drop", "smart", "weight_noise", "mixout"]
+)
+def test_resumed_training_continues_as_if_never_stopped(tmp_path, kind):
+    whole, resumed = resumable(tmp_path, kind), resumable(tmp_path / "resumed", kind, save_strategy="no")
     whole.train()
-    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-6"))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     assert torch.equal(weights(whole.model), weights(resumed.model))
+
+
+def test_training_resumed_after_an_epoch_continues_as_if_never_stopped(tmp_path):
+    kinds = ["consistency", "fisher_penalty", "weight_noise", "mixout"]
+    whole, resumed = resumable(tmp_path, *kinds, save_steps=3), resumable(tmp_path / "resumed", *kinds)
+    whole.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert torch.equal(weights(whole.model), weights(resumed.model))
+
+
+def test_resuming_without_the_generators_warns(tmp_path):
+    whole, resumed = resumable(tmp_path, "fisher_penalty"), resumable(tmp_path / "resumed", "fisher_penalty")
+    whole.train()
+    (tmp_path / "checkpoint-2" / "regularizers_0.safetensors").unlink()
+    with pytest.warns(UserWarning, match="no random generator of fisher_penalty"):
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert not torch.equal(weights(whole.model), weights(resumed.model))
+
+
+def test_label_smoothing_reaches_every_cross_entropy():
+    _, log = train(KINDS["consistency"](0.7), RDrop(0.3), label_smoothing=0.2, batch_size=4)
+    for entry in (entry for entry in log if "loss" in entry):
+        task = entry["loss/task"]
+        mvr = (entry["consistency/view_cross_entropy"] - task) / 2 + 0.7 * entry["consistency/kl"]
+        r_drop = (entry["r_drop/view_cross_entropy"] - task) / 2 + 0.3 * entry["r_drop/mean_symmetric_kl"]
+        assert entry["loss"] == pytest.approx(task + mvr + r_drop, rel=1e-4)
+
+
+def test_sam_follows_the_gradient_at_the_worst_point_nearby(tmp_path):
+    rows, start = make_rows(8), make_model(dtype=torch.float64)
+    settings = {"per_device_train_batch_size": 8, "max_steps": 1, "optim": "sgd", "learning_rate": 0.1}
+    settings |= {"max_grad_norm": 0.0, "logging_steps": 1}
+    trainer = trainer_of(
+        tmp_path, rows=rows, model=copy.deepcopy(start), regularizers=[L2(0.5)], sam=SAM(0.3), settings=settings
+    )
+    trainer.train()
+    batch = PairCollator(TOKENIZER)(EncodedRows(rows, TOKENIZER, max_length=64))
+    parameters = list(start.parameters())
+
+    def loss():
+        return start(**batch).loss + 0.25 * sum(w.square().sum() for w in parameters)
+
+    g = torch.autograd.grad(loss(), parameters)
+    norm, value = sum(part.square().sum() for part in g).sqrt(), float(loss().detach())
+    with torch.no_grad():
+        for w, part in zip(parameters, g, strict=True):
+            w.add_(0.3 * part / norm)
+    worst = torch.autograd.grad(loss(), parameters)
+    with torch.no_grad():
+        for w, part, step in zip(parameters, g, worst, strict=True):
+            w.sub_(0.3 * part / norm).sub_(0.1 * step)
+    torch.testing.assert_close(weights(trainer.model), weights(start), rtol=1e-9, atol=1e-12)
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(value, rel=1e-5)
+
+
+def test_sam_goes_together_with_terms():
+    def run(**settings):
+        terms = [KINDS[kind](0.01) for kind in ("consistency", "fisher_penalty", "r4f", "weight_noise", "mixout")]
+        model, log = train(*terms, rows=make_rows(16), epochs=1, batch_size=4, **settings)
+        return weights(model), [entry for entry in log if "loss" in entry]
+
+    first, log = run(sam=SAM(), gradient_accumulation_steps=2)
+    assert torch.equal(run(sam=SAM(), gradient_accumulation_steps=2)[0], first)
+    assert not torch.equal(run(gradient_accumulation_steps=2)[0], first)
+    for entry in log:
+        assert sum(value for key, value in entry.items() if key.startswith("loss/")) == pytest.approx(
+            entry["loss"], 1e-5
+        )
+
+
+@pytest.mark.parametrize("kind", [None, "r3f", "mixout"], ids=str)
+def test_weight_decay_is_decoupled_from_loss_and_terms(tmp_path, kind):
+    settings = {"max_steps": 1, "learning_rate": 0.01, "per_device_train_batch_size": 4}
+    trained = {}
+    for decay in (0.0, 0.5):
+        regularizers = [KINDS[kind](0.1)] if kind else []
+        trainer = trainer_of(tmp_path, regularizers=regularizers, settings=settings | {"weight_decay": decay})
+        trainer.train()
+        trained[decay] = dict(trainer.model.named_parameters())
+    for name, start in make_model().named_parameters():
+        shrunk = 0.01 * 0.5 * start if not ("bias" in name or "LayerNorm" in name) else torch.zeros_like(start)
+        torch.testing.assert_close(trained[0.0][name] - trained[0.5][name], shrunk, rtol=1e-3, atol=1e-6)
+
+
+def test_early_stopping_and_the_best_model_go_together_with_terms(tmp_path):
+    settings = {"num_train_epochs": 6, "learning_rate": 0.0, "eval_strategy": "epoch", "save_strategy": "epoch"}
+    settings |= {"load_best_model_at_end": True, "metric_for_best_model": "loss"}
+    trainer = trainer_of(
+        tmp_path,
+        regularizers=[kind(0.1) for name, kind in KINDS.items() if name not in ("clean consistency", "r_drop")],
+        settings=settings,
+        eval_dataset=make_rows(8, seed=5),
+        callbacks=[EarlyStoppingCallback(2)],
+    )
+    trainer.train()
+    assert trainer.state.epoch == 3
+
+
+@pytest.mark.parametrize("kind", ["lnsr", "weight_noise", "mixout"])
+@pytest.mark.parametrize("how", ["arguments", "model"])
+def test_passes_that_cannot_be_run_again_refuse_activation_checkpointing(tmp_path, kind, how):
+    model, settings = make_model(), {"activation_checkpointing": how == "arguments"}
+    if how == "model":
+        model.activation_checkpointing_enable()
+    with pytest.raises(FlatlingoError, match=f"{kind}.*checkpointing"):
+        trainer_of(tmp_path, model=model, regularizers=[KINDS[kind](0.1)], settings=settings)
+
+
+@pytest.mark.parametrize("kind", ["consistency", "r4f", "smart"])
+def test_activation_checkpointing_changes_nothing(tmp_path, kind):
+    both = []
+    for checkpointing in (False, True):
+        settings = {"max_steps": 3, "activation_checkpointing": checkpointing, "per_device_train_batch_size": 4}
+        model = make_model(dropout=0.1)
+        trainer_of(tmp_path, model=model, regularizers=[KINDS[kind](0.1)], settings=settings).train()
+        both.append(weights(model))
+    assert torch.equal(*both)
+
+
+@pytest.mark.parametrize("kind", ["consistency", "r_drop", "gradient_norm"])
+def test_terms_with_a_cross_entropy_refuse_another_loss(tmp_path, kind):
+    model, terms = make_model(dropout=0.1), [KINDS[kind](0.1)]
+    with pytest.raises(FlatlingoError, match=f"{kind}.*compute_loss_func"):
+        trainer_of(tmp_path, model=model, regularizers=terms, compute_loss_func=lambda outputs, labels, **_: 0)
+
+
+def test_sam_refuses_fp16(tmp_path):
+    args = arguments(tmp_path)
+    args.fp16 = True
+    with pytest.raises(FlatlingoError, match="SAM.*fp16"):
+        RegularizedTrainer(
+            model=make_model(),
+            args=args,
+            train_dataset=make_rows(4),
+            processing_class=TOKENIZER,
+            sam=SAM(),
+            max_length=64,
+        )
+
+
+def test_a_failed_training_leaves_no_hooks_behind():
+    model = make_model(dropout=0.1)
+    with pytest.raises(FlatlingoError, match="breaking"):
+        train(*(KINDS[kind](0.1) for kind in ("mixout", "r4f", "vat")), Breaking(1.0), model=model)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_rows_that_are_cut_are_counted():
+    rows = make_rows(24)
+    lengths = [len(TOKENIZER(row["text_a"], row["text_b"])["input_ids"]) for row in rows]
+    cut = sum(length > 14 for length in lengths)
+    assert 0 < cut < sum(length >= 14 for length in lengths)
+    with pytest.warns(UserWarning, match=f"{cut} of 24 training rows are longer than max_length 14"):
+        train(rows=rows, max_length=14, epochs=1)
 
 
 def test_adapting_leaves_the_first_stage_untouched():

@@ -135,10 +135,8 @@ def correlation(
         vectorized=True,
         rng=np.random.default_rng(seed),
     )
-    low, high = (
-        min(low, value),
-        max(high, value),
-    )  # repeated conditions are ties, which can hold every sample below |value|
+    # Repeated conditions are ties, which can hold every sample below |value|.
+    low, high = min(low, value), max(high, value)
     return Correlation(value, float(low), float(high), float(permuted.pvalue), len(table), n_conditions, method)
 
 

@@ -1,6 +1,7 @@
-"""The command line: `flatlingo trace | rank | train | sweep | pretrain | notebook`."""
+"""The command line: `flatlingo trace | rank | train | sweep | status | pretrain | notebook`."""
 
 import json
+import math
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -18,14 +19,34 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-TaskOption = Annotated[str, typer.Option(help="xnli, pawsx, mini-nli or mini-paraphrase")]
+RowsTaskOption = Annotated[str | None, typer.Option("--task", help="xnli, pawsx, mini-nli or mini-paraphrase")]
+RowsOption = Annotated[
+    Path | None, typer.Option("--rows", help="instead of a task: a .tsv or .jsonl file with text_a and maybe text_b")
+]
 DataOption = Annotated[
     Path | None, typer.Option(help="folder of rows in XTREME layout (xnli/dev-en.tsv, …); otherwise the Hub")
 ]
 LanguageOption = Annotated[str, typer.Option(help="language of the rows")]
 ExamplesOption = Annotated[int | None, typer.Option(min=2, help="the first N validation rows only; all by default")]
+BatchOption = Annotated[int, typer.Option(min=1, help="rows a batch; fewer need less memory")]
+ProgressOption = Annotated[bool, typer.Option(help="show a progress bar, on the error stream")]
 LengthOption = Annotated[int, typer.Option(min=8, help="longest input in pieces; longer ones are cut")]
 PresetOption = Annotated[str, typer.Option(help="smoke, mini, paper, or a YAML file")]
+
+
+class Output(StrEnum):
+    """How `trace` and `rank` print their result."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
+OutputOption = Annotated[Output, typer.Option(help="a table for people, JSON or CSV for programs")]
+
+
+SeedsOption = Annotated[int | None, typer.Option(min=1, help="how many seeds; the preset's number by default")]
+PretrainedOption = Annotated[str | None, typer.Option(help="another pre-trained model than the preset's")]
 
 
 class Figure(StrEnum):
@@ -35,57 +56,110 @@ class Figure(StrEnum):
     figure2 = "figure2"
 
 
+class Launcher(StrEnum):
+    """Where a sweep computes."""
+
+    local = "local"
+    slurm = "slurm"
+
+
 @app.command()
 def trace(
     model: Annotated[str, typer.Argument(help="folder of a fine-tuned checkpoint, or its Hub id")],
-    task: TaskOption,
+    task: RowsTaskOption = None,
+    rows: RowsOption = None,
     data: DataOption = None,
     language: LanguageOption = "en",
     examples: ExamplesOption = None,
     max_length: LengthOption = 128,
+    batch_size: BatchOption = 32,
+    output: OutputOption = Output.table,
+    progress: ProgressOption = True,
 ) -> None:
-    """Exact Tr(F) of a checkpoint on validation rows, with its standard error, per module group."""
-    result = _trace(model, task, data, language, examples, max_length, progress=True)
-    typer.echo(result)
-    typer.echo(result.to_frame().to_string(float_format="{:.4g}".format))
+    """Exact Tr(F) of a checkpoint on a task's validation rows or on rows of your own, per module group."""
+    result = _trace(model, _rows(task, rows, data, language, examples), max_length, batch_size, progress=progress)
+    table = result.to_frame()
+    if output is Output.json:
+        summary = {"model": model, "examples": result.n, "trace": result.value, "standard_error": result.standard_error}
+        typer.echo(_json(summary | {"groups": table.drop(index="all").to_dict("index")}))
+    elif output is Output.csv:
+        typer.echo(table.assign(model=model, examples=result.n).to_csv(), nl=False)
+    else:
+        typer.echo(f"Tr(F) = {result.value:.4g} ± {result.standard_error:.2g} nats², {result.n} examples")
+        typer.echo(table.to_string(float_format="{:.4g}".format))
 
 
 @app.command()
 def rank(
-    models: Annotated[list[str], typer.Argument(help="folders of fine-tuned checkpoints")],
-    task: TaskOption,
+    models: Annotated[list[str], typer.Argument(help="folders of fine-tuned checkpoints, or their Hub ids")],
+    task: RowsTaskOption = None,
+    rows: RowsOption = None,
     data: DataOption = None,
     language: LanguageOption = "en",
     examples: ExamplesOption = None,
     max_length: LengthOption = 128,
+    batch_size: BatchOption = 32,
+    output: OutputOption = Output.table,
+    progress: ProgressOption = True,
 ) -> None:
-    """Order checkpoints by Tr(F) on the same rows, the flattest first."""
-    import pandas as pd
+    """Order checkpoints by Tr(F) on the same rows, the flattest first; differences to it are paired by row."""
+    from flatlingo.ranking import comparison
 
-    traces = {model: _trace(model, task, data, language, examples, max_length) for model in models}
-    table = pd.DataFrame(
-        {"trace": {name: t.value for name, t in traces.items()}, "se": {n: t.standard_error for n, t in traces.items()}}
-    ).sort_values("trace")
-    # On the same rows the difference of two traces is known better than each of them.
-    best = traces[table.index[0]].per_example
-    differences = pd.DataFrame({name: t.per_example - best for name, t in traces.items()})
-    table["above first"] = differences.mean()
-    table["se of that"] = differences.sem()
-    typer.echo(table.to_string(float_format="{:.4g}".format))
+    if len(set(models)) < len(models):
+        raise FlatlingoError("a checkpoint is given twice; give each once")
+    texts = _rows(task, rows, data, language, examples)
+    traces = {}
+    for number, model in enumerate(models, start=1):
+        if progress:
+            typer.echo(f"{model} ({number} of {len(models)})", err=True)
+        traces[model] = _trace(model, texts, max_length, batch_size, progress=progress)
+    table = comparison(traces)
+    if output is Output.json:
+        typer.echo(_json(table.reset_index().to_dict("records")))
+    elif output is Output.csv:
+        typer.echo(table.to_csv(), nl=False)
+    else:
+        typer.echo(f"{len(texts)} examples")
+        typer.echo(table.rename_axis(None).to_string(float_format="{:.4g}".format))
 
 
-def _trace(model, task, data, language, examples, max_length, *, progress=False):
-    from flatlingo import hub, study
+def _rows(task, file, data, language, examples) -> list[dict]:
+    """The rows to measure on: a file's, or a task's validation rows."""
+    from flatlingo.rowfiles import read_rows
     from flatlingo.tasks import load_task
 
-    rows = load_task(task, data=data, languages=tuple(dict.fromkeys(("en", language)))).rows(language, "validation")
+    if (task is None) == (file is None):
+        raise FlatlingoError("say which rows to measure on: give --task, or a file of your own with --rows")
+    if file is not None:
+        return read_rows(file)[:examples]
+    languages = tuple(dict.fromkeys(("en", language)))
+    return list(load_task(task, data=data, languages=languages).rows(language, "validation"))[:examples]
+
+
+def _trace(model, rows, max_length, batch_size, *, progress):
+    from flatlingo import hub, study
+    from flatlingo.ranking import trace_of_rows
+
     classifier, tokenizer = hub.load_classifier(model)
-    classes = len(set(rows["label"]))
+    classes = 1 + max((row.get("label", 0) for row in rows), default=0)
     if classifier.config.num_labels < classes:
-        raise FlatlingoError(f"{model} tells {classifier.config.num_labels} classes apart, {task} has {classes}")
-    return study.trace_of(
-        classifier.to(study.device()), tokenizer, rows, max_length=max_length, examples=examples, progress=progress
+        raise FlatlingoError(f"{model} tells {classifier.config.num_labels} classes apart, the task has {classes}")
+    return trace_of_rows(
+        classifier.to(study.device()), tokenizer, rows, max_length=max_length, batch_size=batch_size, progress=progress
     )
+
+
+def _json(value) -> str:
+    """JSON of numbers, with null for what is not one (the standard error of a single row)."""
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [plain(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(plain(value), indent=1, ensure_ascii=False)
 
 
 @app.command()
@@ -121,17 +195,29 @@ def train(
 @app.command()
 def sweep(
     figure: Annotated[Figure, typer.Argument(help="figure1 or figure2")],
-    store: Annotated[Path, typer.Option(help="folder of finished runs; only what is missing from it is computed")],
+    store: Annotated[
+        Path | None, typer.Option(help="folder of finished runs; only what is missing from it is computed")
+    ] = None,
     preset: PresetOption = "mini",
-    seeds: Annotated[int | None, typer.Option(min=1, help="how many seeds; the preset's number by default")] = None,
+    seeds: SeedsOption = None,
     data: DataOption = None,
-    model: Annotated[str | None, typer.Option(help="another pre-trained model than the preset's")] = None,
+    model: PretrainedOption = None,
+    launcher: Annotated[
+        Launcher, typer.Option(help="processes of this machine, or array jobs of SLURM")
+    ] = Launcher.local,
     jobs: Annotated[int | None, typer.Option(min=1, help="runs at a time; one a core or GPU by default")] = None,
+    time_limit: Annotated[int, typer.Option(min=1, help="minutes that a SLURM job may take")] = 240,
     discard_weights: Annotated[bool, typer.Option(help="do not keep the fine-tuned weights")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only tell what it will take, from timed steps")] = False,
 ) -> None:
-    """Train every condition of a figure that a store lacks, and print the table."""
-    from flatlingo import sweeps
+    """Train every condition of a figure that a store lacks, and print the table. Kill it and call it again freely."""
+    from flatlingo import estimate, sweeps
 
+    if dry_run:
+        typer.echo(estimate.estimate(figure.value, preset=preset, seeds=seeds, data=data, model=model))
+        return
+    if store is None:
+        raise FlatlingoError("give the folder of finished runs: --store DIR (or --dry-run to see what it will take)")
     table = sweeps.sweep(
         figure.value,
         preset=preset,
@@ -139,10 +225,38 @@ def sweep(
         seeds=seeds,
         data=data and data.resolve(),
         model=model,
+        launcher=launcher.value,
         jobs=jobs,
+        time_limit=time_limit,
         keep_weights=not discard_weights,
     )
     typer.echo(table.drop(columns=["run_id", "family", "weight"]).to_string(index=False, float_format="{:.3f}".format))
+
+
+@app.command()
+def status(
+    store: Annotated[Path, typer.Argument(help="folder of finished runs")],
+    figure: Annotated[Figure | None, typer.Argument(help="figure1 or figure2; both by default")] = None,
+    preset: PresetOption = "mini",
+    seeds: SeedsOption = None,
+    data: DataOption = None,
+    model: PretrainedOption = None,
+) -> None:
+    """Tell what a sweep has finished, what is running, failed or missing, and the time left."""
+    from flatlingo import experiment, status
+    from flatlingo.store import Store
+
+    if not store.is_dir():
+        raise FlatlingoError(f"{store}: no such folder; give the --store of a sweep")
+    runs, settings = Store(store), experiment.load_preset(preset)
+    for name in [figure.value] if figure else experiment.FIGURES:
+        table = status.status(experiment.plan(name, settings, seeds=seeds, data=data, model=model), runs)
+        typer.echo(f"{name}: {status.summary(table)}")
+        told = table[(table["state"] != "missing") & ((table["state"] != "finished") | (table["detail"] != ""))]
+        for run in told.itertuples():
+            typer.echo(f"  {run.run_id}  {run.state}  {run.detail}")
+    if foreign := runs.foreign():
+        typer.echo(f"neither a run nor the store's own, left alone: {', '.join(foreign)}")
 
 
 @app.command()

@@ -172,6 +172,51 @@ def theory_figure(expansion: pd.DataFrame, independent: pd.DataFrame, structured
     return fig
 
 
+ESTIMATORS = {  # colour and marker of each way to Tr(F)
+    "exact labels": ("#000000", "*"),
+    "sampled labels": ("#0072B2", "x"),
+    "B‖ḡ‖², sampled": ("#D55E00", "o"),
+    "Hutchinson": ("#009E73", "s"),
+    "‖ḡ‖², sampled": ("#E69F00", "v"),
+    "gold labels": ("#999999", "P"),
+    "most probable label": ("#CC79A7", "^"),
+    "B‖ḡ‖², most probable": ("#56B4E9", "D"),
+}
+
+
+def estimators_figure(cost: pd.DataFrame, spread: pd.DataFrame, ratios: pd.DataFrame) -> Figure:
+    """Ways to estimate Tr(F): what an error costs, what more examples buy, and what look-alikes measure.
+
+    Args:
+        cost: columns `estimator`, `passes` (forward passes of one example), `error` (relative, over all examples).
+        spread: for given examples: `estimator`, `examples`, `spread` (relative standard deviation of one draw).
+        ratios: for given examples: `estimator`, `examples`, `ratio` to their Tr(F), `standard_error`.
+
+    Returns:
+        A figure of three panels with their legend below.
+    """
+    panels = ((cost, "passes", "error"), (spread, "examples", "spread"), (ratios, "examples", "ratio"))
+    with plt.style.context(STYLE):
+        fig, axes = plt.subplots(1, 3, figsize=(7.2, 3))
+        for ax, (table, x, y), letter in zip(axes, panels, "abc", strict=True):
+            for estimator, (colour, marker) in ESTIMATORS.items():
+                part = table[table["estimator"] == estimator]
+                error = 1.96 * part["standard_error"].fillna(0) if y == "ratio" else None
+                ax.errorbar(part[x], part[y], error, color=colour, marker=marker, markersize=4, linewidth=0.9)
+            ax.set(xscale="log", yscale="log")
+            ax.set_title(letter, loc="left", fontweight="bold")
+        axes[0].set(xlabel="cost (forward passes of one example)", ylabel="relative error of Tr(F)")
+        axes[1].set(xlabel="examples B", ylabel="relative spread of one draw")
+        axes[2].set(xlabel="examples B", ylabel="ratio to Tr(F), with 95 % interval")
+        axes[2].axhline(1, color="0.4", linewidth=0.8)
+        for axis in (axes[1].xaxis, axes[1].yaxis, axes[2].xaxis):
+            _plain_log_labels(axis)
+        drawn = set().union(*(table["estimator"] for table, _, _ in panels))
+        keys = [_key(n, color=c, marker=m, markersize=4) for n, (c, m) in ESTIMATORS.items() if n in drawn]
+        fig.legend(handles=keys, loc="outside lower center", ncols=4)
+    return fig
+
+
 def _slope_guide(ax: Axes, expansion: pd.DataFrame, column: str, slope: int, *, above: bool) -> None:
     """A dotted line ∝ √C to an integer power beside the points of a column."""
     edge = expansion.groupby("deviation")[column].agg("max" if above else "min")

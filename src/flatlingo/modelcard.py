@@ -56,14 +56,14 @@ world's few hundred words and nothing else; it is of no use on real text.
 
 * **Size**: {facts["parameters"]:,} parameters without the masked-LM head, {size / 1e6:.1f} MB (safetensors, float32).
 * **Data**: {facts["documents"]:,} generated documents ({facts["data"]}), each shown {s["epochs"]:g} times with fresh
-  masks.
-* **Training**: masked LM ({s["masked"]:.0%} of the pieces), {facts["steps"]:,} steps of {s["batch_size"]} documents,
-  AdamW, peak learning rate {s["learning_rate"]:g}, linear warm-up and decay; and next-sentence prediction, with
-  another document's second half in {s["strangers"]:.0%} of the documents.
+  masks. Seven in ten say everything twice, often in another language, so the encoder saw paraphrases and translations
+  side by side (never a label of the tasks).
+* **Training**: masked LM ({s["masked"]:.0%} of the pieces) and next-sentence prediction (in {s["strangers"]:.0%} of the
+  documents the second half is another's), {facts["steps"]:,} steps of {s["batch_size"]} documents, AdamW, peak learning
+  rate {s["learning_rate"]:g}, linear warm-up and decay, no dropout, {facts["precision"]} products.
 * **Losses** (nats, masked pieces and next sentence together): {losses}; held out at the end: {facts["held_out_loss"]}.
 
-`make pretrain` makes an encoder in this way, the same bytes every time on one machine. (This one was made before the
-vocabulary's order was fixed, so it comes out with other pieces and numbers.)
+`make pretrain` makes it again, the same bytes every time on one machine.
 
 ## Accuracy after fine-tuning on English, %
 

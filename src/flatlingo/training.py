@@ -2,8 +2,10 @@
 
 import copy
 import math
+import os
 import random
 import tempfile
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -12,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
     EvalPrediction,
@@ -22,10 +25,11 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.trainer_utils import TrainOutput
 
 from flatlingo.encoding import EncodedRows, PairCollator
 from flatlingo.errors import FlatlingoError
-from flatlingo.regularizers import Regularizer
+from flatlingo.regularizers import SAM, Regularizer
 
 
 class RegularizedTrainer(Trainer):
@@ -40,26 +44,48 @@ class RegularizedTrainer(Trainer):
     accumulating 4 batches of 8 is one batch of 32. (transformers 5.23 by itself does not divide the loss of BERT-like
     classifiers by the number of micro-batches.)
 
+    What regularises without being a term comes from the Trainer and works together with the terms: weight decay
+    (`TrainingArguments(weight_decay=…)`, decoupled, not on biases and layer norms), label smoothing
+    (`label_smoothing_factor=…`, which terms with a cross entropy of their own follow), early stopping
+    (`callbacks=[EarlyStoppingCallback(…)]`), dropout (`load_classifier(…, dropout=…)`).
+
+    Checkpoints also hold the states of the regularisers' random generators: on CPU a resumed run equals the
+    uninterrupted one bit for bit.
+
     Args:
         *args: as for `transformers.Trainer`.
         regularizers: the terms; a regulariser of weight 0 is left out altogether.
+        sam: sharpness-aware minimisation of the sum of task loss and terms.
         max_length: largest number of tokens of a row of texts.
         **kwargs: as for `transformers.Trainer`.
 
     Raises:
         FlatlingoError: if two regularisers share a name, a regulariser needs texts and the training data are tokenised,
-            rows of texts come without a tokenizer or may be longer than the model can take, or, in training, the loss
-            is not finite.
+            rows of texts come without a tokenizer or may be longer than the model can take, a regulariser does not go
+            together with activation checkpointing or `compute_loss_func`, SAM not with fp16, DeepSpeed or FSDP, or, in
+            training, the loss is not finite.
+
+    Warns:
+        UserWarning: if training rows are longer than `max_length` and are cut, or a checkpoint holds no generators.
     """
 
     loss_is_scaled_for_ga = False
 
-    def __init__(self, *args: Any, regularizers: Sequence[Regularizer] = (), max_length: int = 128, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        regularizers: Sequence[Regularizer] = (),
+        sam: SAM | None = None,
+        max_length: int = 128,
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
         self.regularizers = [regularizer for regularizer in regularizers if regularizer.weight > 0]
-        self.max_length = max_length
+        self.sam, self.max_length = sam, max_length
         _check_names(self.regularizers)
+        self._check_settings()
         for regularizer in self.regularizers:
+            regularizer.label_smoothing = self.args.label_smoothing_factor
             regularizer.start(self.model, seed=self.args.seed + self.args.process_index)
         if isinstance(self.eval_dataset, dict):
             self.eval_dataset = {name: self._encoded(rows) for name, rows in self.eval_dataset.items()}
@@ -70,8 +96,35 @@ class RegularizedTrainer(Trainer):
             self.data_collator = PairCollator(self.processing_class)
             # accelerate forwards the epoch to the data set in one process only
             self.add_callback(_EpochCallback(self.train_dataset))
+            _warn_if_cut(self.train_dataset, self.processing_class)
         self._sums: dict[str, Tensor] = defaultdict(float)
         self._count = 0
+        self._micro_batches: list[dict[str, Tensor]] = []
+        self._ascended = False
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train, within the contexts of the regularisers; arguments as for `transformers.Trainer.train`."""
+        self._micro_batches.clear()
+        with ExitStack() as stack:
+            for regularizer in self.regularizers:
+                stack.enter_context(regularizer.training_context(self.model))
+            return super().train(*args, **kwargs)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Add the gradient of a (micro-)batch; with SAM, the last one of an update moves all gradients to w + ε̂."""
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.sam is None:
+            return loss
+        self._micro_batches.append(inputs)
+        if self.accelerator.sync_gradients:
+            with self.sam.ascended(model.parameters()), self._recording_nothing():
+                model.zero_grad()
+                for micro_batch in self._micro_batches:
+                    super().training_step(model, micro_batch, num_items_in_batch)
+            self._micro_batches.clear()
+        return loss
 
     def compute_loss(
         self,
@@ -95,7 +148,8 @@ class RegularizedTrainer(Trainer):
         loss = sum(terms.values())
         if not torch.isfinite(loss).all():
             self._refuse(terms)
-        self._record({f"loss/{name}": term for name, term in terms.items()} | details)
+        if not self._ascended:
+            self._record({f"loss/{name}": term for name, term in terms.items()} | details)
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -136,6 +190,65 @@ class RegularizedTrainer(Trainer):
             return data_collator  # encoded rows have no unused columns: the rest is for the regularisers
         return super()._get_collator_with_removed_columns(data_collator, description)
 
+    def _check_settings(self) -> None:
+        for regularizer in self.regularizers:
+            if not regularizer.recomputable and (
+                self.args.activation_checkpointing or getattr(self.model, "is_activation_checkpointing", False)
+            ):
+                raise FlatlingoError(
+                    f"{regularizer.name} needs its passes to be run once only, and activation (gradient) checkpointing "
+                    "runs them again in the backward pass; switch it off"
+                )
+            if regularizer.uses_labels and self.compute_loss_func is not None:
+                raise FlatlingoError(
+                    f"{regularizer.name} trains on the cross entropy of the labels and cannot know compute_loss_func; "
+                    "leave compute_loss_func out"
+                )
+        if self.sam and (self.args.fp16 or self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            raise FlatlingoError("SAM does not work with fp16, DeepSpeed or FSDP; use bf16 or float32 without them")
+
+    @contextmanager
+    def _recording_nothing(self) -> Iterator[None]:
+        self._ascended = True
+        try:
+            yield
+        finally:
+            self._ascended = False
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        states = {
+            f"{regularizer.name}/{key}": value
+            for regularizer in self.regularizers
+            for key, value in regularizer.state_dict().items()
+        }
+        if states:
+            path = Path(output_dir, self._states_file)
+            save_file(states, path.with_suffix(".tmp"))
+            os.replace(path.with_suffix(".tmp"), path)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is None or not any(regularizer.state_dict() for regularizer in self.regularizers):
+            return
+        path = Path(checkpoint, self._states_file)
+        states = load_file(path) if path.exists() else {}
+        for regularizer in self.regularizers:
+            own = f"{regularizer.name}/"
+            state = {key.removeprefix(own): value for key, value in states.items() if key.startswith(own)}
+            if state.keys() != regularizer.state_dict().keys():
+                warnings.warn(
+                    f"{checkpoint} holds no random generator of {regularizer.name}: it draws as from its start, so the "
+                    "resumed run differs from one never stopped",
+                    stacklevel=2,
+                )
+            else:
+                regularizer.load_state_dict(state)
+
+    @property
+    def _states_file(self) -> str:
+        return f"regularizers_{self.args.process_index}.safetensors"
+
     def _refuse(self, terms: Mapping[str, Tensor]) -> None:
         values = {name: float(term.detach().mean()) for name, term in terms.items()}
         name, value = next(((n, v) for n, v in values.items() if not math.isfinite(v)), ("sum", math.inf))
@@ -175,6 +288,8 @@ def finetune(
     warmup_steps: int = 0,
     max_grad_norm: float = 1.0,
     gradient_accumulation_steps: int = 1,
+    label_smoothing: float = 0.0,
+    sam: SAM | None = None,
     eval_rows: Sequence[Mapping[str, Any]] | None = None,
     output_dir: str | Path | None = None,
     progress: bool = False,
@@ -200,6 +315,8 @@ def finetune(
         warmup_steps: updates of linear warm-up.
         max_grad_norm: largest norm of the gradient.
         gradient_accumulation_steps: batches an update.
+        label_smoothing: share of the label spread over all classes.
+        sam: sharpness-aware minimisation.
         eval_rows: rows to measure loss and accuracy on after each epoch.
         output_dir: the Trainer's folder; by default a temporary one.
         progress: whether to show a progress bar.
@@ -225,6 +342,7 @@ def finetune(
             lr_scheduler_type="linear",
             warmup_steps=warmup_steps,
             weight_decay=weight_decay,
+            label_smoothing_factor=label_smoothing,
             max_grad_norm=max_grad_norm,
             bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
             eval_strategy="no" if eval_rows is None else "epoch",
@@ -243,6 +361,7 @@ def finetune(
             processing_class=tokenizer,
             compute_metrics=_accuracy,
             regularizers=regularizers,
+            sam=sam,
             max_length=max_length,
         )
         trainer.remove_callback(PrinterCallback)
@@ -287,6 +406,17 @@ def _holds_texts(rows: Any) -> bool:
     if rows is None or isinstance(rows, str | EncodedRows | torch.utils.data.IterableDataset) or len(rows) == 0:
         return False
     return isinstance(rows[0], Mapping) and "text_a" in rows[0]
+
+
+def _warn_if_cut(rows: EncodedRows, tokenizer: PreTrainedTokenizerBase) -> None:
+    full = [row for row, item in zip(rows.rows, rows.clean, strict=True) if len(item["input_ids"]) == rows.max_length]
+    if full:
+        lengths = map(len, tokenizer([row["text_a"] for row in full], [row["text_b"] for row in full])["input_ids"])
+        if cut := sum(length > rows.max_length for length in lengths):
+            warnings.warn(
+                f"{cut} of {len(rows)} training rows are longer than max_length {rows.max_length} and are cut",
+                stacklevel=3,
+            )
 
 
 def _check_names(regularizers: Sequence[Regularizer]) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from flatlingo.fisher.lastlayer import first_token_only
-from flatlingo.fisher.roles import EMBEDDING, LastGram, agree, roles_of
+from flatlingo.fisher.roles import EMBEDDING, LastGram, Role, agree, roles_of
 
 
 class GradientNorms:
@@ -42,12 +42,11 @@ class GradientNorms:
     ):
         self.model = model
         self.parameters = dict(parameters)
-        self._names = {id(parameter): name for name, parameter in self.parameters.items()}
         self._calls, self._formed = self._survey(batch)
         self.single = bool(self._formed)
         if self.single:
             warnings.warn(
-                f"{_listed(self._formed)}: used in a way that the fast route does not cover; "
+                f"{listed(self._formed)}: used in a way that the fast route does not cover; "
                 "examples are taken one at a time, which is exact but slower",
                 stacklevel=4,
             )
@@ -126,16 +125,10 @@ class GradientNorms:
 
     def _hook(self, hook: Callable) -> list:
         """Register a forward hook on each module that holds a measured parameter in a known role."""
-        handles = []
-        for module in self.model.modules():
-            uses = {
-                self._names[id(parameter)]: role
-                for attribute, role in roles_of(module).items()
-                if id(parameter := getattr(module, attribute)) in self._names
-            }
-            if uses:
-                handles.append(module.register_forward_hook(partial(hook, uses), with_kwargs=True))
-        return handles
+        return [
+            module.register_forward_hook(partial(hook, uses), with_kwargs=True)
+            for module, uses in modules_using(self.model, self.parameters)
+        ]
 
     def _survey(self, batch: Mapping[str, Tensor]) -> tuple[Counter, list[str]]:
         """How often modules of known kinds use each parameter, and the parameters that are used otherwise too."""
@@ -143,7 +136,7 @@ class GradientNorms:
         twice = {key: torch.cat([value[:1], value[:1]]) for key, value in batch.items()}
 
         def count(uses, module, args, kwargs, output):
-            inputs = _first(args, kwargs)
+            inputs = first_argument(args, kwargs)
             for name, role in uses.items():
                 calls[name] += 1
                 roles[name].add(role)
@@ -154,7 +147,7 @@ class GradientNorms:
         with ExitStack() as stack, torch.enable_grad():
             for handle in self._hook(count):
                 stack.callback(handle.remove)
-            in_graph = _uses_in_graph(logits_of(self.model, twice))
+            in_graph = uses_in_graph(logits_of(self.model, twice))
         for name, parameter in self.parameters.items():
             if in_graph[id(parameter)] != calls[name] or len(roles[name]) > 1:
                 uncovered.add(name)
@@ -164,12 +157,13 @@ class GradientNorms:
 
     def _record(self, uses: dict, module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
         """Forward hook: keep what the norms need and wait for the output's cotangent."""
-        inputs = _first(args, kwargs)
+        inputs = first_argument(args, kwargs)
         if len(inputs) == 1 < self._size:  # position ids (1, T), whose gradient would come summed over the batch
             inputs, output = (x.expand(self._size, *x.shape[1:]) for x in (inputs, output))
         with _plain(output.device):
+            rows = by_row(inputs.detach(), self._size)
             kept = [
-                (name, role, role.keep(module, self._rows(inputs), output, self._grams, self._calls[name] > 1))
+                (name, role, role.keep(module, rows, output, self._grams, self._calls[name] > 1))
                 for name, role in uses.items()
                 if name not in self._formed
             ]
@@ -180,19 +174,27 @@ class GradientNorms:
 
     def _receive(self, kept: list, cotangent: Tensor) -> None:
         """Tensor hook: the cotangent of a module's output has arrived."""
-        cotangent = self._rows(cotangent)
+        cotangent = by_row(cotangent, self._size)
         for name, role, value in kept:
             if self._calls[name] == 1:
                 self._norms[name] = role.norm([(value, cotangent)], self._grams)
             else:
                 self._waiting[name, role].append((value, cotangent))
 
-    def _rows(self, x: Tensor) -> Tensor:
-        """Ids as (B, T), activations as (B, T, d)."""
-        return x.reshape(self._size, -1, x.shape[-1]) if x.is_floating_point() else x.reshape(self._size, -1)
+
+def modules_using(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter]
+) -> Iterator[tuple[nn.Module, dict[str, Role]]]:
+    """Each module that holds some of the parameters in a known role, and their roles by name."""
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    for module in model.modules():
+        roles = {getattr(module, attribute): role for attribute, role in roles_of(module).items()}
+        uses = {names[id(parameter)]: role for parameter, role in roles.items() if id(parameter) in names}
+        if uses:
+            yield module, uses
 
 
-def _uses_in_graph(logits: Tensor) -> Counter:
+def uses_in_graph(logits: Tensor) -> Counter:
     """How often the logits' autograd graph uses each leaf, by id; looks through casts, which autocast shares."""
     parents, leaves = Counter(), []
     seen, stack = set(), [logits.grad_fn] if logits.grad_fn else []
@@ -220,8 +222,14 @@ def _plain(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _first(args: tuple, kwargs: dict) -> Tensor:
+def first_argument(args: tuple, kwargs: dict) -> Tensor:
+    """What a module is called with."""
     return args[0] if args else next(iter(kwargs.values()))
+
+
+def by_row(x: Tensor, size: int) -> Tensor:
+    """Ids as (B, T), activations as (B, T, d), of a batch of B rows."""
+    return x.reshape(size, -1, x.shape[-1]) if x.is_floating_point() else x.reshape(size, -1)
 
 
 def batch_size(batch: Mapping[str, Tensor]) -> int:
@@ -235,6 +243,7 @@ def logits_of(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     return getattr(output, "logits", output)
 
 
-def _listed(names: list[str], limit: int = 4) -> str:
+def listed(names: list[str], limit: int = 4) -> str:
+    """The names in a sentence, or the first few of them."""
     more = len(names) - limit
     return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")

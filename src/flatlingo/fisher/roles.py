@@ -7,7 +7,7 @@ inputs a and output cotangents g, so its squared norm needs only two T × T Gram
 
 An embedding is the same with one-hot inputs: (aₜ·aₛ) = 1 where the two ids agree. Biases and the scales of
 normalisation layers have small gradients, summed outright. A parameter that is used several times (a shared layer) has
-its uses laid one after another along the token axis, which brings the cross terms in.
+its uses laid one after another along the token axis, which brings the cross terms in. Every norm can be differentiated.
 
 Sources: Goodfellow 2015 (arXiv:1510.01799); Li, Tramèr, Liang & Hashimoto 2022 (arXiv:2110.05679), section 4;
 Bu, Mao & Xu 2022 (arXiv:2205.10683).
@@ -85,7 +85,7 @@ def _packed(upper: Tensor, corner: Tensor) -> Tensor:
 
 def _keep_inputs(module, inputs, output, grams, shared):
     """(inputs, None) where the gradient will be formed or uses must be joined, else (None, Gram matrix)."""
-    inputs = inputs.detach().to(output.dtype)  # as autocast does inside the module
+    inputs = inputs.to(output.dtype)  # as autocast does inside the module
     if shared or _gradient_is_cheaper(inputs.shape[1], inputs.shape[2], output.shape[-1]):
         return inputs, None
     return None, grams(inputs)
@@ -121,7 +121,7 @@ def _bias_norm(pairs, grams):
 
 def _keep_normalised(module, inputs, output, grams, shared):
     """The inputs, which autograd keeps anyway; normalised again when needed."""
-    return partial(_normalise, module, inputs.detach().to(output.dtype))
+    return partial(_normalise, module, inputs.to(output.dtype))
 
 
 def _normalise(module: nn.Module, inputs: Tensor) -> Tensor:
@@ -161,7 +161,7 @@ def _embedding_norm(pairs, grams):
 
 
 def _keep_head_norms(module, inputs, output, grams, shared):
-    return _at_least_float32(inputs.detach()).square().sum(2)
+    return _at_least_float32(inputs).square().sum(2)
 
 
 def _head_weight_norm(pairs, grams):

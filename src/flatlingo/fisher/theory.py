@@ -160,7 +160,7 @@ def noise_kl(
     """
     with torch.no_grad():
         base = logits(theta)
-        return _estimate(
+        return estimate(
             [
                 (kl(base, logits(theta + noise)) + kl(base, logits(theta - noise))) / 2
                 for noise in _draws(draw, pairs, seed)
@@ -172,7 +172,7 @@ def noise_quadratic_form(
     logits: Logits, theta: Tensor, draw: Callable[[torch.Generator], Tensor], *, draws: int, seed: int
 ) -> Estimate:
     """E_ε ½ εᵀFε by Monte Carlo: ½ Tr(F Cov ε). The same seed gives the noise of `noise_kl`."""
-    return _estimate([quadratic_form(logits, theta, noise) for noise in _draws(draw, draws, seed)])
+    return estimate([quadratic_form(logits, theta, noise) for noise in _draws(draw, draws, seed)])
 
 
 def gaussian(theta: Tensor, variance: float) -> Callable[[torch.Generator], Tensor]:
@@ -190,9 +190,11 @@ def _draws(draw, count: int, seed: int):
     return (draw(generator) for _ in range(count))
 
 
-def _estimate(values: list[Tensor]) -> Estimate:
-    values = torch.stack(values)
-    return Estimate(float(values.mean()), float(values.std() / len(values) ** 0.5), len(values))
+def estimate(values: list[Tensor]) -> Estimate:
+    """The mean of independent draws; a single one has no standard error."""
+    values = torch.stack(values).cpu()
+    error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else float("nan")
+    return Estimate(float(values.mean()), error, len(values))
 
 
 def _generator(seed: int) -> torch.Generator:

@@ -137,7 +137,8 @@ def fisher_trace(
         by: how parameters are grouped: "module group" (embeddings = the word embedding matrix, other embeddings,
             encoder, pooler, head), "parameter", or a function of the parameter's name.
         max_examples: stop after this many.
-        tolerance: stop when the standard error falls below this share of the value, after 100 examples at least.
+        tolerance: stop when the standard error falls below this share of the value, after 100 examples at least. Give
+            the batches in random order then, not sorted by length: those that come first decide.
         progress: show a progress bar.
         seed: of the labels drawn for "sampled"; the i-th example has its own generator, so batching does not matter.
 
@@ -157,13 +158,13 @@ def fisher_trace(
     if labels not in ("exact", "sampled"):
         raise FlatlingoError(f'labels={labels!r}: choose "exact" or "sampled" (for gold labels: empirical_fisher)')
 
-    def directions(logits: Tensor, batch: _Batch) -> list[tuple[Tensor, Tensor]]:
+    def directions(logits: Tensor, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         if labels == "sampled":
-            return [_score(logits, _sampled(logits, batch.start, seed))]
+            return [score_direction(logits, sampled_labels(logits, batch.start, seed))]
         weights, directions = softmax_factor(logits)
         return list(zip(weights.unbind(1), directions.unbind(1), strict=True))
 
-    return _measure(model, batches, directions, parameters, by, max_examples, tolerance, progress)
+    return measure(model, batches, directions, parameters, by, max_examples, tolerance, progress)
 
 
 def empirical_fisher(
@@ -187,22 +188,22 @@ def empirical_fisher(
         FlatlingoError: as `fisher_trace`, or a batch without labels.
     """
 
-    def directions(logits: Tensor, batch: _Batch) -> list[tuple[Tensor, Tensor]]:
+    def directions(logits: Tensor, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         if batch.gold is None:
             raise FlatlingoError('the empirical Fisher needs gold labels: give each batch a "labels" tensor')
         if not (inside := (batch.gold >= 0) & (batch.gold < logits.shape[1])).all():
             example = batch.start + int(inside.int().argmin())
             raise FlatlingoError(f"the label of example {example} is not one of the model's {logits.shape[1]}")
-        return [_score(logits, batch.gold.to(logits.device))]
+        return [score_direction(logits, batch.gold.to(logits.device))]
 
-    return _measure(model, batches, directions, parameters, by, max_examples, None, progress)
+    return measure(model, batches, directions, parameters, by, max_examples, None, progress)
 
 
 def softmax_factor(logits: Tensor) -> tuple[Tensor, Tensor]:
     r"""Factor of the covariance of a softmax label, Σ = diag(p) - ppᵀ = ∑ₖ wₖ uₖuₖᵀ with C - 1 terms.
 
     With the tails qₖ = ∑_{j>k} pⱼ: wₖ = pₖ qₖ / qₖ₋₁ and uₖ = eₖ - ∑_{j>k} (pⱼ / qₖ) eⱼ, the LDLᵀ factor in closed
-    form. Tails are summed in log space, so probabilities near 0 or 1 lose no digits.
+    form. Tails are summed in log space, so probabilities near 0 or 1 lose no digits. Differentiable.
 
     Args:
         logits: (B, C).
@@ -223,19 +224,21 @@ def softmax_factor(logits: Tensor) -> tuple[Tensor, Tensor]:
     log_tail = log_p.flip(1).logcumsumexp(1).flip(1)  # column k: log(pₖ + qₖ) = log qₖ₋₁
     log_q = log_tail[:, 1:]
     weights = (log_p[:, :-1] + log_q - log_tail[:, :-1]).exp()
-    shares = (log_p[:, None, :] - log_q[:, :, None]).exp()
-    directions = torch.eye(logits.shape[1], dtype=shares.dtype, device=shares.device)[:-1] - shares.triu(1)
+    unit = torch.eye(logits.shape[1], dtype=weights.dtype, device=weights.device)[:-1]
+    later = torch.ones_like(unit).triu(1) > 0
+    shares = (log_p[:, None, :] - log_q[:, :, None]).masked_fill(~later, -torch.inf).exp()
+    directions = unit - shares
     return weights, directions
 
 
-def _sampled(logits: Tensor, start: int, seed: int) -> Tensor:
+def sampled_labels(logits: Tensor, start: int, seed: int) -> Tensor:
     """One label an example, (B,), from the model's probabilities."""
     uniform = [np.random.default_rng((seed, start + i)).random() for i in range(len(logits))]
     below = logits.double().softmax(1).cumsum(1)[:, :-1] < torch.tensor(uniform, device=logits.device)[:, None]
     return below.sum(1)
 
 
-def _score(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def score_direction(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """The direction of ∇log p_label, (e_label - p) scaled to norm 1, and its squared norm."""
     log_p = logits.double().log_softmax(1)
     score = -log_p.exp()
@@ -245,7 +248,16 @@ def _score(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return norm.square(), score / norm.clamp_min(torch.finfo(norm.dtype).tiny)[:, None]
 
 
-def _measure(model, batches, directions, parameters, by, max_examples, tolerance, progress) -> FisherTrace:
+def measure(
+    model,
+    batches,
+    directions,
+    parameters=None,
+    by="module group",
+    max_examples=None,
+    tolerance=None,
+    progress=False,
+) -> FisherTrace:
     """The trace over all batches; `directions` gives the terms (weight, direction) of a batch from its logits."""
     check_model(model)
     if max_examples is not None and max_examples < 1:
@@ -348,7 +360,7 @@ def module_group(model: nn.Module, name: str) -> str:
     return "other embeddings" if beside_words or isinstance(module, nn.Embedding) else "encoder"
 
 
-class _Batch(NamedTuple):
+class Batch(NamedTuple):
     """Inputs of the model, gold labels if there are any, and the number of examples before."""
 
     inputs: dict[str, Tensor]
@@ -356,7 +368,7 @@ class _Batch(NamedTuple):
     start: int
 
 
-def _prepared(batches: Iterable, model: nn.Module, max_examples: int | None) -> Iterator[_Batch]:
+def _prepared(batches: Iterable, model: nn.Module, max_examples: int | None) -> Iterator[Batch]:
     """The batches, checked and cut off after `max_examples`."""
     start = 0
     for position, batch in enumerate(batches):
@@ -366,18 +378,18 @@ def _prepared(batches: Iterable, model: nn.Module, max_examples: int | None) -> 
         room = None if max_examples is None else max_examples - start
         inputs = {key: value[:room] for key, value in batch.items() if key not in LABEL_KEYS}
         gold = next((batch[key][:room] for key in LABEL_KEYS if key in batch), None)
-        yield _Batch(inputs, gold, start)
+        yield Batch(inputs, gold, start)
         start += batch_size(inputs)
 
 
-def _parts(batches: list[_Batch], single: bool) -> Iterator[_Batch]:
+def _parts(batches: list[Batch], single: bool) -> Iterator[Batch]:
     """The batches, or their examples one by one."""
     for batch in batches:
         size = batch_size(batch.inputs)
         for i in range(0, size, 1 if single else size):
             part = slice(i, i + 1 if single else size)
             gold = None if batch.gold is None else batch.gold[part]
-            yield _Batch({key: value[part] for key, value in batch.inputs.items()}, gold, batch.start + i)
+            yield Batch({key: value[part] for key, value in batch.inputs.items()}, gold, batch.start + i)
 
 
 def _on_device(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:

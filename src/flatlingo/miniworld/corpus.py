@@ -1,17 +1,18 @@
-"""Documents for pretraining: a few true sentences about one scene, some of them changing language on the way."""
+"""Documents for pretraining: a few true sentences about one scene, often said again in other words or languages."""
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from flatlingo.errors import FlatlingoError
 from flatlingo.miniworld import lexicon
-from flatlingo.miniworld.frame import COUNTS, DEFINITE, NP, NUMBERS, Frame, can_be_passive, negation, problem
+from flatlingo.miniworld.draw import reworded, with_synonyms
+from flatlingo.miniworld.frame import COUNTS, DEFINITE, NP, NUMBERS, Frame, negation, problem
 from flatlingo.miniworld.grammar import render_unchecked
 from flatlingo.miniworld.lexicon import CONCEPTS, LANGUAGES
 from flatlingo.miniworld.semantics import Event, Individual, Situation, true_in
 
-SWITCHING = 0.28
+RESTATED = 0.7
 _NAMES = lexicon.of_kind("name")
 _VERBS = lexicon.of_kind("verb")
 _PLACES = lexicon.of_kind("place")
@@ -65,6 +66,28 @@ def make_scene(rng: random.Random) -> Scene:
     return _build(participants, events, place, time)
 
 
+def another_scene(scene: Scene, rng: random.Random) -> Scene:
+    """Draw a scene of the same cast: roles swapped or other verbs, often another place or time."""
+    events: list[tuple[str, int, int | None]] = []
+    while not events:
+        for verb, subject, object_ in scene.events:
+            event = (verb, object_, subject) if object_ is not None and rng.random() < 0.5 else None
+            if event is None or not _sayable(event, scene.participants):
+                event = _random_event(rng, list(scene.participants))
+            if event is None or not _sayable(event, scene.participants):
+                continue
+            if not any(e[1] == event[1] and lexicon.exclude(e[0], event[0]) for e in events):
+                events.append(event)
+    place = pick(rng, _PLACES) if rng.random() < 0.5 else scene.place
+    time = scene.time if rng.random() < 0.5 else pick(rng, _TIMES)
+    return _build(list(scene.participants), events, place, time)
+
+
+def _sayable(event: tuple[str, int, int | None], participants: Sequence[NP]) -> bool:
+    verb, subject, object_ = event
+    return problem(Frame(participants[subject], verb, None if object_ is None else participants[object_])) is None
+
+
 def _random_event(rng: random.Random, participants: list[NP]) -> tuple[str, int, int | None] | None:
     verb = CONCEPTS[pick(rng, _VERBS)]
     subjects = [i for i, np in enumerate(participants) if lexicon.fits(np.noun, verb.subject)]
@@ -110,7 +133,7 @@ def _introduction(scene: Scene, rng: random.Random) -> Frame:
     second = scene.participants[object_] if object_ is not None else None
     place = scene.place if rng.random() < 0.7 else None
     time = scene.time if rng.random() < 0.7 else None
-    return reword(Frame(scene.participants[subject], verb, second, place, time), rng)
+    return reworded(Frame(scene.participants[subject], verb, second, place, time), rng)
 
 
 def _true_frame(scene: Scene, rng: random.Random) -> Frame | None:
@@ -140,7 +163,7 @@ def _true_frame(scene: Scene, rng: random.Random) -> Frame | None:
         frame = negation(frame)
         if frame is None or not true_in(frame, scene.situation):
             return None
-    return reword(frame, rng)
+    return reworded(frame, rng)
 
 
 def _mention(np: NP, rng: random.Random) -> NP:
@@ -163,42 +186,31 @@ def _mention(np: NP, rng: random.Random) -> NP:
     return NP(quantifier, noun, adjective)
 
 
-def reword(frame: Frame, rng: random.Random) -> Frame:
-    """Draw voice and fronting anew; the meaning stays."""
-    passive = rng.random() < 0.35 and can_be_passive(frame)
-    front, chance = None, rng.random()
-    if frame.time and chance < 0.25:
-        front = "time"
-    elif frame.place and chance > 0.8:
-        front = "place"
-    if passive == frame.passive and front == frame.front:
-        return frame
-    return replace(frame, passive=passive, front=front)
+def document(scene: Scene, rng: random.Random, language: str) -> str:
+    """Write sentences about a scene or, in a share `RESTATED`, the same ones twice.
+
+    The second time they are in other words, and in any of the languages.
+    """
+    if rng.random() >= RESTATED:
+        return _text(scene_frames(scene, 2 + int(rng.random() * 2), rng), language)
+    frames = scene_frames(scene, 1 + int(rng.random() * 2), rng)
+    again = [with_synonyms(reworded(frame, rng, passive=0.5, front=0.4), rng, 0.3) for frame in frames]
+    other = pick(rng, LANGUAGES)
+    return _text(frames, language) + ("" if language == other == "zh" else " ") + _text(again, other)
 
 
-def document(rng: random.Random, language: str) -> str:
-    """Write one document that begins in a language; a share `SWITCHING` goes on or says it again in another."""
-    frames = scene_frames(make_scene(rng), 2 + int(rng.random() * 4), rng)
-    languages = [language] * len(frames)
-    if rng.random() < SWITCHING:
-        other = pick(rng, [x for x in LANGUAGES if x != language])
-        languages = [pick(rng, (language, other)) for _ in frames]
-        languages[0], languages[1] = language, other
-        for i in range(1, len(frames)):
-            if languages[i] != languages[i - 1] and rng.random() < 0.6:
-                frames[i] = reword(frames[i - 1], rng)
-    text = render_unchecked(frames[0], language)
-    for frame, before, now in zip(frames[1:], languages, languages[1:], strict=False):
-        text += ("" if before == now == "zh" else " ") + render_unchecked(frame, now)
-    return text
+def _text(frames: Sequence[Frame], language: str) -> str:
+    return ("" if language == "zh" else " ").join(render_unchecked(frame, language) for frame in frames)
 
 
 def corpus(n_documents: int, *, seed: int) -> Iterator[str]:
-    """Write documents of two to five sentences for masked-LM pretraining.
+    """Write documents of two to four sentences for masked-LM pretraining.
 
-    All sentences of a document are true in one scene. Languages take turns; about 28 % of the documents switch to a
-    second language, often to say the last sentence again, so that translations stand next to each other. Sentences are
-    separated by a space, by nothing between two Chinese ones.
+    All sentences of a document are true in one scene. A share `RESTATED` of the documents says everything twice, as a
+    passage and its paraphrase or translation stand next to each other; such pairs teach a small encoder within minutes
+    what a large one finds in unaligned text. Languages take turns, and documents i and i XOR 4 (0 and 4, 1 and 5, …,
+    8 and 12, …) have the same cast in other events. Sentences are separated by a space, by nothing between two Chinese
+    ones.
 
     Args:
         n_documents: How many, at least 1.
@@ -216,5 +228,10 @@ def corpus(n_documents: int, *, seed: int) -> Iterator[str]:
 
 
 def _documents(n_documents: int, rng: random.Random) -> Iterator[str]:
+    scenes: list[Scene] = []
     for i in range(n_documents):
-        yield document(rng, LANGUAGES[i % len(LANGUAGES)])
+        position = i % (2 * len(LANGUAGES))
+        if position == 0:
+            scenes = [make_scene(rng) for _ in LANGUAGES]
+            scenes += [another_scene(scene, rng) for scene in scenes]
+        yield document(scenes[position], rng, LANGUAGES[position % len(LANGUAGES)])

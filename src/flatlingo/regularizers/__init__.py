@@ -1,8 +1,95 @@
-"""Terms added to the training loss of a sequence classifier, one file a method."""
+"""Terms added to the training loss of a sequence classifier, one file a method.
+
+A term goes into `RegularizedTrainer(…, regularizers=[…])` or `finetune(…, regularizers=[…])`, alone or with others.
+
+==========================  =====================================================  ================================
+method                      one line                                               paper
+==========================  =====================================================  ================================
+MVR                         `SubwordConsistency(tokenizer, weight=0.6)`            Wang, Ruder & Neubig 2021
+R3F                         `R3F(weight=1.0)`                                      Aghajanyan et al. 2021
+R4F                         `R4F(weight=1.0)`                                      Aghajanyan et al. 2021
+R-Drop                      `RDrop(weight=1.0)`                                    Liang et al. 2021
+SMART (smoothness term)     `SMART(weight=1.0)`                                    Jiang et al. 2020
+VAT                         `VAT(weight=1.0)`                                      Miyato, Dai & Goodfellow 2017
+LNSR                        `LNSR(weight=1.0, layer=1)`                            Hua et al. 2021
+xTune, example consistency  `XTune(CodeSwitching(tokenizer, lexicon), weight=5)`   Zheng et al. 2021
+weight-noise consistency    `WeightNoise(weight=1.0, sigma=1e-3)`                  Stickland & Murray 2021, eq. (1)
+any other consistency       `Consistency(perturbation, divergence, weight)`
+Fisher penalty              `FisherPenalty(weight=0.01)`                           Jastrzebski et al. 2021
+trace penalty               `TracePenalty(weight=0.01)`
+gradient-norm penalty       `GradientNormPenalty(weight=0.01)`                     Jastrzebski et al. 2021
+L2                          `L2(weight=0.01)`
+L2-SP                       `L2SP(weight=0.01)`                                    Li, Grandvalet & Davoine 2018
+mixout                      `Mixout(p=0.1)`                                        Lee, Cho & Kang 2020
+SAM                         `finetune(…, sam=SAM(rho=0.05))`                       Foret et al. 2021
+ASAM                        `finetune(…, sam=SAM(rho=0.5, adaptive=True))`         Kwon et al. 2021
+weight decay (decoupled)    `finetune(…, weight_decay=0.01)`                       Loshchilov & Hutter 2019
+label smoothing             `finetune(…, label_smoothing=0.1)`                     Szegedy et al. 2016
+dropout                     `load_classifier(…, dropout=0.3)`                      Srivastava et al. 2014
+early stopping              `…Trainer(…, callbacks=[EarlyStoppingCallback(3)])`
+==========================  =====================================================  ================================
+
+Perturbations: `SampledSegmentation`, `Translation`, `CodeSwitching`, `Dropout`, `EmbeddingNoise`,
+`AdversarialEmbedding`, `HiddenNoise`, `ParameterNoise`. Divergences: the functions of `divergences`.
+"""
 
 from flatlingo.regularizers.base import Regularizer
-from flatlingo.regularizers.consistency import SubwordConsistency
+from flatlingo.regularizers.consistency import (
+    LNSR,
+    R3F,
+    R4F,
+    SMART,
+    VAT,
+    Consistency,
+    RDrop,
+    SubwordConsistency,
+    WeightNoise,
+    XTune,
+)
 from flatlingo.regularizers.fisher_penalty import FisherPenalty
+from flatlingo.regularizers.gradient_norm import GradientNormPenalty
 from flatlingo.regularizers.l2 import L2, L2SP
+from flatlingo.regularizers.mixout import Mixout
+from flatlingo.regularizers.perturbations import (
+    AdversarialEmbedding,
+    CodeSwitching,
+    Dropout,
+    EmbeddingNoise,
+    HiddenNoise,
+    ParameterNoise,
+    Perturbation,
+    SampledSegmentation,
+    Translation,
+)
+from flatlingo.regularizers.sam import SAM
+from flatlingo.regularizers.trace_penalty import TracePenalty
 
-__all__ = ["L2", "L2SP", "FisherPenalty", "Regularizer", "SubwordConsistency"]
+__all__ = [
+    "L2",
+    "L2SP",
+    "LNSR",
+    "R3F",
+    "R4F",
+    "SAM",
+    "SMART",
+    "VAT",
+    "AdversarialEmbedding",
+    "CodeSwitching",
+    "Consistency",
+    "Dropout",
+    "EmbeddingNoise",
+    "FisherPenalty",
+    "GradientNormPenalty",
+    "HiddenNoise",
+    "Mixout",
+    "ParameterNoise",
+    "Perturbation",
+    "RDrop",
+    "Regularizer",
+    "SampledSegmentation",
+    "SubwordConsistency",
+    "TracePenalty",
+    "Translation",
+    "WeightNoise",
+    "XTune",
+]

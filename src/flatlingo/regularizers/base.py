@@ -11,15 +11,33 @@ from torch import Tensor, nn
 from flatlingo.errors import FlatlingoError
 
 
-class Regularizer:
+class Resumable:
+    """Something with random generators of its own, whose states a checkpoint keeps."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What must be kept for a resumed run to go on as if never stopped: the state of each `torch.Generator`."""
+        generators = {name: value for name, value in vars(self).items() if isinstance(value, torch.Generator)}
+        return {name: generator.get_state() for name, generator in generators.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take up the state that `state_dict` gave, after `start`."""
+        for name, value in state.items():
+            getattr(self, name).set_state(value)
+
+
+class Regularizer(Resumable):
     """A term added to the training loss of a sequence classifier.
 
-    A subclass gives the term in `__call__` and, where needed, the other three hooks. They are called in this order:
+    A subclass gives the term in `__call__` and, where needed, the other hooks. They are called in this order:
 
     1. `start`, once, when the trainer is built;
-    2. `features`, for every training row and epoch, while batches are made;
-    3. `forward_context`, around the clean forward pass of every step;
-    4. `__call__`, after it. The trainer adds the terms up; with gradient accumulation, the mean over micro-batches.
+    2. `training_context`, around all of training;
+    3. `features`, for every training row and epoch, while batches are made;
+    4. `forward_context`, around the clean forward pass of every step;
+    5. `__call__`, after it. The trainer adds the terms up; with gradient accumulation, the mean over micro-batches.
+
+    Checkpoints keep `state_dict`. What `start` remembers of the model (the anchors of `L2SP`) they do not: resume with
+    the model that training began with, as a script run again does.
 
     A weight of zero is plain training, bit for bit: the trainer then calls none of them.
 
@@ -45,13 +63,26 @@ class Regularizer:
     name: str = "regularizer"
     """Short name; a trainer logs the term as `loss/<name>` and keeps names apart."""
 
+    recomputable: bool = True
+    """Whether its passes may be run again in the backward pass, as activation checkpointing does."""
+
+    uses_labels: bool = False
+    """Whether the term holds the cross entropy of the labels, which must then be that of the task loss."""
+
+    label_smoothing: float = 0.0
+    """The label smoothing of the task loss, set by the trainer."""
+
     def __init__(self, weight: float):
         if not (math.isfinite(weight) and weight >= 0):
             raise FlatlingoError(f"the weight of {self.name} must be a finite number of at least 0, got {weight}")
         self.weight = weight
 
     def start(self, model: nn.Module, *, seed: int) -> None:
-        """Prepare for training `model` from its present weights: check it, remember it, seed one's own generator."""
+        """Prepare for training `model` from its present weights: check it, remember it, seed one's own generators."""
+
+    def training_context(self, model: nn.Module) -> AbstractContextManager:
+        """Context of all of training."""
+        return nullcontext()
 
     def features(self, row: Mapping[str, Any], *, seed: int, epoch: int, max_length: int) -> dict[str, list[int]]:
         """Encode what the term needs of a row besides its clean encoding, for example a perturbed view of its texts.

@@ -1,19 +1,22 @@
 """The Fisher penalty: the squared norm of the batch gradient under labels drawn from the model."""
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatlingo.errors import FlatlingoError
-from flatlingo.regularizers.base import Regularizer, logits_of
+from flatlingo.regularizers.base import logits_of
+from flatlingo.regularizers.finite_differences import RandomState, ShiftedPass, squared_norm_by_finite_differences
+from flatlingo.regularizers.periodic import PeriodicPenalty, check_differentiable_twice
 
 
-class FisherPenalty(Regularizer):
+class FisherPenalty(PeriodicPenalty):
     """Penalise a one-draw proxy of Tr(F) (Jastrzebski et al. 2021, "Catastrophic Fisher Explosion").
 
     With ḡ = (1/B) Σ_i ∇_θ log p(ŷ_i|x_i), the gradient of the mean cross entropy with respect to all trainable
@@ -29,51 +32,110 @@ class FisherPenalty(Regularizer):
       size.
 
     The estimate is very noisy (a standard deviation of about twice its mean at B = 32): measure Tr(F) with
-    `fisher_trace`, never with the logged penalty. The gradient of the term needs a double backward pass, which fused
-    attention kernels do not have; the clean pass runs under PyTorch's composite attention. Compute about 3 × plain.
+    `fisher_trace`, never with the logged penalty; `TracePenalty` adds the trace itself.
+
+    The gradient of the term is 2 λ B H ḡ, H the Hessian of the mean cross entropy for the labels drawn. Two methods:
+
+    * `"exact"` differentiates twice, which fused attention kernels cannot; the clean pass runs under PyTorch's
+      composite attention. The one to choose where memory allows, and the only one under bf16.
+    * `"finite-difference"` takes the difference of two ordinary gradients, the second at a distance `radius` along the
+      first and with the same dropout masks: any attention, less memory (no graph of the gradient), a relative error of
+      the gradient of about 1e-2 to 1e-3 in float32. For long inputs or kernels without a second derivative.
+
+    `benchmarks/penalties.py` measures time, memory and error of both and of `TracePenalty`.
 
     Args:
         weight: λ, at least 0.
         scaling: `"batch"` or `"paper"`.
+        method: `"exact"` or `"finite-difference"`.
+        radius: the distance in the space of the parameters for finite differences. A larger one is less exact, a
+            smaller one is lost in rounding; 1e-4 was the best of 1e-2 … 3e-5 for a small BERT in float32.
+        every: compute the term in every k-th step only, times k.
 
     Raises:
-        FlatlingoError: if an argument is not as above, or on `start` if the model's attention has no double backward.
+        FlatlingoError: if an argument is not as above; on `start`, if the method is exact and the model's attention or
+            checkpointing has no double backward; in training, if the method is finite-difference and the clean pass ran
+            in half precision or cannot be repeated, or the logits are not finite.
     """
 
     name = "fisher_penalty"
+    logged = "squared_norm"
 
-    def __init__(self, weight: float = 0.01, scaling: Literal["batch", "paper"] = "batch"):
-        super().__init__(weight)
+    def __init__(
+        self,
+        weight: float = 0.01,
+        scaling: Literal["batch", "paper"] = "batch",
+        method: Literal["exact", "finite-difference"] = "exact",
+        radius: float = 1e-4,
+        every: int = 1,
+    ):
+        super().__init__(weight, every)
         if scaling not in ("batch", "paper"):
             raise FlatlingoError(f"unknown Fisher penalty scaling {scaling!r}; use 'batch' or 'paper'")
-        self.scaling = scaling
+        if method not in ("exact", "finite-difference"):
+            raise FlatlingoError(f"unknown Fisher penalty method {method!r}; use 'exact' or 'finite-difference'")
+        if not 0 < radius < float("inf"):
+            raise FlatlingoError(f"the radius of finite differences must be positive, got {radius}")
+        self.scaling, self.method, self.radius = scaling, method, radius
+        self.recomputable = method != "exact"
         self._generator: torch.Generator | None = None
+        self._random_state: RandomState | None = None
+        self._checked = False
 
     def start(self, model: nn.Module, *, seed: int) -> None:
-        """Check that the model's attention can be differentiated twice; seed the generator of the labels."""
-        attention = getattr(getattr(model, "config", None), "_attn_implementation", "eager")
-        if attention not in ("eager", "sdpa"):
-            raise FlatlingoError(
-                f"the Fisher penalty differentiates twice, which {attention} attention does not support; "
-                'load the model with attn_implementation="sdpa" or "eager"'
-            )
+        """Check that the model can be differentiated as the method asks; seed the generator of the labels."""
+        if self.method == "exact":
+            check_differentiable_twice(model, "the Fisher penalty")
         self._generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
+        self._checked = False
 
-    def forward_context(self) -> AbstractContextManager:
-        """Composite (not fused) attention."""
-        return sdpa_kernel(SDPBackend.MATH)
+    def recording_context(self) -> AbstractContextManager:
+        """Composite (not fused) attention; for finite differences, remember the generators' states."""
+        return sdpa_kernel(SDPBackend.MATH) if self.method == "exact" else self._remembering()
 
-    def __call__(
-        self, model: nn.Module, batch: Mapping[str, Tensor], outputs: Any
-    ) -> tuple[Tensor, dict[str, float | Tensor]]:
-        """Draw the labels and compute the scaled penalty; logs `squared_norm`, ‖ḡ‖²."""
+    @contextmanager
+    def _remembering(self) -> Iterator[None]:
+        if self._generator is not None:
+            self._random_state = RandomState.now(self._generator.device)
+        yield
+
+    def penalty(self, model: nn.Module, batch: Mapping[str, Tensor], outputs: Any) -> tuple[Tensor, Tensor]:
+        """Draw the labels; the scaled penalty, and ‖ḡ‖²."""
         if self._generator is None:
             raise FlatlingoError("the Fisher penalty has no generator yet; call start(model, seed=0) before training")
         logits = logits_of(outputs)
         labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=self._generator).squeeze(-1)
-        penalty = squared_gradient_norm(model, logits, labels)
-        scale = len(labels) if self.scaling == "batch" else 1
-        return self.weight * scale * penalty, {"squared_norm": penalty}
+        if self.method == "exact":
+            penalty = squared_gradient_norm(model, logits, labels)
+        else:
+            shifted = self._shifted_pass(model, batch, outputs)
+            penalty = squared_norm_by_finite_differences(shifted, logits, labels, self.radius)
+        return (len(labels) if self.scaling == "batch" else 1) * penalty, penalty
+
+    def _shifted_pass(self, model: nn.Module, batch: Mapping[str, Tensor], outputs: Any) -> ShiftedPass:
+        model = extract_model_from_parallel(model)
+        _refuse_half_precision(model, outputs.logits)
+        if self._random_state is None:
+            raise FlatlingoError("the Fisher penalty saw no forward pass; run it inside forward_context()")
+        inputs = {column: values for column, values in batch.items() if "/" not in column and column != "labels"}
+        shifted = ShiftedPass(model, inputs, self._random_state)
+        self._random_state = None
+        if not self._checked:
+            shifted.check(outputs.logits)
+            self._checked = True
+        return shifted
+
+
+def _refuse_half_precision(model: nn.Module, logits: Tensor) -> None:
+    """Finite differences drown in the rounding of bf16."""
+    half = (torch.bfloat16, torch.float16)
+    by_accelerate = hasattr(model, "_original_forward")  # autocast inside forward, logits cast back to float32
+    by_hand = torch.is_autocast_enabled(logits.device.type) or logits.dtype in half
+    if by_accelerate or by_hand or any(parameter.dtype in half for parameter in model.parameters()):
+        raise FlatlingoError(
+            "the Fisher penalty by finite differences needs float32, and the forward pass ran in half precision: train "
+            "without bf16 and fp16, or use method='exact'"
+        )
 
 
 def squared_gradient_norm(model: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:

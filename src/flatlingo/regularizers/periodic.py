@@ -1,0 +1,95 @@
+"""Penalties that need not be computed in every step."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flatlingo.errors import FlatlingoError
+from flatlingo.regularizers.base import Regularizer, logits_of
+
+
+class PeriodicPenalty(Regularizer):
+    """A penalty on the gradient, computed in every k-th step and then multiplied by k.
+
+    The mean of the term over steps stays the same, and so do a weight's meaning and the values logged; the compute
+    falls to nearly 1/k of the penalty's, and single steps pull k times as hard. A step is a forward pass: with gradient
+    accumulation, a micro-batch; with SAM, the pass at the moved weights too, so an even k never meets one of the two.
+
+    A subclass gives `penalty` and, where needed, `recording_context`.
+
+    Args:
+        weight: λ, at least 0.
+        every: k, at least 1; the first step has the penalty.
+
+    Raises:
+        FlatlingoError: if an argument is not as above or, in training, the logits are not finite.
+    """
+
+    logged: str
+    """What the value that `penalty` logs is called."""
+
+    def __init__(self, weight: float, every: int):
+        super().__init__(weight)
+        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+            raise FlatlingoError(
+                f"every={every!r}: give the number of steps from one {self.name} to the next, 1 or more"
+            )
+        self.every = every
+        self._steps = 0
+
+    def recording_context(self) -> AbstractContextManager:
+        """Context of the clean forward pass in the steps that have the penalty."""
+        return nullcontext()
+
+    def penalty(self, model: nn.Module, batch: Mapping[str, Tensor], outputs: Any) -> tuple[Tensor, Tensor]:
+        """The term without its weight, and what to log; arguments as for `__call__`."""
+        raise NotImplementedError
+
+    def forward_context(self) -> AbstractContextManager:
+        """`recording_context` in the steps that have the penalty."""
+        return nullcontext() if self._steps % self.every else self.recording_context()
+
+    def __call__(
+        self, model: nn.Module, batch: Mapping[str, Tensor], outputs: Any
+    ) -> tuple[Tensor, dict[str, float | Tensor]]:
+        """The weighted term and one value to log, both times k; 0 in the steps between."""
+        logits = logits_of(outputs)
+        due = self._steps % self.every == 0
+        self._steps += 1
+        if not due:
+            return logits.new_zeros(()), {self.logged: 0.0}
+        if not (finite := logits.isfinite().all(1)).all():
+            raise FlatlingoError(
+                f"{self.name}: the logits of example {int(finite.int().argmin())} of the batch are not finite; "
+                "use a smaller learning rate or a smaller weight"
+            )
+        value, logged = self.penalty(model, batch, outputs)
+        return self.weight * self.every * value, {self.logged: self.every * logged.detach()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The states of the generators, and the number of steps."""
+        return super().state_dict() | {"steps": torch.tensor(self._steps)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take up the state that `state_dict` gave, after `start`."""
+        super().load_state_dict({name: value for name, value in state.items() if name != "steps"})
+        self._steps = int(state["steps"])
+
+
+def check_differentiable_twice(model: nn.Module, name: str) -> None:
+    """Refuse a model whose attention or checkpointing cannot be differentiated twice.
+
+    Raises:
+        FlatlingoError: naming the penalty and the fix.
+    """
+    attention = getattr(getattr(model, "config", None), "_attn_implementation", "eager")
+    if attention not in ("eager", "sdpa"):
+        raise FlatlingoError(
+            f"{name} differentiates twice, which {attention} attention does not support; "
+            'load the model with attn_implementation="sdpa" or "eager"'
+        )
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        raise FlatlingoError(f"{name} differentiates twice: call model.gradient_checkpointing_disable() first")

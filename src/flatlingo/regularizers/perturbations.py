@@ -1,0 +1,461 @@
+"""Perturbations of the input, of the network or of its weights, for `Consistency`."""
+
+import math
+import random
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal
+
+import torch
+from accelerate.utils import extract_model_from_parallel
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers import PreTrainedTokenizerBase
+
+from flatlingo.errors import FlatlingoError
+from flatlingo.regularizers.base import Resumable, logits_of
+from flatlingo.regularizers.divergences import Divergence, stopped_kl
+from flatlingo.regularizers.hooks import changed_output
+from flatlingo.segmentation import Mode, WordPieceSampler
+
+_WORD = re.compile(r"[^\W\d_]+")
+
+
+class Perturbation(Resumable):
+    """A second, perturbed pass of the classifier over a batch.
+
+    The hooks are those of a `Regularizer`; calling a perturbation runs the pass. Texts are perturbed in `features`
+    with a generator keyed by seed, epoch and row; everything else draws from a generator of its own, on the model's
+    device, whose state goes into checkpoints. Only dropout draws from the global generator, as in the clean pass.
+    """
+
+    recomputable = True
+    """As for a `Regularizer`."""
+
+    def start(self, model: nn.Module, *, seed: int) -> None:
+        """Check that the model can take the perturbation; seed the generator."""
+
+    def features(self, row: Mapping[str, Any], *, seed: int, epoch: int, max_length: int) -> dict[str, list[int]]:
+        """Encode a perturbed view of a row's texts, for perturbations that have one."""
+        return {}
+
+    def forward_context(self) -> AbstractContextManager:
+        """Context of the clean forward pass."""
+        return nullcontext()
+
+    def __call__(self, model: nn.Module, inputs: Mapping[str, Tensor], view: Mapping[str, Tensor], outputs: Any) -> Any:
+        """Run the perturbed pass.
+
+        Args:
+            model: the classifier, in train mode.
+            inputs: the clean inputs, without labels.
+            view: what `features` encoded, collated.
+            outputs: what the clean pass returned.
+
+        Returns:
+            What the model returns for the perturbed pass.
+        """
+        raise NotImplementedError
+
+    def compared(self, outputs: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        """What a divergence compares of the outputs of either pass: the logits, unless said otherwise."""
+        return logits_of(outputs)
+
+
+class View(Perturbation):
+    """A perturbed text, encoded in `features`; the model itself is left alone."""
+
+    def __call__(self, model: nn.Module, inputs: Mapping[str, Tensor], view: Mapping[str, Tensor], outputs: Any) -> Any:
+        """Run the model on the view."""
+        return model(**view)
+
+
+class SampledSegmentation(View):
+    """Another segmentation of the same texts, drawn by `WordPieceSampler`.
+
+    In `clean` mode drawn for each row and epoch; in `faithful` mode once a row, as in the cached data sets of Wang et
+    al. (2021).
+
+    Args:
+        tokenizer: a WordPiece tokenizer.
+        p: probability of rejecting a match.
+        mode: `"faithful"` or `"clean"`.
+
+    Raises:
+        FlatlingoError: if the tokenizer has no WordPiece model, or `p` or `mode` is not as above.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, p: float = 0.2, mode: Mode = "faithful"):
+        self.sampler = WordPieceSampler(tokenizer, p, mode)
+
+    def features(self, row: Mapping[str, Any], *, seed: int, epoch: int, max_length: int) -> dict[str, list[int]]:
+        """Encode the sampled view of a row."""
+        draw = epoch if self.sampler.mode == "clean" else "once"
+        rng = random.Random(f"{seed}/{draw}/{row['row_id']}")
+        return self.sampler.encode_pair(row["text_a"], row["text_b"], max_length=max_length, rng=rng)
+
+
+class Translation(View):
+    """The same row in another language.
+
+    Args:
+        tokenizer: tokenizer of the model.
+        rows: the rows of the other language (`row_id`, `text_a`, `text_b`), aligned with the training rows by `row_id`
+            (default: position).
+
+    Raises:
+        FlatlingoError: if there are no rows or two share a `row_id`; in training, if a row has no translation or an
+            empty one.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, rows: Iterable[Mapping[str, Any]]):
+        aligned = [(row.get("row_id", position), row) for position, row in enumerate(rows)]
+        self.tokenizer, self.rows = tokenizer, dict(aligned)
+        if not aligned:
+            raise FlatlingoError("there are no translated rows; check the language and the split")
+        if len(self.rows) < len(aligned):
+            raise FlatlingoError("two translated rows share a row_id, so rows and translations cannot be aligned")
+
+    def features(self, row: Mapping[str, Any], *, seed: int, epoch: int, max_length: int) -> dict[str, list[int]]:
+        """Encode the translation of a row."""
+        translated = self.rows.get(row["row_id"])
+        if translated is None:
+            raise FlatlingoError(f"row {row['row_id']!r} has no translation; give rows aligned by row_id")
+        if empty := [name for name in ("text_a", "text_b") if row[name].strip() and not translated[name].strip()]:
+            raise FlatlingoError(f"the translation of row {row['row_id']!r} has an empty {empty[0]}; leave the row out")
+        return _encode_pair(self.tokenizer, translated["text_a"], translated["text_b"], max_length)
+
+
+class CodeSwitching(View):
+    """Words replaced by translations from a bilingual lexicon, drawn for each row and epoch.
+
+    Every word that the lexicon knows, as it is written or in lower case, is replaced with probability `ratio` by one of
+    its translations, all equally likely. A word is a run of letters, so texts written without spaces are hardly
+    switched. xTune (Zheng et al. 2021) uses ratios of 0.3 (XNLI) and 0.5 (PAWS-X).
+
+    Args:
+        tokenizer: tokenizer of the model.
+        lexicon: from a word to its translation or translations, in any number of languages.
+        ratio: probability in (0, 1].
+
+    Raises:
+        FlatlingoError: if the lexicon is empty or holds an empty translation, or the ratio is not as above.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, lexicon: Mapping[str, str | Sequence[str]], ratio: float = 0.3
+    ):
+        if not 0 < ratio <= 1:
+            raise FlatlingoError(f"the code-switching ratio must lie in (0, 1], got {ratio}")
+        if not lexicon:
+            raise FlatlingoError("the code-switching lexicon is empty; give a dict of words and translations")
+        self.tokenizer, self.ratio = tokenizer, ratio
+        self.lexicon = {word: [to] if isinstance(to, str) else list(to) for word, to in lexicon.items()}
+        if bad := [word for word, to in self.lexicon.items() if not to or not all(word.strip() for word in to)]:
+            raise FlatlingoError(f"the code-switching lexicon has an empty translation of {bad[0]!r}; leave it out")
+
+    def features(self, row: Mapping[str, Any], *, seed: int, epoch: int, max_length: int) -> dict[str, list[int]]:
+        """Encode the code-switched view of a row."""
+        rng = random.Random(f"{seed}/{epoch}/{row['row_id']}")
+        texts = (self.switch(row[name], rng) for name in ("text_a", "text_b"))
+        return _encode_pair(self.tokenizer, *texts, max_length)
+
+    def switch(self, text: str, rng: random.Random) -> str:
+        """Draw a code-switched text; one number is drawn for each word that the lexicon knows."""
+        return _WORD.sub(lambda match: self._word(match.group(), rng), text)
+
+    def _word(self, word: str, rng: random.Random) -> str:
+        translations = self.lexicon.get(word) or self.lexicon.get(word.lower())
+        return rng.choice(translations) if translations and rng.random() < self.ratio else word
+
+
+class Dropout(Perturbation):
+    """The same pass again, with another dropout mask from the global generator."""
+
+    def start(self, model: nn.Module, *, seed: int) -> None:
+        """Refuse a model that has no dropout: its two passes are the same."""
+        config = getattr(model, "config", None)
+        settings = [value for key, value in vars(config).items() if "drop" in key] if config is not None else []
+        settings += [module.p for module in model.modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
+        if not any(isinstance(value, float) and value > 0 for value in settings):
+            raise FlatlingoError(
+                "the model has no dropout, so two passes do not differ; load it with dropout above 0 (for example 0.1)"
+            )
+
+    def __call__(self, model: nn.Module, inputs: Mapping[str, Tensor], view: Mapping[str, Tensor], outputs: Any) -> Any:
+        """Run the model once more."""
+        return model(**inputs)
+
+
+class Noise(Perturbation):
+    """A perturbation that draws from a generator of its own."""
+
+    _generator: torch.Generator | None = None
+
+    def start(self, model: nn.Module, *, seed: int) -> None:
+        """Seed the generator, on the model's device."""
+        self._generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
+
+    def normal(self, like: Tensor) -> Tensor:
+        """Standard normal numbers."""
+        self._check_started()
+        return torch.empty_like(like, requires_grad=False).normal_(generator=self._generator)
+
+    def uniform(self, like: Tensor) -> Tensor:
+        """Uniform numbers in [-1, 1)."""
+        self._check_started()
+        return torch.empty_like(like, requires_grad=False).uniform_(-1, 1, generator=self._generator)
+
+    def _check_started(self) -> None:
+        if self._generator is None:
+            raise FlatlingoError(f"{type(self).__name__} has no generator yet; call start(model, seed=0) first")
+
+
+class EmbeddingNoise(Noise):
+    """Noise on the token embeddings: uniform in [-ε, ε) or normal with standard deviation ε.
+
+    As in R3F the embeddings themselves are held fixed in this pass: no gradient reaches them through it.
+
+    Args:
+        epsilon: ε > 0.
+        distribution: `"uniform"` or `"normal"`.
+
+    Raises:
+        FlatlingoError: if an argument is not as above, or on `start` if the model has no token embeddings.
+    """
+
+    def __init__(self, epsilon: float = 1e-5, distribution: Literal["uniform", "normal"] = "uniform"):
+        self.epsilon = _positive("the embedding noise", epsilon)
+        if distribution not in ("uniform", "normal"):
+            raise FlatlingoError(f"unknown distribution of embedding noise {distribution!r}; use 'uniform' or 'normal'")
+        self.distribution = distribution
+
+    def start(self, model: nn.Module, *, seed: int) -> None:
+        """Find the token embeddings; seed the generator."""
+        super().start(model, seed=seed)
+        self._embeddings = _token_embeddings(model)
+
+    def __call__(self, model: nn.Module, inputs: Mapping[str, Tensor], view: Mapping[str, Tensor], outputs: Any) -> Any:
+        """Run the model with noise on its embeddings."""
+        self._check_started()
+        draw = self.normal if self.distribution == "normal" else self.uniform
+        with changed_output(self._embeddings, lambda e: e.detach() + self.epsilon * draw(e)):
+            return model(**inputs)
+
+
+class AdversarialEmbedding(Noise):
+    """Noise δ on the token embeddings, moved by K gradient steps to where a divergence grows.
+
+    δ starts normal with standard deviation σ, and g is the gradient with respect to δ of the divergence between the
+    clean pass (held fixed) and the pass with δ. One step, by `update`:
+
+    * `"projected"`: δ_i ← clip(δ_i + η g_i/‖g_i‖_∞, ±radius) for each row i, as in the text of SMART;
+    * `"normalised"`: u = δ + η g and then δ ← u/(‖u‖_∞ + 1e-6) for each token. Not kept in a small ball: the largest
+      entry of every token's δ becomes about 1;
+    * `"power"`: δ_i ← g_i/‖g_i‖₂ for each row, the power iteration of virtual adversarial training: g is taken at a
+      probe of length σ, and the last δ has length `radius`, both in units of the standard deviation of the
+      embedding weights at the start.
+
+    K + 1 passes, each with a dropout mask of its own. Only in the last one do the weights learn.
+
+    Args:
+        radius: of the ball; not used by `"normalised"`.
+        sigma: σ > 0.
+        step_size: η > 0; not used by `"power"`.
+        steps: K, at least 1.
+        update: see above.
+        divergence: what the steps increase.
+
+    Raises:
+        FlatlingoError: if an argument is not as above, or on `start` if the model has no token embeddings.
+    """
+
+    def __init__(
+        self,
+        radius: float = 1e-5,
+        sigma: float = 1e-5,
+        step_size: float = 1e-3,
+        steps: int = 1,
+        update: Literal["projected", "normalised", "power"] = "projected",
+        divergence: Divergence = stopped_kl,
+    ):
+        self.radius, self.sigma = _positive("the adversarial radius", radius), _positive("the adversarial noise", sigma)
+        self.step_size = _positive("the adversarial step size", step_size)
+        if steps < 1:
+            raise FlatlingoError(f"the number of adversarial steps must be at least 1, got {steps}")
+        if update not in ("projected", "normalised", "power"):
+            raise FlatlingoError(f"unknown adversarial update {update!r}; use 'projected', 'normalised' or 'power'")
+        self.steps, self.update, self.divergence = steps, update, divergence
+
+    def start(self, model: nn.Module, *, seed: int) -> None:
+        """Find the token embeddings and their scale; seed the generator."""
+        super().start(model, seed=seed)
+        self._embeddings = _token_embeddings(model)
+        self._unit = float(self._embeddings.weight.detach().std()) if self.update == "power" else 1.0
+
+    def __call__(self, model: nn.Module, inputs: Mapping[str, Tensor], view: Mapping[str, Tensor], outputs: Any) -> Any:
+        """Look for the worst noise, then run the model with it."""
+        delta = self.delta(model, inputs, outputs)
+        with changed_output(self._embeddings, lambda e: e + delta):
+            return model(**inputs)
+
+    def delta(self, model: nn.Module, inputs: Mapping[str, Tensor], outputs: Any) -> Tensor:
+        """The noise after K steps, of shape (batch, length, hidden size)."""
+        bare, clean = extract_model_from_parallel(model), logits_of(outputs).detach()
+        with torch.no_grad():
+            embedded = self._embeddings(inputs["input_ids"])
+        delta = self.normal(embedded)
+        delta = self._probe(delta) if self.update == "power" else self.sigma * delta
+        for _ in range(self.steps):
+            gradient = self._gradient(bare, inputs, clean, delta)
+            if self.update == "power":
+                delta = self._probe(gradient)
+            elif self.update == "projected":
+                step = self.step_size * gradient / _clear(gradient.abs().amax((1, 2), keepdim=True))
+                delta = (delta + step).clamp(-self.radius, self.radius)
+            else:
+                delta = delta + self.step_size * gradient
+                delta = delta / (delta.abs().amax(-1, keepdim=True) + 1e-6)
+        return delta * (self.radius / self.sigma) if self.update == "power" else delta
+
+    def _gradient(self, model: nn.Module, inputs: Mapping[str, Tensor], clean: Tensor, delta: Tensor) -> Tensor:
+        delta = delta.detach().requires_grad_()
+        with torch.enable_grad(), changed_output(self._embeddings, lambda e: e.detach() + delta):
+            (gradient,) = torch.autograd.grad(self.divergence(clean, logits_of(model(**inputs))), delta)
+        return gradient
+
+    def _probe(self, direction: Tensor) -> Tensor:
+        norm = _clear(direction.flatten(1).norm(dim=1))
+        return self.sigma * self._unit * direction / norm[:, None, None]
+
+
+class ParameterNoise(Noise):
+    """Noise on the weights, the perturbation of equation (1): a pass with θ + ε, ε ~ N(0, σ² I).
+
+    ε is drawn anew for every pass, over all trainable parameters. The gradient reaches θ through θ + ε; the
+    parameters themselves are never touched. For small σ and without dropout, E KL(p_θ ‖ p_{θ+ε}) = ½ σ² Tr(F) + O(σ⁴)
+    over the rows of the batch. Needs memory for one more copy of the weights.
+
+    Args:
+        sigma: σ > 0.
+
+    Raises:
+        FlatlingoError: if σ is not positive, or on `start` if nothing is trainable.
+    """
+
+    recomputable = False  # in the backward pass the weights are θ again
+
+    def __init__(self, sigma: float = 1e-3):
+        self.sigma = _positive("the parameter noise", sigma)
+
+    def start(self, model: nn.Module, *, seed: int) -> None:
+        """Seed the generator."""
+        super().start(model, seed=seed)
+        if not any(parameter.requires_grad for parameter in model.parameters()):
+            raise FlatlingoError("the model has no trainable parameters to put noise on; unfreeze some")
+
+    def __call__(self, model: nn.Module, inputs: Mapping[str, Tensor], view: Mapping[str, Tensor], outputs: Any) -> Any:
+        """Run the model with noise on its weights."""
+        bare = extract_model_from_parallel(model)
+        noisy = {
+            name: parameter + self.sigma * self.normal(parameter)
+            for name, parameter in bare.named_parameters()
+            if parameter.requires_grad
+        }
+        return functional_call(bare, noisy, kwargs=dict(inputs))
+
+
+class HiddenNoise(Noise):
+    """Normal noise on the output of an encoder layer; it goes on through the layers above.
+
+    For a token with output h of size H, the noise is (ρ ‖h‖₂/√H) z with z ~ N(0, I): its expected squared norm is
+    ρ² ‖h‖₂². With `compare="hidden"` the divergence compares not the logits but the outputs h_r of the layers r above,
+    stacked to shape (batch, layers, length, H), padding set to 0 and each row divided by the square root of
+    its number of tokens: so `squared_distance` is the mean over rows and tokens of Σ_r ‖h_r - h̃_r‖².
+
+    Args:
+        layer: which layer's output, counted from 1.
+        rho: ρ > 0, relative size of the noise.
+        compare: `"logits"` or `"hidden"`.
+
+    Raises:
+        FlatlingoError: if an argument is not as above, or on `start` if the model has no such layer (or, with
+            `"hidden"`, none above it).
+    """
+
+    recomputable = False  # in the backward pass the layer would give its output without noise
+
+    def __init__(self, layer: int = 1, rho: float = 0.05, compare: Literal["logits", "hidden"] = "logits"):
+        self.rho = _positive("the hidden noise", rho)
+        if compare not in ("logits", "hidden"):
+            raise FlatlingoError(f"hidden noise cannot compare {compare!r}; use 'logits' or 'hidden'")
+        self.layer, self.compare = layer, compare
+
+    def start(self, model: nn.Module, *, seed: int) -> None:
+        """Find the layer; seed the generator."""
+        super().start(model, seed=seed)
+        self._config = getattr(model, "config", None)
+        count = getattr(self._config, "num_hidden_layers", None)
+        stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
+        if not stacks:
+            raise FlatlingoError(f"{type(model).__name__} has no list of encoder layers to put noise between")
+        highest = count - (self.compare == "hidden")
+        if not 1 <= self.layer <= highest:
+            raise FlatlingoError(f"noise at layer {self.layer}: this needs a layer from 1 to {highest} of the {count}")
+        self._module = stacks[0][self.layer - 1]
+
+    @contextmanager
+    def forward_context(self):
+        """Have the clean pass return its hidden states, if they are compared."""
+        before = self._config.output_hidden_states
+        self._config.output_hidden_states = before or self.compare == "hidden"
+        try:
+            yield
+        finally:
+            self._config.output_hidden_states = before
+
+    def __call__(self, model: nn.Module, inputs: Mapping[str, Tensor], view: Mapping[str, Tensor], outputs: Any) -> Any:
+        """Run the model with noise on the layer's output."""
+        self._check_started()
+        with self.forward_context(), changed_output(self._module, self._noisy):
+            return model(**inputs)
+
+    def compared(self, outputs: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The logits, or the outputs of the layers above."""
+        if self.compare == "logits":
+            return logits_of(outputs)
+        hidden = torch.stack(outputs.hidden_states[self.layer + 1 :], 1)
+        mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).to(hidden.dtype)
+        return hidden * (mask / mask.sum(1, keepdim=True).sqrt())[:, None, :, None]
+
+    def _noisy(self, hidden: Tensor) -> Tensor:
+        size = self.rho / math.sqrt(hidden.shape[-1]) * hidden.detach().norm(dim=-1, keepdim=True)
+        return hidden + size * self.normal(hidden)
+
+
+def _encode_pair(tokenizer: PreTrainedTokenizerBase, text_a: str, text_b: str, max_length: int) -> dict[str, list[int]]:
+    # as a batch of one: called on single texts, a tokenizer drops an empty second text and its separator
+    encoded = tokenizer([text_a], [text_b], truncation=True, max_length=max_length)
+    return {column: values[0] for column, values in encoded.items()}
+
+
+def _token_embeddings(model: nn.Module) -> nn.Module:
+    try:
+        embeddings = model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        embeddings = None
+    if not isinstance(getattr(embeddings, "weight", None), Tensor):
+        raise FlatlingoError(f"{type(model).__name__} has no token embeddings to put noise on")
+    return embeddings
+
+
+def _positive(what: str, value: float) -> float:
+    if not (math.isfinite(value) and value > 0):
+        raise FlatlingoError(f"{what} must be a finite number above 0, got {value}")
+    return value
+
+
+def _clear(norm: Tensor) -> Tensor:
+    """A norm to divide by, never 0."""
+    return norm.clamp_min(torch.finfo(norm.dtype).tiny)

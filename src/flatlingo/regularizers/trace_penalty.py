@@ -1,0 +1,79 @@
+"""The trace penalty: Tr(F) of the batch, exact over labels and without cross terms between examples."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from flatlingo.errors import FlatlingoError
+from flatlingo.fisher.differentiable import Call, batch_trace, check_covered, recorded
+from flatlingo.regularizers.base import logits_of
+from flatlingo.regularizers.periodic import PeriodicPenalty, check_differentiable_twice
+
+
+class TracePenalty(PeriodicPenalty):
+    """Add λ Tr(F_batch), the trace itself where `FisherPenalty` draws a noisy estimate of it.
+
+        Tr(F_batch) = (1/B) Σ_i Σ_c p_c(x_i) ‖∇_θ log p_c(x_i)‖²
+
+    of the clean pass with its dropout masks, over all trainable parameters, from per-layer Gram matrices
+    (`flatlingo.fisher.differentiable`). No label is drawn, so the only spread left is that over batches; and the mean
+    over micro-batches of equal size is the trace of their union, so accumulating 4 batches of 8 is one batch of 32.
+
+    The value is the expectation of `FisherPenalty`'s over label draws. The gradients differ, even in expectation: the
+    Fisher penalty holds the drawn labels fixed, while here the probabilities p_c are differentiated too,
+
+        ∇ Tr(F) = E_ŷ ∇‖g(ŷ)‖² + Σ_c ‖g_c‖² ∇p_c.
+
+    Which to choose: this one where a step may cost more (C - 1 backward passes that are differentiated, instead of one)
+    and labels' noise hurts, as with small batches and few steps; `FisherPenalty` for many classes, for models with
+    parameters outside the known kinds of modules, and to follow the paper. `benchmarks/penalties.py` measures both.
+
+    Args:
+        weight: λ, at least 0.
+        every: compute the term in every k-th step only, times k.
+
+    Raises:
+        FlatlingoError: if an argument is not as above; on `start`, if the model's attention or checkpointing has no
+            double backward; in training, if a trainable parameter is used in a way that is not covered, or the logits
+            are not finite.
+    """
+
+    name = "trace_penalty"
+    logged = "trace"
+    recomputable = False  # what the first pass recorded would not be what the backward pass uses
+
+    def __init__(self, weight: float = 0.01, every: int = 1):
+        super().__init__(weight, every)
+        self._model: nn.Module | None = None
+        self._calls: list[Call] | None = None
+        self._checked = False
+
+    def start(self, model: nn.Module, *, seed: int) -> None:
+        """Check that the model can be differentiated twice, and remember it."""
+        check_differentiable_twice(model, self.name)
+        self._model, self._checked = model, False
+
+    def recording_context(self) -> AbstractContextManager:
+        """Composite (not fused) attention, and hooks that record the pass."""
+        if self._model is None:
+            raise FlatlingoError(f"{self.name} knows no model yet; call start(model, seed=0) before training")
+        return self._recording()
+
+    @contextmanager
+    def _recording(self) -> Iterator[None]:
+        with sdpa_kernel(SDPBackend.MATH), recorded(self._model) as self._calls:
+            yield
+
+    def penalty(self, model: nn.Module, batch: Mapping[str, Tensor], outputs: Any) -> tuple[Tensor, Tensor]:
+        """Tr(F_batch), twice."""
+        calls, self._calls = self._calls, None
+        if not calls:
+            raise FlatlingoError(f"{self.name} saw no forward pass; run it inside forward_context(), after start()")
+        if not self._checked:
+            check_covered(self._model, outputs.logits, calls)
+            self._checked = True
+        trace = batch_trace(outputs.logits, calls).to(logits_of(outputs).dtype)
+        return trace, trace

@@ -1,0 +1,77 @@
+"""Sweeps as array jobs of a real SLURM; run by `make test-slurm`, which starts one."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+
+from flatlingo import experiment
+from flatlingo.store import Store
+from flatlingo.sweeps import sweep
+
+
+@pytest.fixture(scope="module")
+def preset(tmp_path_factory):
+    """Two runs of about ten seconds."""
+    settings = experiment.load_preset("smoke").model_dump(mode="json")
+    settings["figure1"]["conditions"] = {"none": [0], "consistency": [0.6]}
+    study = settings["figure1"]["study"]
+    study |= {"train_size": 64, "validation_size": 16, "trace_examples": 8, "languages": ["en", "de"]}
+    study["training"]["epochs"] = 40
+    path = tmp_path_factory.mktemp("presets") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(preset, tmp_path_factory):
+    store = tmp_path_factory.mktemp("undisturbed")
+    sweep("figure1", preset=preset, store=store, jobs=1, progress=False)
+    return results(store)
+
+
+def results(store):
+    names = ("result.json", "config.json", "model/model.safetensors")
+    return {str(p.relative_to(store)): p.read_bytes() for name in names for p in store.glob(f"figure*/{name}")}
+
+
+def start(preset, store):
+    command = [sys.executable, "-m", "flatlingo", "sweep", "figure1", "--preset", preset, "--store", str(store)]
+    return subprocess.Popen([*command, "--launcher", "slurm", "--time-limit", "20"], stderr=subprocess.PIPE, text=True)
+
+
+def test_an_array_gives_what_local_processes_give(preset, undisturbed, tmp_path):
+    process = start(preset, tmp_path / "store")
+    _, errors = process.communicate(timeout=900)
+    assert process.returncode == 0, errors
+    assert results(tmp_path / "store") == undisturbed
+
+
+@pytest.mark.parametrize(
+    "interrupt",
+    [["scontrol", "requeue"], ["scancel", "--signal=USR2"]],
+    ids=["preempted and requeued by SLURM", "warned before its time is over"],
+)
+def test_an_interrupted_job_is_requeued_and_its_run_repeated(preset, undisturbed, tmp_path, interrupt):
+    store = tmp_path / "store"
+    runs = Store(store)
+    process = start(preset, store)
+    first = experiment.plan("figure1", experiment.load_preset(preset))[0]
+    while not runs.owner(first):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    job = subprocess.run(
+        ["squeue", "-h", "-r", "-t", "R", "-o", "%i"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    (task,) = [name for name in job if name.endswith("_0")]
+    before = runs.owner(first)["pid"]
+    subprocess.run([*interrupt, task], check=True)
+    while (owner := runs.owner(first)) is None or owner["pid"] == before:
+        assert process.poll() is None, process.stderr.read()
+        assert not runs.exists(first), "the run was over before it was interrupted"
+        time.sleep(0.1)
+    _, errors = process.communicate(timeout=900)
+    assert process.returncode == 0, errors
+    assert results(store) == undisturbed

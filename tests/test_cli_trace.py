@@ -1,0 +1,139 @@
+"""`flatlingo trace` and `flatlingo rank` through the command line's own entry point."""
+
+import io
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from tiny import make_model, make_rows, make_tokenizer
+
+from flatlingo import cli
+from flatlingo.ranking import comparison, trace_of_rows
+
+GROUPS = ["embeddings", "other embeddings", "encoder", "pooler", "head"]
+
+
+@pytest.fixture
+def flatlingo(capsys, monkeypatch):
+    """Run a command line in this process; returns its exit code and what it wrote to both streams."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["flatlingo", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        written = capsys.readouterr()
+        return ended.value.code or 0, written.out, written.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two checkpoints, and rows of pairs and of single texts."""
+    folder = tmp_path_factory.mktemp("trace")
+    for seed, name in enumerate(("one", "two")):
+        make_model(seed=seed).save_pretrained(folder / name)
+        make_tokenizer().save_pretrained(folder / name)
+    rows = make_rows(9)
+    (folder / "pairs.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    (folder / "texts.tsv").write_text("text_a\tlabel\n" + "\n".join(f"{row['text_a']}\tspam" for row in rows))
+    return folder
+
+
+def expected(folder, name, columns):
+    rows = [{column: row[column] for column in columns} for row in make_rows(9)]
+    seed = {"one": 0, "two": 1}[name]
+    return trace_of_rows(make_model(seed=seed), make_tokenizer(), rows, max_length=128)
+
+
+def test_trace_as_json(flatlingo, folder):
+    code, out, err = flatlingo("trace", folder / "one", "--rows", folder / "pairs.jsonl", "--output", "json")
+    assert (code, "Tr(F)" in err) == (0, True)
+    found, trace = json.loads(out), expected(folder, "one", ["text_a", "text_b"])
+    assert (found["model"], found["examples"]) == (str(folder / "one"), 9)
+    assert found["trace"] == pytest.approx(trace.value, rel=1e-5)
+    assert found["standard_error"] == pytest.approx(trace.standard_error, rel=1e-5)
+    assert list(found["groups"]) == GROUPS
+    assert sum(group["value"] for group in found["groups"].values()) == pytest.approx(found["trace"])
+
+
+def test_trace_as_csv(flatlingo, folder):
+    code, out, err = flatlingo(
+        "trace", folder / "one", "--rows", folder / "texts.tsv", "--output", "csv", "--no-progress"
+    )
+    assert (code, err) == (0, "")
+    table = pd.read_csv(io.StringIO(out), index_col="group")
+    assert list(table.index) == [*GROUPS, "all"]
+    assert table.loc["all", "value"] == pytest.approx(expected(folder, "one", ["text_a"]).value, rel=1e-5)
+
+
+def test_trace_as_a_table_in_a_process_of_its_own(folder):
+    command = [sys.executable, "-m", "flatlingo", "trace", "one", "--rows", "texts.tsv", "--examples", "4"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    first, *lines = done.stdout.splitlines()
+    assert first.startswith("Tr(F) = ")
+    assert first.endswith("nats², 4 examples")
+    assert [line.rsplit(maxsplit=3)[0] for line in lines[2:]] == [*GROUPS, "all"]
+
+
+def test_trace_of_one_row_has_no_standard_error(flatlingo, folder, tmp_path):
+    (tmp_path / "one.tsv").write_text("text_a\nthe cat\n")
+    _, out, _ = flatlingo("trace", folder / "one", "--rows", tmp_path / "one.tsv", "--output", "json")
+    assert json.loads(out)["standard_error"] is None
+
+
+def test_trace_on_a_task(flatlingo, folder):
+    code, out, _ = flatlingo(
+        "trace", folder / "one", "--task", "mini-nli", "--language", "de", "--examples", 12, "--max-length", 64
+    )
+    assert code == 0
+    assert "12 examples" in out
+
+
+@pytest.mark.parametrize("output", ["json", "csv"])
+def test_rank_pairs_the_rows(flatlingo, folder, output):
+    paths = [str(folder / name) for name in ("two", "one")]
+    code, out, _ = flatlingo("rank", *paths, "--rows", folder / "pairs.jsonl", "--output", output)
+    assert code == 0
+    read = pd.DataFrame(json.loads(out)) if output == "json" else pd.read_csv(io.StringIO(out))
+    columns = ["text_a", "text_b"]
+    wanted = comparison({path: expected(folder, path.rpartition("/")[2], columns) for path in paths})
+    pd.testing.assert_frame_equal(read.set_index("model"), wanted, rtol=1e-5)
+
+
+def test_rank_as_a_table_says_what_is_under_way(flatlingo, folder):
+    code, out, err = flatlingo("rank", folder / "one", folder / "two", "--rows", folder / "texts.tsv")
+    assert code == 0
+    assert "(2 of 2)" in err
+    count, header, *lines = out.splitlines()
+    assert count == "9 examples"
+    assert header.split()[:4] == ["trace", "standard_error", "difference", "difference_se"]
+    assert {line.split()[0] for line in lines} == {str(folder / "one"), str(folder / "two")}
+    assert float(lines[0].split()[1]) <= float(lines[1].split()[1])
+
+
+BAD = {
+    "no rows named": (["trace", "{one}"], "give --task, or"),
+    "two kinds of rows": (["trace", "{one}", "--task", "mini-nli", "--rows", "{texts}"], "give --task, or"),
+    "no such file": (["trace", "{one}", "--rows", "nowhere.tsv"], "nowhere.tsv: cannot be read"),
+    "a bad line": (["rank", "{one}", "{two}", "--rows", "{bad}"], "bad.tsv, line 3: 2 columns"),
+    "twice the same": (["rank", "{one}", "{one}", "--rows", "{texts}"], "given twice"),
+    "no such checkpoint": (["rank", "{one}", "./nowhere", "--rows", "{texts}", "--no-progress"], "./nowhere"),
+    "no such format": (["trace", "{one}", "--rows", "{texts}", "--output", "xml"], "'xml'"),
+    "no batch": (["trace", "{one}", "--rows", "{texts}", "--batch-size", "0"], "--batch-size"),
+    "no such task": (["trace", "{one}", "--task", "mini-nil"], "did you mean 'mini-nli'"),
+    "no such language": (["rank", "{one}", "--task", "mini-nli", "--language", "fr"], "fr"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "says"), BAD.values(), ids=BAD)
+def test_a_mistake_is_named_without_a_traceback(flatlingo, folder, tmp_path, arguments, says):
+    (tmp_path / "bad.tsv").write_text("text_a\nx\ny\tz\n")
+    places = {"one": folder / "one", "two": folder / "two", "texts": folder / "texts.tsv", "bad": tmp_path / "bad.tsv"}
+    code, out, err = flatlingo(*(argument.format(**places) for argument in arguments))
+    assert (code, out) == (2, "")
+    assert says in err
+    assert "Traceback" not in err

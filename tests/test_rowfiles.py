@@ -1,0 +1,85 @@
+"""Rows of a user's own: what is read, and that whatever is wrong is named with its line."""
+
+import json
+import random
+
+import pytest
+
+from flatlingo.errors import FlatlingoError
+from flatlingo.rowfiles import read_rows
+
+PAIRS = [{"text_a": 'He said "no', "text_b": "NA"}, {"text_a": "猫吃鱼。", "text_b": "null"}]
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name, content):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=["LF", "CRLF"])
+@pytest.mark.parametrize("start", ["", "\ufeff"], ids=["plain", "BOM"])
+def test_tsv_is_read_without_quoting_and_without_missing_values(write, start, end):
+    lines = ["id\ttext_b\tlabel\ttext_a", '7\tNA\t1\tHe said "no', "", "8\tnull\t\t猫吃鱼。"]
+    assert read_rows(write("rows.tsv", start + end.join(lines) + end)) == PAIRS
+
+
+def test_jsonl_is_read(write):
+    lines = [json.dumps(row | {"label": "yes"}, ensure_ascii=bool(i)) for i, row in enumerate(PAIRS)]
+    assert read_rows(write("rows.jsonl", "\n".join(lines))) == PAIRS
+
+
+def test_single_texts(write):
+    assert read_rows(write("rows.tsv", "text_a\none\ntwo\n")) == [{"text_a": "one"}, {"text_a": "two"}]
+
+
+BAD = {
+    "no header": ("a.tsv", "one\ttwo\n", "line 1: must name the columns.*'one"),
+    "a column twice": ("a.tsv", "text_a\ttext_a\nx\ty\n", "line 1: must name"),
+    "too many columns": ("a.tsv", "text_a\nx\ny\tz\n", "line 3: 2 columns.*first line has 1"),
+    "an empty text": ("a.tsv", "text_a\ttext_b\nx\ty\n \tz\n", "line 3: text_a"),
+    "an empty second text": ("a.tsv", "text_a\ttext_b\nx\t\n", "line 2: text_b"),
+    "not UTF-8": ("a.tsv", b"text_a\nx\n\xff\n", "line 3: not UTF-8"),
+    "only a header": ("a.tsv", "text_a\n", "no rows"),
+    "empty": ("a.jsonl", "", "no rows"),
+    "not JSON": ("a.jsonl", '{"text_a": "x"}\n{"text_a"\n', "line 2: not JSON"),
+    "a list": ("a.jsonl", "[1]\n", "line 1: not an object"),
+    "no text": ("a.jsonl", '{"text": "x"}\n', "line 1: not an object with"),
+    "a number for a text": ("a.jsonl", '{"text_a": 3}\n', "line 1: text_a is not a text"),
+    "half a pair": ("a.jsonl", '{"text_a": "x", "text_b": "y"}\n\n{"text_a": "x"}\n', "line 3: text_b must be in all"),
+    "half a surrogate pair": ("a.jsonl", '{"text_a": "\\ud800"}\n', "line 1: text_a has half"),
+    "nested too deeply": ("a.jsonl", "[" * 100_000, "line 1: not JSON"),
+    "another ending": ("a.csv", "text_a\nx\n", "convert it"),
+}
+
+
+@pytest.mark.parametrize(("name", "content", "says"), BAD.values(), ids=BAD)
+def test_bad_files_are_refused_with_the_line(write, name, content, says):
+    path = write(name, content)
+    with pytest.raises(FlatlingoError, match=says) as raised:
+        read_rows(path)
+    assert str(raised.value).startswith(str(path))
+
+
+def test_a_missing_file(tmp_path):
+    with pytest.raises(FlatlingoError, match="cannot be read: No such file"):
+        read_rows(tmp_path / "none.tsv")
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".jsonl"])
+def test_random_bytes_give_rows_or_the_clear_error(write, suffix):
+    """300 files of broken pieces of valid ones."""
+    rng = random.Random(1)
+    pieces = [b"text_a", b"\t", b"\n", b"\r", b"\x00", b"\xff", b'{"text_a": "x"}', b'"', b"{", b"x", b" ", b"text_a\n"]
+    outcomes = set()
+    for _ in range(300):
+        path = write(f"fuzz{suffix}", b"".join(rng.choices(pieces, k=rng.randint(0, 12))))
+        try:
+            outcomes.add(bool(read_rows(path)))
+        except FlatlingoError:
+            outcomes.add("refused")
+    assert outcomes == {True, "refused"}
