@@ -13,14 +13,12 @@ fi
 host=$(hostname -s)
 rm -rf "$folder"; mkdir -p "$folder"/{state,spool,log} /run/munge
 getent hosts "$host" >/dev/null || echo "127.0.0.1 $host" >>/etc/hosts
-# Requeued jobs wait for the expiry of credentials: two minutes by default.
 cat >"$folder/slurm.conf" <<CONF
 ClusterName=local
 SlurmctldHost=$host(127.0.0.1)
 SlurmctldPort=16817
 SlurmdPort=16818
 AuthType=auth/munge
-AuthInfo=cred_expire=3
 SlurmUser=root
 SlurmdUser=root
 StateSaveLocation=$folder/state
