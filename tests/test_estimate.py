@@ -1,7 +1,7 @@
 """Estimates: the arithmetic of the paper's preset, and a measurement from end to end."""
 
 import pytest
-import yaml
+from tiny import write_preset
 from typer.testing import CliRunner
 
 from flatlingo import estimate, experiment
@@ -33,11 +33,8 @@ def test_the_shape_of_multilingual_bert_is_that_of_the_paper():
 
 
 def test_a_dry_run_tells_runs_rows_steps_hours_and_memory(tmp_path):
-    settings = experiment.load_preset("smoke").model_dump(mode="json")
-    settings["figure2"]["conditions"] = {"none": [0], "consistency": [0.6, 2], "dropout": [0]}
-    path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(settings, sort_keys=False))
-    found = estimate.estimate("figure2", preset=str(path), seeds=2)
+    path = write_preset(tmp_path, figure2={"none": [0], "consistency": [0.6, 2], "dropout": [0]})
+    found = estimate.estimate("figure2", preset=path, seeds=2)
     assert found.families["runs"].to_dict() == {"none": 2, "consistency": 4, "dropout": 2}
     assert (found.families[["step_seconds", "run_hours"]] > 0).all(axis=None)
     assert found.families.loc["dropout", "step_seconds"] == found.families.loc["none", "step_seconds"]

@@ -14,8 +14,8 @@ import time
 from contextlib import suppress
 
 import pytest
-import yaml
 from filelock import Timeout
+from tiny import SIZES, write_preset
 from transformers import PreTrainedModel
 
 from flatlingo import experiment, study
@@ -28,14 +28,12 @@ from flatlingo.training import RegularizedTrainer
 @pytest.fixture(scope="module")
 def preset(tmp_path_factory):
     """Two runs of less than a second."""
-    settings = experiment.load_preset("smoke").model_dump(mode="json")
-    settings["figure1"]["conditions"] = {"none": [0], "consistency": [0.6]}
-    study = settings["figure1"]["study"]
-    study |= {"train_size": 32, "validation_size": 16, "trace_examples": 8, "languages": ["en", "de"]}
-    study["training"]["batch_size"] = 16
-    path = tmp_path_factory.mktemp("presets") / "tiny.yaml"
-    path.write_text(yaml.safe_dump(settings, sort_keys=False))
-    return str(path)
+    return write_preset(
+        tmp_path_factory.mktemp("presets"),
+        figure1={"none": [0], "consistency": [0.6]},
+        study=SIZES | {"train_size": 32},
+        training={"batch_size": 16},
+    )
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import os
 import pickle
 
 import pytest
-import yaml
+from tiny import SIZES, write_preset
 
 from flatlingo import experiment, launchers
 from flatlingo.errors import FlatlingoError
@@ -17,13 +17,12 @@ from flatlingo.sweeps import sweep
 @pytest.fixture(scope="module")
 def configs(tmp_path_factory):
     """One run that succeeds and one that fails."""
-    settings = experiment.load_preset("smoke").model_dump(mode="json")
-    settings["figure1"]["conditions"] = {"none": [0], "l2": [1e38]}
-    study = settings["figure1"]["study"]
-    study |= {"train_size": 32, "validation_size": 16, "trace_examples": 8, "languages": ["en"]}
-    path = tmp_path_factory.mktemp("presets") / "tiny.yaml"
-    path.write_text(yaml.safe_dump(settings, sort_keys=False))
-    return experiment.plan("figure1", experiment.load_preset(str(path)))
+    path = write_preset(
+        tmp_path_factory.mktemp("presets"),
+        figure1={"none": [0], "l2": [1e38]},
+        study=SIZES | {"train_size": 32, "languages": ["en"]},
+    )
+    return experiment.plan("figure1", experiment.load_preset(path))
 
 
 def test_a_job_computes_once_and_tells_failures(configs, tmp_path):

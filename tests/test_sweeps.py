@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from tiny import write_preset
 
 from flatlingo import experiment
 from flatlingo.errors import FlatlingoError
@@ -14,12 +15,11 @@ from flatlingo.sweeps import sweep
 @pytest.fixture(scope="module")
 def preset(tmp_path_factory):
     """Preset smoke cut to three conditions of figure 1 and two of figure 2."""
-    settings = experiment.load_preset("smoke").model_dump(mode="json")
-    settings["figure1"]["conditions"] = {"none": [0], "consistency": [0.6], "fisher_penalty": [0.01]}
-    settings["figure2"]["conditions"] = {"none": [0], "l2": [0.01]}
-    path = tmp_path_factory.mktemp("presets") / "tiny.yaml"
-    path.write_text(yaml.safe_dump(settings, sort_keys=False))
-    return str(path)
+    return write_preset(
+        tmp_path_factory.mktemp("presets"),
+        figure1={"none": [0], "consistency": [0.6], "fisher_penalty": [0.01]},
+        figure2={"none": [0], "l2": [0.01]},
+    )
 
 
 @pytest.fixture(scope="module")

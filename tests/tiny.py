@@ -1,9 +1,13 @@
-"""A tokenizer, a classifier and rows small enough for any test."""
+"""A tokenizer, a classifier, rows and presets small enough for any test."""
 
 import random
+from pathlib import Path
 
 import torch
+import yaml
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+
+from flatlingo.experiment import load_preset
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LETTERS = "abcdefghijklmnopqrstuvwxyzäöüß"
@@ -45,3 +49,25 @@ def make_rows(n: int, *, labels: int = 3, seed: int = 0) -> list[dict]:
         return " ".join(rng.choices(WORDS, k=rng.randint(2, 6))) + rng.choice(PUNCTUATION[:4])
 
     return [{"row_id": i, "text_a": text(), "text_b": text(), "label": rng.randrange(labels)} for i in range(n)]
+
+
+SIZES = {"validation_size": 16, "trace_examples": 8, "languages": ["en", "de"]}
+
+
+def write_preset(
+    folder: Path,
+    *,
+    figure1: dict | None = None,
+    figure2: dict | None = None,
+    study: dict | None = None,
+    training: dict | None = None,
+) -> str:
+    """Path of a copy of preset smoke with other conditions and, for figure 1, other sizes."""
+    settings = load_preset("smoke").model_dump(mode="json")
+    for figure, conditions in {"figure1": figure1, "figure2": figure2}.items():
+        settings[figure]["conditions"] = conditions or settings[figure]["conditions"]
+    settings["figure1"]["study"] |= study or {}
+    settings["figure1"]["study"]["training"] |= training or {}
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(settings, sort_keys=False))
+    return str(path)

@@ -168,10 +168,14 @@ class Store:
         except ValueError:  # between the locking of the file and its first line
             return {"host": "?", "pid": 0, "since": time.time(), "alive": alive} if alive else None
 
+    def is_owned(self, config: RunConfig) -> bool:
+        """Whether a living process computes the run."""
+        owner = self.owner(config)
+        return owner is not None and owner["alive"]
+
     def tidy(self, config: RunConfig) -> None:
         """Remove the log and the lock of a finished run whose owner was killed before it could do so."""
-        owner = self.owner(config)
-        if not (owner and owner["alive"]):
+        if not self.is_owned(config):
             with suppress(OSError):  # of a store that is only read
                 self._lock(config).unlink(missing_ok=True)
                 self.log(config).unlink(missing_ok=True)

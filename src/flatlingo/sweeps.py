@@ -14,7 +14,7 @@ from flatlingo.experiment import RunConfig
 from flatlingo.launchers import Job, Outcome
 from flatlingo.paths import ROOT
 from flatlingo.status import progress as show_progress
-from flatlingo.store import Store, open_store
+from flatlingo.store import open_store
 
 LAUNCHERS = ("local", "slurm")
 POLL_SECONDS = 1.0
@@ -108,7 +108,7 @@ def _compute(job: Job, missing: list[RunConfig], launch: Launch, progress: bool)
                 if outcome.state == "failed":
                     failed.append(outcome)
             todo = busy
-            while todo and all(_is_owned(config, job.runs) for config in todo):
+            while todo and all(map(job.runs.is_owned, todo)):
                 time.sleep(POLL_SECONDS)
     if failed:
         table = pd.DataFrame([[o.config.run_id, o.reason, job.runs.log(o.config)] for o in failed])
@@ -117,8 +117,3 @@ def _compute(job: Job, missing: list[RunConfig], launch: Launch, progress: bool)
             raise FlatlingoError(
                 f"{len(failed)} of {len(missing)} runs failed; the others are stored.\n{table.to_string(index=False)}"
             )
-
-
-def _is_owned(config: RunConfig, runs: Store) -> bool:
-    owner = runs.owner(config)
-    return owner is not None and owner["alive"]

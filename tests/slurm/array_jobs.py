@@ -5,7 +5,7 @@ import sys
 import time
 
 import pytest
-import yaml
+from tiny import SIZES, write_preset
 
 from flatlingo import experiment
 from flatlingo.store import Store
@@ -15,14 +15,12 @@ from flatlingo.sweeps import sweep
 @pytest.fixture(scope="module")
 def preset(tmp_path_factory):
     """Two runs of several seconds."""
-    settings = experiment.load_preset("smoke").model_dump(mode="json")
-    settings["figure1"]["conditions"] = {"none": [0], "consistency": [0.6]}
-    study = settings["figure1"]["study"]
-    study |= {"train_size": 64, "validation_size": 16, "trace_examples": 8, "languages": ["en", "de"]}
-    study["training"]["epochs"] = 20
-    path = tmp_path_factory.mktemp("presets") / "tiny.yaml"
-    path.write_text(yaml.safe_dump(settings, sort_keys=False))
-    return str(path)
+    return write_preset(
+        tmp_path_factory.mktemp("presets"),
+        figure1={"none": [0], "consistency": [0.6]},
+        study=SIZES | {"train_size": 64},
+        training={"epochs": 20},
+    )
 
 
 @pytest.fixture(scope="module")

@@ -138,15 +138,16 @@ def _refuse_half_precision(model: nn.Module, logits: Tensor) -> None:
         )
 
 
-def squared_gradient_norm(model: nn.Module, logits: Tensor, labels: Tensor) -> Tensor:
+def squared_gradient_norm(model: nn.Module, logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
     """‖∇_θ (1/B) Σ_i -log p(y_i|x_i)‖² over the trainable parameters, itself differentiable.
 
     Args:
         model: whose parameters the logits depend on.
         logits: shape (B, classes), with their graph.
         labels: shape (B,).
+        label_smoothing: of the cross entropy.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    loss = F.cross_entropy(logits, labels)
+    loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
     gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
     return sum(gradient.square().sum() for gradient in gradients if gradient is not None)

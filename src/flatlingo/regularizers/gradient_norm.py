@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatlingo.regularizers.base import Regularizer, logits_of
+from flatlingo.regularizers.fisher_penalty import squared_gradient_norm
 from flatlingo.regularizers.periodic import check_differentiable_twice
 
 
@@ -48,8 +47,7 @@ class GradientNormPenalty(Regularizer):
         self, model: nn.Module, batch: Mapping[str, Tensor], outputs: Any
     ) -> tuple[Tensor, dict[str, float | Tensor]]:
         """Compute the penalty."""
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        loss = F.cross_entropy(logits_of(outputs), batch["labels"], label_smoothing=self.label_smoothing)
-        gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
-        squared_norm = sum(gradient.square().sum() for gradient in gradients if gradient is not None)
+        squared_norm = squared_gradient_norm(
+            model, logits_of(outputs), batch["labels"], label_smoothing=self.label_smoothing
+        )
         return self.weight * squared_norm, {"squared_norm": squared_norm}
