@@ -21,6 +21,9 @@ def test_a_result_tells_rows_accuracies_memorisation_trace_and_adaptation(outcom
     assert set(result["adaptation"]) == {"de", "es", "zh"}
     assert {row["split"] for row in result["rows"]} == {"train", "validation", "adapt_train", "adapt_validation"}
     assert 0 <= result["noisy_fitted"] <= 1
+    assert result["empirical_fisher"] > 0
+    assert [entry["step"] for entry in result["history"]] == [1, 2, 3]
+    assert all(entry["loss"] == pytest.approx(entry["loss/task"], rel=1e-3) for entry in result["history"])
 
 
 def test_the_trace_of_the_result_is_that_of_the_model_it_returns(outcome):

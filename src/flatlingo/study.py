@@ -10,7 +10,7 @@ from datasets import Dataset
 from flatlingo import evaluation, hub, training
 from flatlingo.errors import FlatlingoError, unknown
 from flatlingo.experiment import Condition, RunConfig
-from flatlingo.fisher import fisher_trace
+from flatlingo.fisher import empirical_fisher, fisher_trace
 from flatlingo.regularizers import L2, L2SP, FisherPenalty, Regularizer, SubwordConsistency
 from flatlingo.tasks import Task, load_task
 
@@ -27,7 +27,7 @@ def run(config: RunConfig, data: Path | None = None):
         data: the folder of real rows, if the task is not of the mini world.
 
     Returns:
-        The result (plain numbers, see `result`), the model after English, and its tokenizer.
+        The result (plain numbers), the model after English, and its tokenizer.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -36,8 +36,8 @@ def run(config: RunConfig, data: Path | None = None):
         tokenizer = hub.load_tokenizer(config.model)
         dropout = config.condition.weight if config.condition.family == "dropout" else None
         model = hub.load_model(config.model, len(task.labels), dropout=dropout, seed=config.seed).to(device())
-        _train(config, model, tokenizer, task.rows("en", "train"), _regularizers(config, tokenizer))
-        result = _measure(config, model, tokenizer, task)
+        log = _train(config, model, tokenizer, task.rows("en", "train"), _regularizers(config, tokenizer))
+        result = _measure(config, model, tokenizer, task) | {"history": _history(log)}
         if config.study.adaptation:
             result["adaptation"] = _adapt(config, model, tokenizer, task)
         return result, model, tokenizer
@@ -59,14 +59,16 @@ def check(config: RunConfig, data: Path | None) -> None:
     hub.load_model(config.model, len(task.labels), seed=config.seed)
 
 
-def trace_of(model, tokenizer, rows: Dataset, *, max_length: int, examples: int | None = None, **options):
-    """Exact Tr(F), a `FisherTrace`, of a classifier over the first `examples` rows (all by default) in eval mode."""
-    if examples is not None and examples < len(rows):
-        rows = rows.select(range(examples))
+def trace_of(
+    model, tokenizer, rows: Dataset, *, max_length: int, examples: int | None = None, measure=fisher_trace, **options
+):
+    """Exact Tr(F), a `FisherTrace`, of a classifier over the first `examples` rows (all by default) in eval mode.
+
+    With `measure=empirical_fisher`, the empirical Fisher of the same rows.
+    """
+    rows = rows.select(range(min(examples or len(rows), len(rows))))
     model.eval()
-    return fisher_trace(
-        model, evaluation.batches(tokenizer, rows, max_length=max_length, batch_size=TRACE_BATCH), **options
-    )
+    return measure(model, evaluation.batches(tokenizer, rows, max_length=max_length, batch_size=TRACE_BATCH), **options)
 
 
 def device_name() -> str:
@@ -100,9 +102,9 @@ def _regularizers(config: RunConfig, tokenizer) -> list[Regularizer]:
     return [simple[condition.family](weight=condition.weight)] if condition.family in simple else []
 
 
-def _train(config: RunConfig, model, tokenizer, rows: Dataset, regularizers: list[Regularizer]) -> None:
+def _train(config: RunConfig, model, tokenizer, rows: Dataset, regularizers: list[Regularizer]) -> list[dict]:
     with tempfile.TemporaryDirectory(prefix="flatlingo-") as folder:
-        training.finetune(
+        return training.finetune(
             model,
             tokenizer,
             rows,
@@ -114,14 +116,22 @@ def _train(config: RunConfig, model, tokenizer, rows: Dataset, regularizers: lis
 
 
 def _measure(config: RunConfig, model, tokenizer, task: Task) -> dict:
-    """What is known of the model after English: accuracies, memorisation, Tr(F)."""
+    """What is known of the model after English: accuracies, memorisation, Tr(F), and what is mistaken for it."""
     length = config.study.training.max_length
     accuracies = {
         language: evaluation.accuracy(model, tokenizer, task.rows(language, "validation"), max_length=length)
         for language in task.languages
     }
-    trace = trace_of(
-        model, tokenizer, task.rows("en", "validation"), max_length=length, examples=config.study.trace_examples
+    trace, empirical = (
+        trace_of(
+            model,
+            tokenizer,
+            task.rows("en", "validation"),
+            max_length=length,
+            examples=config.study.trace_examples,
+            measure=measure,
+        )
+        for measure in (fisher_trace, empirical_fisher)
     )
     return {
         "rows": task.counts.to_dict("records"),
@@ -133,7 +143,18 @@ def _measure(config: RunConfig, model, tokenizer, task: Task) -> dict:
             "examples": trace.n,
             "groups": dict(trace.groups),
         },
+        "empirical_fisher": empirical.value,
     }
+
+
+def _history(log: list[dict]) -> list[dict]:
+    """The training curve: of each log entry the step, the loss and its terms, to five digits."""
+    return [
+        {"step": entry["step"]}
+        | {name: float(f"{value:.5g}") for name, value in entry.items() if name == "loss" or name.startswith("loss/")}
+        for entry in log
+        if "loss" in entry
+    ]
 
 
 def _adapt(config: RunConfig, model, tokenizer, task: Task) -> dict:
@@ -164,8 +185,9 @@ def table(configs: list[RunConfig], results: list[dict]) -> pd.DataFrame:
     """Tidy results: one row a run or, where the study adapts, one row a run and target language.
 
     Columns: `run_id, family, weight, label, seed, english_accuracy, train_accuracy, noisy_fitted, trace, trace_se,
-    trace_without_embeddings, head_trace, accuracy_<language>, seconds`; after adaptation also `language, zero_shot,
-    adapted, gain`. Accuracies lie in 0..1, traces are in nats²; `noisy_fitted` is None without known label noise.
+    trace_without_embeddings, head_trace, empirical_fisher, accuracy_<language>, seconds`; after adaptation also
+    `language, zero_shot, adapted, gain`. Accuracies lie in 0..1, traces are in nats²; `noisy_fitted` is None without
+    known label noise.
     """
     rows = [_row(config, result) for config, result in zip(configs, results, strict=True)]
     if "adaptation" not in results[0]:
@@ -192,6 +214,7 @@ def _row(config: RunConfig, result: dict) -> dict:
         "trace_se": trace["standard_error"],
         "trace_without_embeddings": trace["value"] - trace["groups"]["embeddings"],
         "head_trace": trace["groups"]["head"],
+        "empirical_fisher": result["empirical_fisher"],
         **{f"accuracy_{language}": value for language, value in result["accuracy"].items() if language != "en"},
         "seconds": result["seconds"],
     }
