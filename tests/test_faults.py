@@ -135,7 +135,7 @@ MOMENTS = {
     "between two runs": (killing(Store, "own", 2), 1),
     "before the first step": (killing(study, "_train", 2), 1),
     "in a step": (killing(RegularizedTrainer, "compute_loss", 4), 1),
-    "in the measurement of Tr(F)": (killing(study, "trace_of", 2), 1),
+    "in the measurement of Tr(F)": (killing(study, "trace_of", 3), 1),
     "before the result is written": (killing(Store, "write", 2), 1),
     "in the writing of the weights": (killing(PreTrainedModel, "save_pretrained", 2, after=True, spoil=tear), 1),
     "before the run's folder gets its name": (killing(os, "rename", 2), 1),
