@@ -68,7 +68,7 @@ test-slurm: $(STAMP) ## sweeps as array jobs of a real one-node SLURM (root and 
 lab: $(STAMP) ## JupyterLab on the notebooks, on this machine only
 	jupyter lab --ip=127.0.0.1 --notebook-dir=notebooks
 
-pretrain: $(STAMP) ## rebuild the shipped encoder data/mini-mbert (about half an hour on two cores)
+pretrain: $(STAMP) ## rebuild the shipped encoder data/mini-mbert (about half an hour on one core)
 	flatlingo pretrain --mini-world --output data/mini-mbert
 
 record: $(STAMP) ## refresh the recorded results (three seeds), the committed notebooks and figures

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from itertools import islice
 
 import pytest
+import torch
 
 from flatlingo import cli, hub, miniworld, pretraining
 from flatlingo.errors import FlatlingoError
@@ -52,9 +53,32 @@ def test_the_vocabulary_does_not_depend_on_chance(documents):
     assert first == second
 
 
+def test_pieces_are_masked_replaced_from_their_own_document_or_kept(documents, encoder):
+    tokenizer = hub.load_tokenizer(str(encoder[0]))
+    rows = [{"input_ids": tokenizer(document)["input_ids"]} for document in documents]
+    torch.manual_seed(0)
+    batch = pretraining.Masking(tokenizer, mlm_probability=0.4)(rows)
+    whole = tokenizer.pad(rows, return_tensors="pt")["input_ids"]
+    predicted = batch["labels"] != -100
+    assert (batch["labels"][predicted] == whole[predicted]).all()
+    assert (batch["input_ids"][~predicted] == whole[~predicted]).all()
+    assert (whole[predicted] >= len(pretraining.SPECIAL)).all()
+    masked = batch["input_ids"] == tokenizer.mask_token_id
+    changed = ~masked & (batch["input_ids"] != whole)
+    assert predicted.sum() / (whole >= len(pretraining.SPECIAL)).sum() == pytest.approx(0.4, abs=0.02)
+    assert masked.sum() / predicted.sum() == pytest.approx(0.5, abs=0.02)
+    assert changed.sum() / predicted.sum() == pytest.approx(0.3, abs=0.04)  # some are replaced by themselves
+    own = (batch["input_ids"][:, :, None] == whole[:, None, :]).any(2)
+    assert own[changed].all()
+
+
 def test_documents_of_one_sentence_have_a_finite_loss(tmp_path):
     facts = pretrain(
-        ["a dog runs through the garden today"] * 400, tmp_path / "encoder", SMALL, description="test", progress=False
+        ["a dog runs through the garden today", "狗"] * 200,
+        tmp_path / "encoder",
+        SMALL,
+        description="test",
+        progress=False,
     )
     assert 0 < facts["held_out_loss"] < 20
 

@@ -10,7 +10,9 @@ from pathlib import Path
 import pandas as pd
 
 from flatlingo import experiment
+from flatlingo.miniworld.corpus import CLAIMS, RESTATED
 from flatlingo.paths import MINI_MBERT
+from flatlingo.pretraining import Masking
 from flatlingo.sweeps import sweep
 
 
@@ -56,11 +58,17 @@ world's few hundred words and nothing else; it is of no use on real text.
 
 * **Size**: {facts["parameters"]:,} parameters without the masked-LM head, {size / 1e6:.1f} MB (safetensors, float32).
 * **Data**: {facts["documents"]:,} generated documents ({facts["data"]}), each shown {s["epochs"]:g} times with fresh
-  masks. Seven in ten say everything twice, often in another language, so the encoder saw paraphrases and translations
-  side by side (never a label of the tasks).
-* **Training**: masked LM ({s["masked"]:.0%} of the pieces) and next-sentence prediction (in {s["strangers"]:.0%} of the
-  documents the second half is another's), {facts["steps"]:,} steps of {s["batch_size"]} documents, AdamW, peak learning
-  rate {s["learning_rate"]:g}, linear warm-up and decay, no dropout, {facts["precision"]} products.
+  masks. {CLAIMS:.0%} are single claims said twice, the others sentences about a scene, {RESTATED:.0%} of these said
+  twice too; the second time in other words and often in another language.
+* **Training**: masked LM ({s["masked"]:.0%} of the pieces; {Masking.MASKED:.0%} of them masked, {Masking.REPLACED:.0%}
+  replaced by another piece of the same document) and next-sentence prediction (in {s["strangers"]:.0%} of the documents
+  the second half is another's), {facts["steps"]:,} steps of {s["batch_size"]} documents, AdamW, peak learning rate
+  {s["learning_rate"]:g}, linear warm-up and decay, no dropout, {facts["precision"]} products.
+* **What it has seen of the tasks**: never a label of theirs, and no claim whose meaning they keep for validation. But
+  half of the strangers resemble the document they are put into: another scene of the same cast, or a claim of nearly
+  the same words and another meaning, made by the operations that also make the paraphrase task's negative pairs. So
+  next-sentence prediction teaches much of what that task asks. A larger encoder would have to learn it from plain
+  text; one of this size stays at chance on paraphrases without.
 * **Losses** (nats, masked pieces and next sentence together): {losses}; held out at the end: {facts["held_out_loss"]}.
 
 `make pretrain` makes it again, the same bytes every time on one machine.

@@ -11,11 +11,13 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor
 from transformers import (
     BertConfig,
     BertForPreTraining,
@@ -55,7 +57,7 @@ class Pretraining:
     masked: float = 0.2
     strangers: float = 0.5
     seed: int = 0
-    threads: int = 2
+    threads: int = 1
 
 
 def train_tokenizer(documents: Iterable[str], vocabulary: int) -> BertTokenizer:
@@ -137,8 +139,8 @@ def pretrain(
 
     A document is shown as two segments (`split_document`). The loss is that of the masked pieces plus that of telling
     whether the second segment belongs to the first, which trains [CLS] and the pooler to compare segments. Half of the
-    strangers come from the document's neighbour (i XOR 4, in the mini world another scene of the same cast), half from
-    farther away.
+    strangers come from the document's neighbour (i XOR 4, in the mini world a similar document), half from farther
+    away. What is predicted is chosen and hidden by `Masking`.
 
     There is no dropout, which only slows a small model that sees a document a few times; the checkpoint's configuration
     asks for BERT's 0.1 in fine-tuning. Matrix products are in bfloat16 where the processor has it (`precision` in the
@@ -209,7 +211,7 @@ def pretrain(
         ),
         train_dataset=rows.select(range(held_out, len(rows))),
         eval_dataset=rows.select(range(held_out)),
-        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm_probability=settings.masked),
+        data_collator=Masking(tokenizer, mlm_probability=settings.masked),
         callbacks=[_LossLog(work / "losses.jsonl")],
     )
     started = time.perf_counter()
@@ -268,6 +270,30 @@ class _PretrainedBert(BertForPreTraining):
         follows = self.cls.seq_relationship(hidden.pooler_output)
         loss = F.cross_entropy(pieces.float(), labels[masked]) + F.cross_entropy(follows.float(), next_sentence_label)
         return ModelOutput(loss=loss)
+
+
+class Masking(DataCollatorForLanguageModeling):
+    """Of the pieces to predict, half are masked, three in ten are another piece of the same document, two in ten stay.
+
+    BERT replaces one in ten by any piece of the vocabulary, which is out of place wherever it stands. To see that a
+    piece of the same document does not belong, an encoder has to compare who does what in the two segments, and so
+    learns to at pieces that are not masked, where the tasks need it.
+    """
+
+    MASKED, REPLACED = 0.5, 0.3
+
+    def torch_mask_tokens(
+        self, inputs: Tensor, special_tokens_mask: Any = None, offset_mapping: Any = None
+    ) -> tuple[Tensor, Tensor]:
+        """Corrupt a batch of ids (B, T); the labels are the ids where something is to be predicted, else -100."""
+        normal = inputs >= len(SPECIAL)
+        chosen = normal & (torch.rand(inputs.shape) < self.mlm_probability)
+        fate = torch.rand(inputs.shape)
+        weights = normal.float().clamp_min(1e-30)  # a document may have no normal piece, but weights may not all be 0
+        others = inputs.gather(1, torch.multinomial(weights, inputs.shape[1], replacement=True))
+        corrupted = torch.where(chosen & (fate >= self.MASKED) & (fate < self.MASKED + self.REPLACED), others, inputs)
+        corrupted = corrupted.masked_fill(chosen & (fate < self.MASKED), self.tokenizer.mask_token_id)
+        return corrupted, inputs.masked_fill(~chosen, -100)
 
 
 def _encode(documents: list[str], tokenizer: BertTokenizer, settings: Pretraining) -> Dataset:

@@ -1,4 +1,4 @@
-"""Documents for pretraining: a few true sentences about one scene, often said again in other words or languages."""
+"""Documents for pre-training: sentences about a scene, or a single claim, said again in other words or languages."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from flatlingo.errors import FlatlingoError
 from flatlingo.miniworld import lexicon
 from flatlingo.miniworld.draw import reworded, with_synonyms
+from flatlingo.miniworld.examples import split_of
 from flatlingo.miniworld.frame import COUNTS, DEFINITE, NP, NUMBERS, Frame, negation, problem
 from flatlingo.miniworld.grammar import render_unchecked
 from flatlingo.miniworld.lexicon import CONCEPTS, LANGUAGES
+from flatlingo.miniworld.paraphrase import two_meanings
 from flatlingo.miniworld.semantics import Event, Individual, Situation, true_in
 
-RESTATED = 0.7
+CLAIMS = 0.6  # share of the documents that are claims
+RESTATED = 0.7  # share of the others that say everything twice
 _NAMES = lexicon.of_kind("name")
 _VERBS = lexicon.of_kind("verb")
 _PLACES = lexicon.of_kind("place")
@@ -187,15 +190,21 @@ def _mention(np: NP, rng: random.Random) -> NP:
 
 
 def document(scene: Scene, rng: random.Random, language: str) -> str:
-    """Write sentences about a scene or, in a share `RESTATED`, the same ones twice.
-
-    The second time they are in other words, and in any of the languages.
-    """
+    """Write sentences about a scene or, in a share `RESTATED`, the same ones twice, in any of the languages."""
     if rng.random() >= RESTATED:
         return _text(scene_frames(scene, 2 + int(rng.random() * 2), rng), language)
-    frames = scene_frames(scene, 1 + int(rng.random() * 2), rng)
+    return _twice(scene_frames(scene, 1 + int(rng.random() * 2), rng), language, pick(rng, LANGUAGES), rng)
+
+
+def claim(frame: Frame, rng: random.Random, language: str) -> str:
+    """Write a sentence twice, the second time in the same language or, as often, in any."""
+    other = language if rng.random() < 0.5 else pick(rng, LANGUAGES)
+    return _twice([reworded(frame, rng)], language, other, rng)
+
+
+def _twice(frames: Sequence[Frame], language: str, other: str, rng: random.Random) -> str:
+    """The sentences in one language and, in other words, in another."""
     again = [with_synonyms(reworded(frame, rng, passive=0.5, front=0.4), rng, 0.3) for frame in frames]
-    other = pick(rng, LANGUAGES)
     return _text(frames, language) + ("" if language == other == "zh" else " ") + _text(again, other)
 
 
@@ -204,13 +213,16 @@ def _text(frames: Sequence[Frame], language: str) -> str:
 
 
 def corpus(n_documents: int, *, seed: int) -> Iterator[str]:
-    """Write documents of two to four sentences for masked-LM pretraining.
+    """Write documents of two to four sentences for pretraining.
 
-    All sentences of a document are true in one scene. A share `RESTATED` of the documents says everything twice, as a
-    passage and its paraphrase or translation stand next to each other; such pairs teach a small encoder within minutes
-    what a large one finds in unaligned text. Languages take turns, and documents i and i XOR 4 (0 and 4, 1 and 5, …,
-    8 and 12, …) have the same cast in other events. Sentences are separated by a space, by nothing between two Chinese
-    ones.
+    A share `CLAIMS` of the documents are claims, single sentences said twice; none has a meaning that the tasks keep
+    for validation. The others are about scenes: all sentences of one are true in its scene, and a share `RESTATED` says
+    everything twice, as a passage and its paraphrase or translation stand next to each other. Such pairs teach a small
+    encoder within minutes what a large one finds in unaligned text.
+
+    Languages take turns, and documents i and i XOR 4 (0 and 4, 1 and 5, …, 8 and 12, …) resemble each other: the same
+    cast in other events, or two claims of nearly the same words, as "the dog bites the cat" and "the cat bites the
+    dog". Sentences are separated by a space, by nothing between two Chinese ones.
 
     Args:
         n_documents: How many, at least 1.
@@ -228,10 +240,26 @@ def corpus(n_documents: int, *, seed: int) -> Iterator[str]:
 
 
 def _documents(n_documents: int, rng: random.Random) -> Iterator[str]:
-    scenes: list[Scene] = []
+    write, subjects = document, []
     for i in range(n_documents):
         position = i % (2 * len(LANGUAGES))
         if position == 0:
-            scenes = [make_scene(rng) for _ in LANGUAGES]
-            scenes += [another_scene(scene, rng) for scene in scenes]
-        yield document(scenes[position], rng, LANGUAGES[position % len(LANGUAGES)])
+            write, subjects = (claim, _claims(rng)) if rng.random() < CLAIMS else (document, _scenes(rng))
+        yield write(subjects[position], rng, LANGUAGES[position % len(LANGUAGES)])
+
+
+def _scenes(rng: random.Random) -> list[Scene]:
+    """A scene for each language, then another one of the same cast for each."""
+    scenes = [make_scene(rng) for _ in LANGUAGES]
+    return scenes + [another_scene(scene, rng) for scene in scenes]
+
+
+def _claims(rng: random.Random) -> list[Frame]:
+    """A claim for each language, then one of similar words and another meaning for each."""
+    pairs = []
+    while len(pairs) < len(LANGUAGES):
+        first, second, _ = two_meanings(rng)
+        if split_of(first) == split_of(second) == "train":
+            pairs.append((first, second))
+    firsts, seconds = zip(*pairs, strict=True)
+    return [*firsts, *seconds]

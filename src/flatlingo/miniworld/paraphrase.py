@@ -67,7 +67,7 @@ def substitutions(frame: Frame, rng: random.Random) -> dict[str, Frame]:
     return changed
 
 
-def _two_meanings(rng: random.Random) -> tuple[Frame, Frame, str]:
+def two_meanings(rng: random.Random) -> tuple[Frame, Frame, str]:
     """Draw two frames of different meaning and similar words, in random order."""
     while True:
         frame = random_frame(rng, transitive=1.0)
@@ -87,7 +87,7 @@ def _two_meanings(rng: random.Random) -> tuple[Frame, Frame, str]:
 def candidates(label: str, rng: random.Random) -> Iterator[tuple[Frame, Frame, str]]:
     """Yield (first, second, operation) with the label, without end."""
     while True:
-        first, other, operation = _two_meanings(rng)
+        first, other, operation = two_meanings(rng)
         second = first if label == "paraphrase" else other
         wording_first = reworded(first, rng, passive=0.5, front=0.4)
         wording_second = with_synonyms(reworded(second, rng, passive=0.5, front=0.4), rng, 0.4)
