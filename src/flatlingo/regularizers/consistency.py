@@ -149,11 +149,13 @@ class SubwordConsistency(Consistency):
     draw per row. (Upstream λ = 0 still trains on both views; here weight 0 is plain training.)
 
     Args:
-        tokenizer: a WordPiece tokenizer.
+        tokenizer: a WordPiece tokenizer (BERT's) or a SentencePiece unigram one (XLM-R's).
         weight: λ, at least 0. The authors use 0.6.
-        p: probability of rejecting a match. The authors use 0.2.
-        mode: `"faithful"` or `"clean"`, see `WordPieceSampler`.
+        p: for WordPiece, the probability of rejecting a match. The authors use 0.2.
+        mode: `"faithful"` or `"clean"`, see `SampledSegmentation`.
         temperature: τ > 0. The authors use 1 for classification.
+        alpha: for SentencePiece, α of `UnigramSampler`. The authors use 0.2.
+        nbest: for SentencePiece, from how many segmentations to draw; -1, as the authors, from all.
 
     Raises:
         FlatlingoError: if an argument is not as above.
@@ -166,11 +168,13 @@ class SubwordConsistency(Consistency):
         p: float = 0.2,
         mode: Mode = "faithful",
         temperature: float = 1.0,
+        alpha: float = 0.2,
+        nbest: int = -1,
     ):
         if not temperature > 0:
             raise FlatlingoError(f"the temperature of {self.name} must be positive, got {temperature}")
         divergence = partial(divergences.kl, temperature=temperature)
-        super().__init__(SampledSegmentation(tokenizer, p, mode), divergence, weight, task=(0.5, 0.5))
+        super().__init__(SampledSegmentation(tokenizer, p, mode, alpha, nbest), divergence, weight, task=(0.5, 0.5))
 
 
 class R3F(Consistency):
