@@ -244,6 +244,14 @@ def test_epochs_reach_persistent_workers():
         assert batch["watching/epoch"].tolist() == [[epoch]] * 4
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_views_made_in_workers_train_the_same_weights_bit_for_bit(workers):
+    def run(**settings):
+        return weights(train(KINDS["clean consistency"](0.6), KINDS["xtune"](1.0), **settings)[0])
+
+    assert torch.equal(run(), run(workers=workers))
+
+
 def test_a_loss_that_is_not_finite_names_step_and_term():
     with pytest.raises(FlatlingoError, match=r"step 3.*breaking = nan"):
         train(Breaking(1.0))

@@ -49,6 +49,11 @@ class RegularizedTrainer(Trainer):
     (`label_smoothing_factor=…`, which terms with a cross entropy of their own follow), early stopping
     (`callbacks=[EarlyStoppingCallback(…)]`), dropout (`load_classifier(…, dropout=…)`).
 
+    Perturbed views of the texts are encoded where batches are made: with
+    `TrainingArguments(dataloader_num_workers=n)` in n processes beside the training loop. A view depends on seed, epoch
+    and row alone, so the trained weights are the same bit for bit with any number of workers. (Persistent workers see
+    the same views too, but PyTorch then draws fewer numbers from the global generator, hence other dropout masks.)
+
     Checkpoints also hold the states of the regularisers' random generators: on CPU a resumed run equals the
     uninterrupted one bit for bit.
 
@@ -140,6 +145,7 @@ class RegularizedTrainer(Trainer):
         with ExitStack() as stack:
             for regularizer in self.regularizers:
                 stack.enter_context(regularizer.forward_context())
+                stack.enter_context(regularizer.shared_context(model, inputs))
             loss, outputs = super().compute_loss(model, clean, return_outputs=True)
         terms, details = {"task": loss}, {}
         for regularizer in self.regularizers:
@@ -198,6 +204,11 @@ class RegularizedTrainer(Trainer):
                 raise FlatlingoError(
                     f"{regularizer.name} needs its passes to be run once only, and activation (gradient) checkpointing "
                     "runs them again in the backward pass; switch it off"
+                )
+            if regularizer.needs_pass_alone and (sharing := [r.name for r in self.regularizers if r.shares_pass]):
+                raise FlatlingoError(
+                    f"{regularizer.name} needs a clean pass of the clean rows alone, and {sharing[0]} sends its view "
+                    "through it; leave out its shared_pass"
                 )
             if regularizer.uses_labels and self.compute_loss_func is not None:
                 raise FlatlingoError(
@@ -290,6 +301,7 @@ def finetune(
     gradient_accumulation_steps: int = 1,
     label_smoothing: float = 0.0,
     sam: SAM | None = None,
+    workers: int = 0,
     eval_rows: Sequence[Mapping[str, Any]] | None = None,
     output_dir: str | Path | None = None,
     progress: bool = False,
@@ -317,6 +329,7 @@ def finetune(
         gradient_accumulation_steps: batches an update.
         label_smoothing: share of the label spread over all classes.
         sam: sharpness-aware minimisation.
+        workers: processes that encode the perturbed views; 0 for the training process itself. The result is the same.
         eval_rows: rows to measure loss and accuracy on after each epoch.
         output_dir: the Trainer's folder; by default a temporary one.
         progress: whether to show a progress bar.
@@ -349,6 +362,7 @@ def finetune(
             logging_steps=0.02,
             save_strategy="no",
             dataloader_pin_memory=torch.cuda.is_available(),
+            dataloader_num_workers=workers,
             report_to="none",
             disable_tqdm=not progress,
         )

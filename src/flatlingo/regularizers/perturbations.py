@@ -33,6 +33,9 @@ class Perturbation(Resumable):
     recomputable = True
     """As for a `Regularizer`."""
 
+    needs_pass_alone = False
+    """As for a `Regularizer`."""
+
     def start(self, model: nn.Module, *, seed: int) -> None:
         """Check that the model can take the perturbation; seed the generator."""
 
@@ -43,6 +46,10 @@ class Perturbation(Resumable):
     def forward_context(self) -> AbstractContextManager:
         """Context of the clean forward pass."""
         return nullcontext()
+
+    def shared_rows(self, inputs: Mapping[str, Tensor], view: Mapping[str, Tensor]) -> Mapping[str, Tensor] | None:
+        """Rows whose ordinary pass is the perturbed one, for perturbations that have such; arguments as for a call."""
+        return None
 
     def __call__(self, model: nn.Module, inputs: Mapping[str, Tensor], view: Mapping[str, Tensor], outputs: Any) -> Any:
         """Run the perturbed pass.
@@ -65,6 +72,10 @@ class Perturbation(Resumable):
 
 class View(Perturbation):
     """A perturbed text, encoded in `features`; the model itself is left alone."""
+
+    def shared_rows(self, inputs: Mapping[str, Tensor], view: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The view."""
+        return view
 
     def __call__(self, model: nn.Module, inputs: Mapping[str, Tensor], view: Mapping[str, Tensor], outputs: Any) -> Any:
         """Run the model on the view."""
@@ -192,6 +203,10 @@ class Dropout(Perturbation):
             raise FlatlingoError(
                 "the model has no dropout, so two passes do not differ; load it with dropout above 0 (for example 0.1)"
             )
+
+    def shared_rows(self, inputs: Mapping[str, Tensor], view: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The clean rows again."""
+        return inputs
 
     def __call__(self, model: nn.Module, inputs: Mapping[str, Tensor], view: Mapping[str, Tensor], outputs: Any) -> Any:
         """Run the model once more."""
@@ -401,6 +416,7 @@ class HiddenNoise(Noise):
         if compare not in ("logits", "hidden"):
             raise FlatlingoError(f"hidden noise cannot compare {compare!r}; use 'logits' or 'hidden'")
         self.layer, self.compare = layer, compare
+        self.needs_pass_alone = compare == "hidden"  # other rows would pad the hidden states
 
     def start(self, model: nn.Module, *, seed: int) -> None:
         """Find the layer; seed the generator."""
