@@ -403,6 +403,22 @@ def test_early_stopping_and_the_best_model_go_together_with_terms(tmp_path):
     assert trainer.state.epoch == 3
 
 
+def test_patience_stops_early_and_keeps_the_best_weights():
+    rows = make_rows(8, seed=5)
+    model, log = train(rows=make_rows(12), eval_rows=rows, patience=2, epochs=30, learning_rate=0.05)
+    losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
+    assert len(losses) == losses.index(min(losses)) + 3 < 30
+    (batch,) = batches(TOKENIZER, rows, max_length=32, batch_size=8)
+    with torch.no_grad():
+        assert float(F.cross_entropy(model(**batch).logits, batch["labels"])) == pytest.approx(min(losses), rel=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{"patience": 2}, {"patience": 0, "eval_rows": make_rows(4)}], ids=str)
+def test_early_stopping_needs_rows_and_patience(settings):
+    with pytest.raises(FlatlingoError, match="early stopping needs eval_rows"):
+        train(**settings)
+
+
 @pytest.mark.parametrize("kind", ["lnsr", "weight_noise", "mixout"])
 @pytest.mark.parametrize("how", ["arguments", "model"])
 def test_passes_that_cannot_be_run_again_refuse_activation_checkpointing(tmp_path, kind, how):
