@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from typing import get_args
 
 import matplotlib
 
@@ -12,10 +13,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.text import Text
 
 from flatlingo import figures
 from flatlingo.analysis import Correlation, correlation
 from flatlingo.errors import FlatlingoError
+from flatlingo.experiment import Family
 from flatlingo.figures import figure1, figure2, save_figure, theory_figure
 from flatlingo.paths import ROOT
 
@@ -200,6 +203,37 @@ def test_labels_of_close_lines_are_spread(gap):
     moved = figures._spread(places, gap)
     assert np.diff(moved).min() >= gap - 1e-9
     assert abs(moved - places).max() <= 2 * gap
+
+
+def runs_of_methods():
+    """A table as `sweep("methods")` makes it."""
+    rng, families = np.random.default_rng(1), list(get_args(Family))
+    rows = pd.DataFrame({"family": families * 2, "weight": 1.0, "seed": np.repeat([1, 2], len(families))})
+    rows["label"] = rows["family"]
+    rows["trace"] = 100 * np.exp(rng.normal(size=len(rows)))
+    for name in ("english_accuracy", "accuracy_de", "accuracy_es", "accuracy_zh"):
+        rows[name] = 0.6 + 0.02 * rng.normal(size=len(rows))
+    return rows
+
+
+def test_methods_figure_names_every_method_at_its_mean_in_every_language():
+    table = runs_of_methods()
+    fig = figures.methods(table)
+    assert [ax.get_title() for ax in fig.axes] == ["English", "German", "Spanish", "Chinese"]
+    fig.canvas.draw()
+    for ax, column in zip(fig.axes, ["english_accuracy", "accuracy_de", "accuracy_es", "accuracy_zh"], strict=True):
+        drawn = markers(ax)
+        assert sorted(texts(ax)) == sorted(drawn) == sorted(name for name, _ in figures.METHODS.values())
+        sam = table[table.family == "sam"]
+        assert drawn["SAM"].get_xdata() == pytest.approx(sam["trace"].mean())
+        assert drawn["SAM"].get_ydata() == pytest.approx(100 * sam[column].mean())
+        names = sorted(Text.get_window_extent(text).y0 for text in ax.texts)  # without the lines to the points
+        assert np.diff(names).min() > 5  # pixels: none hides another
+
+
+def test_methods_figure_refuses_an_unknown_family():
+    with pytest.raises(FlatlingoError, match="family magic.*METHODS"):
+        figures.methods(runs_of_methods().replace({"family": {"sam": "magic"}}))
 
 
 def test_theory_figure_shows_its_tables():

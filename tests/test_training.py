@@ -244,6 +244,14 @@ def test_epochs_reach_persistent_workers():
         assert batch["watching/epoch"].tolist() == [[epoch]] * 4
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_views_made_in_workers_train_the_same_weights_bit_for_bit(workers):
+    def run(**settings):
+        return weights(train(KINDS["clean consistency"](0.6), KINDS["xtune"](1.0), **settings)[0])
+
+    assert torch.equal(run(), run(workers=workers))
+
+
 def test_a_loss_that_is_not_finite_names_step_and_term():
     with pytest.raises(FlatlingoError, match=r"step 3.*breaking = nan"):
         train(Breaking(1.0))
@@ -393,6 +401,22 @@ def test_early_stopping_and_the_best_model_go_together_with_terms(tmp_path):
     )
     trainer.train()
     assert trainer.state.epoch == 3
+
+
+def test_patience_stops_early_and_keeps_the_best_weights():
+    rows = make_rows(8, seed=5)
+    model, log = train(rows=make_rows(12), eval_rows=rows, patience=2, epochs=30, learning_rate=0.05)
+    losses = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
+    assert len(losses) == losses.index(min(losses)) + 3 < 30
+    (batch,) = batches(TOKENIZER, rows, max_length=32, batch_size=8)
+    with torch.no_grad():
+        assert float(F.cross_entropy(model(**batch).logits, batch["labels"])) == pytest.approx(min(losses), rel=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{"patience": 2}, {"patience": 0, "eval_rows": make_rows(4)}], ids=str)
+def test_early_stopping_needs_rows_and_patience(settings):
+    with pytest.raises(FlatlingoError, match="early stopping needs eval_rows"):
+        train(**settings)
 
 
 @pytest.mark.parametrize("kind", ["lnsr", "weight_noise", "mixout"])

@@ -35,6 +35,7 @@ _HOME = {
     "memorisation": "evaluation",
     "batches": "encoding",
     "WordPieceSampler": "segmentation",
+    "UnigramSampler": "segmentation",
     "load_task": "tasks",
     "load_model": "hub",
     "load_classifier": "hub",

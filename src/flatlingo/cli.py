@@ -50,10 +50,11 @@ PretrainedOption = Annotated[str | None, typer.Option(help="another pre-trained 
 
 
 class Figure(StrEnum):
-    """The figures a sweep can compute."""
+    """The figures a sweep can compute, and the study of all methods."""
 
     figure1 = "figure1"
     figure2 = "figure2"
+    methods = "methods"
 
 
 class Launcher(StrEnum):
@@ -168,8 +169,8 @@ def train(
         Path, typer.Option(help="folder for the fine-tuned checkpoint and its result.json; must not exist")
     ],
     figure: Annotated[Figure, typer.Option(help="whose study to train: task, sizes and measurements")] = Figure.figure1,
-    family: Annotated[str, typer.Option(help="none, consistency, fisher_penalty, l2, l2_sp or dropout")] = "none",
-    weight: Annotated[float, typer.Option(help="weight of the regulariser; the probability for dropout")] = 0.0,
+    family: Annotated[str, typer.Option(help="none, consistency, fisher_penalty, l2, … (see the presets)")] = "none",
+    weight: Annotated[float, typer.Option(help="weight of the regulariser, or its probability, radius, …")] = 0.0,
     preset: PresetOption = "mini",
     seed: Annotated[int, typer.Option(min=0)] = 1,
     data: DataOption = None,
@@ -194,7 +195,7 @@ def train(
 
 @app.command()
 def sweep(
-    figure: Annotated[Figure, typer.Argument(help="figure1 or figure2")],
+    figure: Annotated[Figure, typer.Argument(help="figure1, figure2 or methods")],
     store: Annotated[
         Path | None, typer.Option(help="folder of finished runs; only what is missing from it is computed")
     ] = None,
@@ -236,7 +237,7 @@ def sweep(
 @app.command()
 def status(
     store: Annotated[Path, typer.Argument(help="folder of finished runs")],
-    figure: Annotated[Figure | None, typer.Argument(help="figure1 or figure2; both by default")] = None,
+    figure: Annotated[Figure | None, typer.Argument(help="figure1, figure2 or methods; all by default")] = None,
     preset: PresetOption = "mini",
     seeds: SeedsOption = None,
     data: DataOption = None,
@@ -249,7 +250,7 @@ def status(
     if not store.is_dir():
         raise FlatlingoError(f"{store}: no such folder; give the --store of a sweep")
     runs, settings = Store(store), experiment.load_preset(preset)
-    for name in [figure.value] if figure else experiment.FIGURES:
+    for name in [figure.value] if figure else settings.plans:
         table = status.status(experiment.plan(name, settings, seeds=seeds, data=data, model=model), runs)
         typer.echo(f"{name}: {status.summary(table)}")
         told = table[(table["state"] != "missing") & ((table["state"] != "finished") | (table["detail"] != ""))]

@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from flatlingo import evaluation, experiment, hub, study, training
+from flatlingo import evaluation, experiment, hub, methods, study, training
 from flatlingo.experiment import RunConfig
 from flatlingo.tasks import MINI, load_task
 
@@ -70,7 +70,7 @@ def estimate(
     pieces), and rows on the Hub by made-up ones of the full length: the hours are then an upper bound.
 
     Args:
-        figure: "figure1" or "figure2".
+        figure: "figure1", "figure2" or "methods".
         preset: "smoke", "mini", "paper", or a path to a YAML file.
         seeds: how many, or which; the preset's number by default.
         data: folder of real rows, as for `sweeps.sweep`.
@@ -214,10 +214,10 @@ class _Clock:
                 self.model,
                 self.tokenizer,
                 self.rows,
-                regularizers=study._regularizers(config, self.tokenizer),
+                regularizers=methods.terms(config, self.tokenizer),
                 seed=0,
                 output_dir=folder,
-                **settings,
+                **{"sam": methods.settings(config.condition).get("sam")} | settings,
             )
         return log[-1]["train_runtime"] / self.steps * self.scale
 

@@ -12,10 +12,34 @@ from flatlingo import hub, tasks
 from flatlingo.errors import FlatlingoError, unknown
 from flatlingo.paths import PRESETS
 
-Family = Literal["none", "consistency", "fisher_penalty", "l2", "l2_sp", "dropout"]
+Family = Literal[
+    "none",
+    "consistency",
+    "fisher_penalty",
+    "l2",
+    "l2_sp",
+    "dropout",
+    "r3f",
+    "r4f",
+    "r_drop",
+    "smart",
+    "vat",
+    "lnsr",
+    "xtune",
+    "weight_noise",
+    "trace_penalty",
+    "gradient_norm",
+    "mixout",
+    "sam",
+    "asam",
+    "weight_decay",
+    "label_smoothing",
+    "early_stopping",
+]
 S = TypeVar("S", bound=BaseModel)
 FIGURES = ("figure1", "figure2")
-LEGEND = {"consistency": "kl", "fisher_penalty": "fpen", "l2": "l2", "l2_sp": "l2sp", "dropout": "dropout"}
+PLANS = (*FIGURES, "methods")
+LEGEND = {"consistency": "kl", "fisher_penalty": "fpen", "l2_sp": "l2sp"}  # where it is not the family's name
 
 
 class _Settings(BaseModel):
@@ -27,8 +51,11 @@ class _Settings(BaseModel):
 class Condition(_Settings):
     """One regulariser setting: one marker of a figure.
 
-    >>> Condition(family="consistency", weight=0.6).label
-    'kl=0.6'
+    The weight is what a method has in its place: the probability of `dropout` and `mixout`, ρ of `sam` and `asam`, the
+    decay of `weight_decay`, the share of `label_smoothing`, the patience in epochs of `early_stopping`.
+
+    >>> Condition(family="consistency", weight=0.6).label, Condition(family="sam", weight=0.05).label
+    ('kl=0.6', 'sam=0.05')
     """
 
     family: Family
@@ -37,7 +64,7 @@ class Condition(_Settings):
     @property
     def label(self) -> str:
         """The name in legends and run ids, as in the paper: `kl=k`, `fpen=k`."""
-        return "none" if self.family == "none" else f"{LEGEND[self.family]}={self.weight:g}"
+        return "none" if self.family == "none" else f"{LEGEND.get(self.family, self.family)}={self.weight:g}"
 
 
 class Training(_Settings):
@@ -124,6 +151,12 @@ class Preset(_Settings):
     seeds: int = Field(default=1, gt=0)
     figure1: FigurePlan
     figure2: FigurePlan
+    methods: FigurePlan | None = None
+
+    @property
+    def plans(self) -> list[str]:
+        """The names of its plans: figure1, figure2 and, where it has one, methods."""
+        return [name for name in PLANS if getattr(self, name) is not None]
 
 
 def known_presets() -> list[str]:
@@ -164,10 +197,10 @@ def plan(
     data: Path | None = None,
     model: str | None = None,
 ) -> list[RunConfig]:
-    """The runs of one figure: every condition of the preset with every seed, conditions in the outer loop.
+    """The runs of one plan: every condition of the preset with every seed, conditions in the outer loop.
 
     Args:
-        figure: "figure1" or "figure2".
+        figure: "figure1", "figure2" or "methods" (every named method once).
         preset: what to run.
         seeds: how many (1, 2, …, n), or which; the preset's number by default.
         data: a folder of real rows in XTREME layout. The mini world's task is replaced by the real one of its kind,
@@ -175,10 +208,13 @@ def plan(
         model: another pre-trained model than the preset's: `mini-mbert`, a Hub id or a folder.
 
     Raises:
-        FlatlingoError: for an unknown figure, a seed that is not a number ≥ 0, or what `tasks` and `hub` refuse.
+        FlatlingoError: for an unknown figure, one that the preset has no plan of, a seed that is not a number ≥ 0, or
+            what `tasks` and `hub` refuse.
     """
-    if figure not in FIGURES:
-        raise FlatlingoError(unknown("figure", figure, FIGURES))
+    if figure not in PLANS:
+        raise FlatlingoError(unknown("figure", figure, PLANS))
+    if figure not in preset.plans:
+        raise FlatlingoError(f"preset {preset.name} has no plan {figure!r}; it has {', '.join(preset.plans)}")
     chosen = list(range(1, (seeds or preset.seeds) + 1)) if not isinstance(seeds, list) else seeds
     if not chosen or min(chosen) < 0 or len(set(chosen)) < len(chosen):
         raise FlatlingoError(f"seeds must be different numbers, 0 or more; got {seeds!r}")

@@ -20,6 +20,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogFormatter, LogLocator, NullFormatter
+from scipy.optimize import isotonic_regression
 
 from flatlingo import analysis
 from flatlingo.errors import FlatlingoError
@@ -50,6 +51,38 @@ FAMILIES = {
     "dropout": Look("dropout", "^", "#CC79A7"),
 }
 IN_LEGEND_BY_WEIGHT = ("consistency", "fisher_penalty")
+
+KINDS = {  # colour of each kind of method
+    "none": ("no regulariser", "#000000"),
+    "consistency": ("consistency of two passes", "#0072B2"),
+    "gradient": ("penalty on gradients, or sharpness", "#D55E00"),
+    "weights": ("on the weights", "#009E73"),
+    "other": ("dropout, labels, stopping", "#CC79A7"),
+}
+METHODS = {  # name and kind of each family in the study of all methods
+    "none": ("none", "none"),
+    "consistency": ("MVR", "consistency"),
+    "r3f": ("R3F", "consistency"),
+    "r4f": ("R4F", "consistency"),
+    "r_drop": ("R-Drop", "consistency"),
+    "smart": ("SMART", "consistency"),
+    "vat": ("VAT", "consistency"),
+    "lnsr": ("LNSR", "consistency"),
+    "xtune": ("xTune", "consistency"),
+    "weight_noise": ("weight noise", "consistency"),
+    "fisher_penalty": ("Fisher penalty", "gradient"),
+    "trace_penalty": ("trace penalty", "gradient"),
+    "gradient_norm": ("gradient norm", "gradient"),
+    "sam": ("SAM", "gradient"),
+    "asam": ("ASAM", "gradient"),
+    "l2": ("L2", "weights"),
+    "l2_sp": ("L2-SP", "weights"),
+    "weight_decay": ("weight decay", "weights"),
+    "mixout": ("mixout", "weights"),
+    "dropout": ("dropout", "other"),
+    "label_smoothing": ("label smoothing", "other"),
+    "early_stopping": ("early stopping", "other"),
+}
 
 
 def figure1(table: pd.DataFrame, *, seed: int = 0) -> Figure:
@@ -114,6 +147,69 @@ def figure2(table: pd.DataFrame, *, seed: int = 0) -> Figure:
         axes[1, 0].set_ylabel("accuracy after adaptation (%)")
         _legend(fig, table)
     return fig
+
+
+def methods(table: pd.DataFrame) -> Figure:
+    """Accuracy in each language against Tr(F), a point a method: the mean over seeds, with lines from least to most.
+
+    Args:
+        table: one row a run of plan `methods`, columns as `study.table` makes them.
+
+    Returns:
+        A figure of one panel a language; every point has its method's name beside the panel.
+
+    Raises:
+        FlatlingoError: for a missing column, an empty table, or a family that has no name here.
+    """
+    _check(table, ["family", "label", "seed", "trace", "english_accuracy"], METHODS)
+    others = [name for name in table if name.startswith("accuracy_")]
+    columns = {"en": "english_accuracy", **{name.removeprefix("accuracy_"): name for name in others}}
+    rows = -(-len(columns) // 2)
+    with plt.style.context(STYLE):
+        fig, axes = plt.subplots(rows, 2, figsize=(7.2, 3.4 * rows), sharex=True, squeeze=False)
+        for ax, (language, column) in zip(axes.flat, columns.items(), strict=False):
+            _method_points(ax, table, column)
+            ax.set_title(LANGUAGES.get(language, language), fontweight="bold")
+        for ax in axes[-1]:
+            ax.set_xlabel(TRACE)
+            _plain_log_labels(ax.xaxis)
+        for ax in axes[:, 0]:
+            ax.set_ylabel("validation accuracy (%)")
+        drawn = {METHODS[family][1] for family in table["family"]}
+        keys = [_key(name, color=c, marker="o", linestyle="none") for kind, (name, c) in KINDS.items() if kind in drawn]
+        fig.legend(handles=keys, loc="outside lower center", ncols=3)
+    return fig
+
+
+def _method_points(ax: Axes, table: pd.DataFrame, column: str) -> None:
+    """The points of a panel, and their names on its right in the order of the points, each with a line to its point."""
+    ax.set_xscale("log")
+    runs = table.groupby("family", sort=False)
+    spread = {name: runs[name].agg(["min", "mean", "max"]) for name in ("trace", column)}
+    spread[column] = 100 * spread[column].sort_values("mean")
+    for family, accuracy in spread[column].iterrows():
+        trace, colour = spread["trace"].loc[family], KINDS[METHODS[family][1]][1]
+        lines = {"color": colour, "linewidth": 0.8}
+        ax.plot([trace["min"], trace["max"]], [accuracy["mean"]] * 2, **lines)
+        ax.plot([trace["mean"]] * 2, [accuracy["min"], accuracy["max"]], **lines)
+        ax.plot(trace["mean"], accuracy["mean"], "o", markersize=4, color=colour, label=METHODS[family][0])
+    low, high = ax.get_ylim()
+    height = 72 * 2.5  # of a panel, in points, nearly
+    wanted = height * (spread[column]["mean"].to_numpy() - low) / (high - low)
+    steps = 7.5 * np.arange(len(wanted))  # isotonic regression: the least movement that keeps these distances
+    places = isotonic_regression(wanted - steps).x + steps
+    for (family, accuracy), place in zip(spread[column].iterrows(), places, strict=True):
+        name, kind = METHODS[family]
+        ax.annotate(
+            name,
+            (spread["trace"].loc[family, "mean"], accuracy["mean"]),
+            (1.04, place / height),
+            textcoords="axes fraction",
+            fontsize=6.5,
+            va="center",
+            color=KINDS[kind][1],
+            arrowprops={"arrowstyle": "-", "color": "0.8", "linewidth": 0.4, "zorder": 0.5},
+        )
 
 
 def theory_figure(expansion: pd.DataFrame, independent: pd.DataFrame, structured: pd.DataFrame) -> Figure:
@@ -235,13 +331,14 @@ def _slope_guide(ax: Axes, expansion: pd.DataFrame, column: str, slope: int, *, 
     )
 
 
-def _check(table: pd.DataFrame, columns: list[str]) -> None:
+def _check(table: pd.DataFrame, columns: list[str], families: dict[str, object] | None = None) -> None:
     missing = [name for name in columns if name not in table]
     if missing or table.empty:
         raise FlatlingoError(f"nothing to draw: the table has {len(table)} rows and lacks columns {missing}")
-    unknown = sorted(set(table["family"]) - set(FAMILIES))
+    unknown = sorted(set(table["family"]) - set(families or FAMILIES))
     if unknown:
-        raise FlatlingoError(f"family {unknown[0]} has no marker; add a line for it to FAMILIES in figures.py")
+        where = "FAMILIES" if families is None else "METHODS"
+        raise FlatlingoError(f"family {unknown[0]} has no marker; add a line for it to {where} in figures.py")
 
 
 def _in_order(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,19 +1,103 @@
 """Subword sampling: random segmentations of a text into the pieces of its own vocabulary."""
 
+import json
+import math
 import random
 import re
+from itertools import accumulate, groupby
 from typing import Literal
 
+import sentencepiece
+from sentencepiece.sentencepiece_model_pb2 import ModelProto
 from tokenizers import Tokenizer
-from tokenizers.models import WordLevel, WordPiece
+from tokenizers.models import Unigram, WordLevel, WordPiece
 from transformers import PreTrainedTokenizerBase
 
 from flatlingo.errors import FlatlingoError
 
 Mode = Literal["faithful", "clean"]
+PIECES = ModelProto.SentencePiece
+UNKNOWN_PENALTY = 10  # of an unknown character below the lowest score, in sentencepiece and tokenizers
+CACHED_LENGTH = 32  # the longest word whose segmentations are kept: longer ones (Chinese sentences) hardly come again
 
 
-class WordPieceSampler:
+def subword_sampler(
+    tokenizer: PreTrainedTokenizerBase, *, p: float = 0.2, mode: Mode = "faithful", alpha: float = 0.2, nbest: int = -1
+) -> "SubwordSampler":
+    """The sampler for a tokenizer's kind: `UnigramSampler(alpha, nbest)` or `WordPieceSampler(p, mode)`.
+
+    Raises:
+        FlatlingoError: if the tokenizer is of neither kind, or an argument that its sampler uses is not as there.
+    """
+    if isinstance(_model(tokenizer), Unigram):
+        _check_mode(mode)
+        return UnigramSampler(tokenizer, alpha, nbest)
+    return WordPieceSampler(tokenizer, p, mode)
+
+
+class SubwordSampler:
+    """What samplers share: they cut a text into words as the tokenizer does, and put pieces into its template.
+
+    Args:
+        tokenizer: a tokenizer with a fast backend.
+        unknown: its unknown piece.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, unknown: str):
+        self._backend = tokenizer.backend_tokenizer
+        self._unknown = unknown
+        self._added = frozenset(tokenizer.get_added_vocab())
+        self._split_added = re.compile("(" + "|".join(map(re.escape, sorted(self._added, key=len, reverse=True))) + ")")
+        # Pieces are looked up as they are; template and truncation are the tokenizer's own.
+        self._assembler = Tokenizer(WordLevel(tokenizer.get_vocab(), unk_token=self._unknown))
+        self._assembler.post_processor = self._backend.post_processor
+        self._truncation_side = tokenizer.truncation_side
+        self._columns = tokenizer.model_input_names
+
+    def words(self, text: str) -> list[str]:
+        """The words of a text: its special tokens, and what the normalizer and the pre-tokenizer make of the rest."""
+        words = []
+        for part in self._split_added.split(text) if self._added else [text]:
+            if part in self._added:
+                words.append(part)
+            else:
+                normal = self._backend.normalizer.normalize_str(part) if self._backend.normalizer else part
+                words.extend(word for word, _ in self._backend.pre_tokenizer.pre_tokenize_str(normal))
+        return words
+
+    def sample(self, text: str, rng: random.Random) -> list[str]:
+        """Draw the pieces of a text."""
+        raise NotImplementedError
+
+    def encode_pair(self, text_a: str, text_b: str, *, max_length: int, rng: random.Random) -> dict[str, list[int]]:
+        """Encode a freshly drawn segmentation of a pair of texts.
+
+        Special tokens and token types follow the tokenizer's template; longer pairs are truncated longest first, as
+        `tokenizer([text_a], [text_b], truncation=True, max_length=max_length)` does, which is the result where nothing
+        is random (`p=0`, `nbest=1`).
+
+        Args:
+            text_a: first text.
+            text_b: second text.
+            max_length: largest number of tokens, special tokens included.
+            rng: source of the randomness.
+
+        Returns:
+            The tokenizer's columns (`input_ids`, `attention_mask` and, for BERT, `token_type_ids`), equally long lists.
+        """
+        if (self._assembler.truncation or {}).get("max_length") != max_length:
+            self._assembler.enable_truncation(max_length, direction=self._truncation_side)
+        pieces_a, pieces_b = self.sample(text_a, rng), self.sample(text_b, rng)
+        encoding = self._assembler.encode(pieces_a, pieces_b, is_pretokenized=True)
+        columns = {
+            "input_ids": encoding.ids,
+            "token_type_ids": encoding.type_ids,
+            "attention_mask": encoding.attention_mask,
+        }
+        return {column: columns[column] for column in self._columns if column in columns}
+
+
+class WordPieceSampler(SubwordSampler):
     """Longest-match-first WordPiece in which every match is rejected with probability p.
 
     At each position of a word the substrings found in the vocabulary (`##` in front of all but the first) are
@@ -50,41 +134,22 @@ class WordPieceSampler:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, p: float = 0.2, mode: Mode = "faithful"):
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if not isinstance(getattr(backend, "model", None), WordPiece):
+        if not isinstance(_model(tokenizer), WordPiece):
             raise FlatlingoError(
-                f"{type(tokenizer).__name__} has no WordPiece model, so its longest matches cannot be sampled; "
-                "use a BERT tokenizer (for example bert-base-multilingual-cased)"
+                f"{type(tokenizer).__name__} has no WordPiece model, so its longest matches cannot be sampled; use a "
+                "BERT tokenizer (for example bert-base-multilingual-cased); for XLM-R's there is UnigramSampler"
             )
         if not 0 <= p <= 1:
             raise FlatlingoError(f"subword dropout p must lie in [0, 1], got {p}")
-        if mode not in ("faithful", "clean"):
-            raise FlatlingoError(f"unknown segmentation mode {mode!r}; use 'faithful' or 'clean'")
+        _check_mode(mode)
         self.p, self.mode = p, mode
-        self._backend = backend
-        self._vocabulary = frozenset(backend.get_vocab(with_added_tokens=False))
+        model = _model(tokenizer)
+        super().__init__(tokenizer, model.unk_token)
+        self._vocabulary = frozenset(self._backend.get_vocab(with_added_tokens=False))
         self._longest = max(map(len, self._vocabulary))
-        self._prefix = backend.model.continuing_subword_prefix
-        self._unknown = backend.model.unk_token
-        self._longest_word = backend.model.max_input_chars_per_word
-        self._added = frozenset(tokenizer.get_added_vocab())
-        self._split_added = re.compile("(" + "|".join(map(re.escape, sorted(self._added, key=len, reverse=True))) + ")")
+        self._prefix = model.continuing_subword_prefix
+        self._longest_word = model.max_input_chars_per_word
         self._candidates: dict[str, list[list[int]]] = {}
-        # Pieces are looked up as they are; template and truncation are the tokenizer's own.
-        self._assembler = Tokenizer(WordLevel(tokenizer.get_vocab(), unk_token=self._unknown))
-        self._assembler.post_processor = backend.post_processor
-        self._truncation_side = tokenizer.truncation_side
-
-    def words(self, text: str) -> list[str]:
-        """The words of a text: its special tokens, and what the normalizer and the pre-tokenizer make of the rest."""
-        words = []
-        for part in self._split_added.split(text) if self._added else [text]:
-            if part in self._added:
-                words.append(part)
-            else:
-                normal = self._backend.normalizer.normalize_str(part) if self._backend.normalizer else part
-                words.extend(word for word, _ in self._backend.pre_tokenizer.pre_tokenize_str(normal))
-        return words
 
     def sample_word(self, word: str, rng: random.Random) -> list[str]:
         """Draw the pieces of one word; one number is drawn from `rng` for every candidate considered."""
@@ -107,31 +172,6 @@ class WordPieceSampler:
     def sample(self, text: str, rng: random.Random) -> list[str]:
         """Draw the pieces of a text, word by word."""
         return [piece for word in self.words(text) for piece in self.sample_word(word, rng)]
-
-    def encode_pair(self, text_a: str, text_b: str, *, max_length: int, rng: random.Random) -> dict[str, list[int]]:
-        """Encode a freshly drawn segmentation of a pair of texts.
-
-        Special tokens and token types follow the tokenizer's template; longer pairs are truncated longest first, as
-        `tokenizer([text_a], [text_b], truncation=True, max_length=max_length)` does, which is the result for p = 0.
-
-        Args:
-            text_a: first text.
-            text_b: second text.
-            max_length: largest number of tokens, special tokens included.
-            rng: source of the randomness.
-
-        Returns:
-            `input_ids`, `token_type_ids` and `attention_mask`, equally long lists.
-        """
-        if (self._assembler.truncation or {}).get("max_length") != max_length:
-            self._assembler.enable_truncation(max_length, direction=self._truncation_side)
-        pieces_a, pieces_b = self.sample(text_a, rng), self.sample(text_b, rng)
-        encoding = self._assembler.encode(pieces_a, pieces_b, is_pretokenized=True)
-        return {
-            "input_ids": encoding.ids,
-            "token_type_ids": encoding.type_ids,
-            "attention_mask": encoding.attention_mask,
-        }
 
     def _piece(self, word: str, start: int, end: int) -> str:
         return (self._prefix if start else "") + word[start:end]
@@ -156,6 +196,146 @@ class WordPieceSampler:
             ]
             self._candidates[word] = _completable(ends) if self.mode == "clean" else ends
         return self._candidates[word]
+
+
+class UnigramSampler(SubwordSampler):
+    """Segmentations drawn from the unigram language model of a SentencePiece vocabulary (Kudo 2018), such as XLM-R's.
+
+    A segmentation of a text into pieces s_1 … s_m with log probabilities ℓ has probability
+
+        P(s_1 … s_m) = exp(α Σ_k ℓ(s_k)) / Z,
+
+    with Z the sum over all segmentations of its words (`nbest=-1`) or over the n most probable ones of the text. α = 0
+    draws them uniformly, a large α the most probable one alone; `nbest=1` is the tokenizer itself. A character that is
+    no piece is unknown, as in the tokenizer, at 10 below the lowest ℓ; nothing else is lost.
+
+    The n best come from the `sentencepiece` library, from a model made of the tokenizer's own vocabulary and scores: a
+    `tokenizer.json` is enough, and ids need no offset. Over all segmentations pieces are drawn from left to right, by
+    the sums over the ways on; the library's own sampler has the same distribution, but is seeded anew in every process.
+    Words are what the tokenizer's normalizer and pre-tokenizer make of the text, and special tokens stay whole.
+
+    Args:
+        tokenizer: a tokenizer with a Unigram model and a fast backend, such as XLM-R's.
+        alpha: α, at least 0. Wang et al. (2021) use 0.2.
+        nbest: -1, or n at least 1. Wang et al. use -1.
+
+    Raises:
+        FlatlingoError: if the tokenizer has no Unigram model or one that falls back to bytes, or an argument is not as
+            above.
+
+    >>> from transformers import XLMRobertaTokenizer
+    >>> pieces = {"<s>": 0, "<pad>": 0, "</s>": 0, "<unk>": 0, "▁un": -2, "▁": -4, "u": -4, "n": -4, "do": -3, "d": -5}
+    >>> tokenizer = XLMRobertaTokenizer(vocab=[*pieces.items(), ("o", -5.0), ("<mask>", 0.0)])
+    >>> sampler, rng = UnigramSampler(tokenizer, alpha=0.1), random.Random(0)
+    >>> [" ".join(sampler.sample("undo", rng)) for _ in range(4)]
+    ['▁un do', '▁un d o', '▁un do', '▁un do']
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, alpha: float = 0.2, nbest: int = -1):
+        if not isinstance(_model(tokenizer), Unigram):
+            raise FlatlingoError(
+                f"{type(tokenizer).__name__} has no Unigram model to sample from; use a SentencePiece unigram "
+                "tokenizer (for example xlm-roberta-base); for BERT's there is WordPieceSampler"
+            )
+        if not (math.isfinite(alpha) and alpha >= 0):
+            raise FlatlingoError(
+                f"alpha must be a finite number of at least 0, got {alpha}; nbest=1 is the tokenizer itself"
+            )
+        if isinstance(nbest, bool) or not isinstance(nbest, int) or (nbest < 1 and nbest != -1):
+            raise FlatlingoError(f"nbest must be -1 (all segmentations) or a number of at least 1, got {nbest!r}")
+        self.alpha, self.nbest = alpha, nbest
+        model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+        if model["unk_id"] is None or model["byte_fallback"]:
+            raise FlatlingoError(
+                f"the Unigram model of {type(tokenizer).__name__} has no unknown piece or falls back to bytes, which "
+                "is not supported; use a tokenizer of XLM-R's kind"
+            )
+        unknown = model["vocab"][model["unk_id"]][0]
+        super().__init__(tokenizer, unknown)
+        proto = _proto(model, self._added)
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+        self._scores = {entry.piece: entry.score for entry in proto.pieces if entry.type == PIECES.NORMAL}
+        self._unknown_score = min(self._scores.values()) - UNKNOWN_PENALTY
+        self._longest = max(map(len, self._scores))
+        self._ways: dict[str, list[tuple[list[int], list[float]]]] = {}
+
+    def sample(self, text: str, rng: random.Random) -> list[str]:
+        """Draw the pieces of a text."""
+        pieces = []
+        for special, words in groupby(self.words(text), self._added.__contains__):
+            if special:
+                pieces += words
+            elif self.nbest == -1:
+                pieces += (piece for word in words for piece in self.sample_word(word, rng))
+            else:
+                pieces += self._one_of_the_best("".join(words), rng)
+        return pieces
+
+    def sample_word(self, word: str, rng: random.Random) -> list[str]:
+        """Draw the pieces of a normalised word from all segmentations; one number is drawn from `rng` for each."""
+        ways = self._ways.get(word) or self._ways_on(word)
+        if len(word) <= CACHED_LENGTH:
+            self._ways[word] = ways
+        pieces, start = [], 0
+        while start < len(word):
+            (end,) = rng.choices(ways[start][0], cum_weights=ways[start][1])
+            pieces.append(word[start:end])
+            start = end
+        return self._fused(pieces)
+
+    def _one_of_the_best(self, text: str, rng: random.Random) -> list[str]:
+        best = self._processor.nbest_encode(text, nbest_size=self.nbest, out_type="proto").nbests
+        weights = [math.exp(self.alpha * (segmentation.score - best[0].score)) for segmentation in best]
+        (drawn,) = rng.choices(best, weights)
+        unknown = self._processor.unk_id()
+        return self._fused([self._unknown if entry.id == unknown else entry.piece for entry in drawn.pieces])
+
+    def _ways_on(self, word: str) -> list[tuple[list[int], list[float]]]:
+        """For each position: where the pieces that start there end, and their cumulative probabilities."""
+        ways, totals = [], [0.0] * (len(word) + 1)  # totals: log of the sum over all ways from a position to the end
+        for start in reversed(range(len(word))):
+            ends = [
+                end
+                for end in range(start + 1, min(len(word), start + self._longest) + 1)
+                if word[start:end] in self._scores
+            ]
+            if start + 1 not in ends:
+                ends.insert(0, start + 1)
+            logs = [self.alpha * self._scores.get(word[start:end], self._unknown_score) + totals[end] for end in ends]
+            highest = max(logs)
+            weights = [math.exp(value - highest) for value in logs]
+            totals[start] = highest + math.log(sum(weights))
+            ways.append((ends, list(accumulate(weights))))
+        return ways[::-1]
+
+    def _fused(self, pieces: list[str]) -> list[str]:
+        """The pieces, and unknown ones in a row as one."""
+        fused = []
+        for known, group in groupby(pieces, self._scores.__contains__):
+            fused += group if known else [self._unknown]
+        return fused
+
+
+def _proto(model: dict, added: frozenset[str]) -> ModelProto:
+    """The SentencePiece model with the pieces and scores of a Unigram model of `tokenizers`, for normalised text."""
+    proto = ModelProto()
+    for number, (piece, score) in enumerate(model["vocab"]):
+        kind = PIECES.UNKNOWN if number == model["unk_id"] else PIECES.CONTROL if piece in added else PIECES.NORMAL
+        proto.pieces.add(piece=piece, score=score, type=kind)
+    proto.trainer_spec.model_type = proto.trainer_spec.UNIGRAM
+    proto.normalizer_spec.name = "identity"
+    for step in ("add_dummy_prefix", "remove_extra_whitespaces", "escape_whitespaces"):
+        setattr(proto.normalizer_spec, step, False)
+    return proto
+
+
+def _model(tokenizer: PreTrainedTokenizerBase):
+    return getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+
+
+def _check_mode(mode: str) -> None:
+    if mode not in ("faithful", "clean"):
+        raise FlatlingoError(f"unknown segmentation mode {mode!r}; use 'faithful' or 'clean'")
 
 
 def _completable(ends: list[list[int]]) -> list[list[int]]:

@@ -7,11 +7,10 @@ import pandas as pd
 import torch
 from datasets import Dataset
 
-from flatlingo import evaluation, hub, training
+from flatlingo import evaluation, hub, methods, training
 from flatlingo.errors import FlatlingoError, unknown
-from flatlingo.experiment import Condition, RunConfig
+from flatlingo.experiment import RunConfig
 from flatlingo.fisher import empirical_fisher, fisher_trace
-from flatlingo.regularizers import L2, L2SP, FisherPenalty, Regularizer, SubwordConsistency
 from flatlingo.tasks import Task, load_task
 
 TRACE_BATCH = 32
@@ -36,7 +35,7 @@ def run(config: RunConfig, data: Path | None = None):
         tokenizer = hub.load_tokenizer(config.model)
         dropout = config.condition.weight if config.condition.family == "dropout" else None
         model = hub.load_model(config.model, len(task.labels), dropout=dropout, seed=config.seed).to(device())
-        log = _train(config, model, tokenizer, task.rows("en", "train"), _regularizers(config, tokenizer))
+        log = _train(config, model, tokenizer, task.rows("en", "train"))
         result = _measure(config, model, tokenizer, task) | {"history": _history(log)}
         if config.study.adaptation:
             result["adaptation"] = _adapt(config, model, tokenizer, task)
@@ -94,23 +93,20 @@ def _task(config: RunConfig, data: Path | None) -> Task:
     )
 
 
-def _regularizers(config: RunConfig, tokenizer) -> list[Regularizer]:
-    condition: Condition = config.condition
-    if condition.family == "consistency":
-        return [SubwordConsistency(tokenizer, weight=condition.weight, **config.study.segmentation.model_dump())]
-    simple = {"fisher_penalty": FisherPenalty, "l2": L2, "l2_sp": L2SP}
-    return [simple[condition.family](weight=condition.weight)] if condition.family in simple else []
-
-
-def _train(config: RunConfig, model, tokenizer, rows: Dataset, regularizers: list[Regularizer]) -> list[dict]:
+def _train(config: RunConfig, model, tokenizer, rows: Dataset) -> list[dict]:
+    changes = methods.settings(config.condition)
+    if "patience" in changes:  # one training row in ten decides when to stop: the validation rows are for reporting
+        halves = rows.train_test_split(0.1, seed=config.seed)
+        rows, changes["eval_rows"] = halves["train"], halves["test"]
     with tempfile.TemporaryDirectory(prefix="flatlingo-") as folder:
         return training.finetune(
             model,
             tokenizer,
             rows,
-            regularizers=regularizers,
+            regularizers=methods.terms(config, tokenizer),
             seed=config.seed,
             output_dir=folder,
+            **changes,
             **config.study.training.model_dump(),
         )
 

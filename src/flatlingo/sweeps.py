@@ -43,7 +43,7 @@ def sweep(
     is found damaged is set aside and computed again.
 
     Args:
-        figure: "figure1" or "figure2".
+        figure: "figure1", "figure2", or "methods": every named method once.
         preset: "smoke", "mini", "paper", or a path to a YAML file.
         store: folder of finished runs; "recorded" reads the committed results and never computes.
         seeds: how many, or which; the preset's number by default.
@@ -58,7 +58,7 @@ def sweep(
         progress: show a progress bar, or a line a minute where standard error is no terminal.
 
     Returns:
-        One row a run for figure 1, one row a run and target language for figure 2 (columns: see `study.table`).
+        One row a run; for figure 2, one row a run and target language (columns: see `study.table`).
 
     Raises:
         FlatlingoError: for bad input; if the recorded results lack runs; if the store cannot be written; or, after all

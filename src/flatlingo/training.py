@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
+    EarlyStoppingCallback,
     EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -48,6 +49,11 @@ class RegularizedTrainer(Trainer):
     (`TrainingArguments(weight_decay=…)`, decoupled, not on biases and layer norms), label smoothing
     (`label_smoothing_factor=…`, which terms with a cross entropy of their own follow), early stopping
     (`callbacks=[EarlyStoppingCallback(…)]`), dropout (`load_classifier(…, dropout=…)`).
+
+    Perturbed views of the texts are encoded where batches are made: with
+    `TrainingArguments(dataloader_num_workers=n)` in n processes beside the training loop. A view depends on seed, epoch
+    and row alone, so the trained weights are the same bit for bit with any number of workers. (Persistent workers see
+    the same views too, but PyTorch then draws fewer numbers from the global generator, hence other dropout masks.)
 
     Checkpoints also hold the states of the regularisers' random generators: on CPU a resumed run equals the
     uninterrupted one bit for bit.
@@ -140,6 +146,7 @@ class RegularizedTrainer(Trainer):
         with ExitStack() as stack:
             for regularizer in self.regularizers:
                 stack.enter_context(regularizer.forward_context())
+                stack.enter_context(regularizer.shared_context(model, inputs))
             loss, outputs = super().compute_loss(model, clean, return_outputs=True)
         terms, details = {"task": loss}, {}
         for regularizer in self.regularizers:
@@ -198,6 +205,11 @@ class RegularizedTrainer(Trainer):
                 raise FlatlingoError(
                     f"{regularizer.name} needs its passes to be run once only, and activation (gradient) checkpointing "
                     "runs them again in the backward pass; switch it off"
+                )
+            if regularizer.needs_pass_alone and (sharing := [r.name for r in self.regularizers if r.shares_pass]):
+                raise FlatlingoError(
+                    f"{regularizer.name} needs a clean pass of the clean rows alone, and {sharing[0]} sends its view "
+                    "through it; leave out its shared_pass"
                 )
             if regularizer.uses_labels and self.compute_loss_func is not None:
                 raise FlatlingoError(
@@ -290,6 +302,8 @@ def finetune(
     gradient_accumulation_steps: int = 1,
     label_smoothing: float = 0.0,
     sam: SAM | None = None,
+    patience: int | None = None,
+    workers: int = 0,
     eval_rows: Sequence[Mapping[str, Any]] | None = None,
     output_dir: str | Path | None = None,
     progress: bool = False,
@@ -299,7 +313,7 @@ def finetune(
     AdamW (betas 0.9 and 0.999, epsilon 1e-8), learning rate decaying linearly to 0, gradient norm clipped: the settings
     of Wang et al. (2021). float32 on CPU, bf16 autocast on CUDA. All randomness (order, dropout, sampled views and
     labels) comes from `seed`: on CPU the same call gives the same weights bit by bit, whatever was drawn before, and
-    the global generators are left as they were. No checkpoints are written.
+    the global generators are left as they were. Checkpoints are written with `patience` only, into `output_dir`.
 
     Args:
         model: a sequence classifier.
@@ -317,6 +331,9 @@ def finetune(
         gradient_accumulation_steps: batches an update.
         label_smoothing: share of the label spread over all classes.
         sam: sharpness-aware minimisation.
+        patience: stop when the loss on `eval_rows` has not fallen for so many epochs, and keep the weights of its
+            lowest value (early stopping).
+        workers: processes that encode the perturbed views; 0 for the training process itself. The result is the same.
         eval_rows: rows to measure loss and accuracy on after each epoch.
         output_dir: the Trainer's folder; by default a temporary one.
         progress: whether to show a progress bar.
@@ -330,6 +347,8 @@ def finetune(
     """
     if len(rows) == 0:
         raise FlatlingoError("there are no rows to train on; check the split and its size")
+    if patience is not None and (eval_rows is None or patience < 1):
+        raise FlatlingoError(f"early stopping needs eval_rows and a patience of at least 1 epoch, got {patience}")
     with tempfile.TemporaryDirectory(prefix="flatlingo-") as scratch, own_randomness():
         args = TrainingArguments(
             output_dir=str(output_dir or scratch),
@@ -347,8 +366,13 @@ def finetune(
             bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
             eval_strategy="no" if eval_rows is None else "epoch",
             logging_steps=0.02,
-            save_strategy="no",
+            save_strategy="no" if patience is None else "epoch",
+            save_total_limit=1,
+            save_only_model=True,
+            load_best_model_at_end=patience is not None,
+            metric_for_best_model="loss",
             dataloader_pin_memory=torch.cuda.is_available(),
+            dataloader_num_workers=workers,
             report_to="none",
             disable_tqdm=not progress,
         )
@@ -363,6 +387,7 @@ def finetune(
             regularizers=regularizers,
             sam=sam,
             max_length=max_length,
+            callbacks=[] if patience is None else [EarlyStoppingCallback(patience)],
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()

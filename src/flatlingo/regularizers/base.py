@@ -33,7 +33,7 @@ class Regularizer(Resumable):
     1. `start`, once, when the trainer is built;
     2. `training_context`, around all of training;
     3. `features`, for every training row and epoch, while batches are made;
-    4. `forward_context`, around the clean forward pass of every step;
+    4. `forward_context` and `shared_context`, around the clean forward pass of every step;
     5. `__call__`, after it. The trainer adds the terms up; with gradient accumulation, the mean over micro-batches.
 
     Checkpoints keep `state_dict`. What `start` remembers of the model (the anchors of `L2SP`) they do not: resume with
@@ -68,6 +68,9 @@ class Regularizer(Resumable):
 
     uses_labels: bool = False
     """Whether the term holds the cross entropy of the labels, which must then be that of the task loss."""
+
+    needs_pass_alone: bool = False
+    """Whether the clean pass must hold the clean rows only: no term may then send rows along (`shared_context`)."""
 
     label_smoothing: float = 0.0
     """The label smoothing of the task loss, set by the trainer."""
@@ -104,6 +107,15 @@ class Regularizer(Resumable):
         """Context of the clean forward pass."""
         return nullcontext()
 
+    def shared_context(self, model: nn.Module, batch: Mapping[str, Tensor]) -> AbstractContextManager:
+        """Context of the clean forward pass for a term that sends rows of its own through it (see `joint`).
+
+        Args:
+            model: as for `__call__`.
+            batch: as for `__call__`.
+        """
+        return nullcontext()
+
     def __call__(
         self, model: nn.Module, batch: Mapping[str, Tensor], outputs: Any
     ) -> tuple[Tensor, dict[str, float | Tensor]]:
@@ -118,6 +130,11 @@ class Regularizer(Resumable):
             The scalar to be added to the loss, already weighted, and values to log as `<name>/<key>`.
         """
         raise NotImplementedError
+
+    @property
+    def shares_pass(self) -> bool:
+        """Whether the term sends rows of its own through the clean pass."""
+        return False
 
     @property
     def needs_text(self) -> bool:

@@ -78,6 +78,7 @@ class FisherPenalty(PeriodicPenalty):
             raise FlatlingoError(f"the radius of finite differences must be positive, got {radius}")
         self.scaling, self.method, self.radius = scaling, method, radius
         self.recomputable = method != "exact"
+        self.needs_pass_alone = method != "exact"  # the pass is repeated, with its dropout masks
         self._generator: torch.Generator | None = None
         self._random_state: RandomState | None = None
         self._checked = False

@@ -17,7 +17,7 @@ from flatlingo.errors import FlatlingoError
 from flatlingo.regularizers.base import Resumable, logits_of
 from flatlingo.regularizers.divergences import Divergence, stopped_kl
 from flatlingo.regularizers.hooks import changed_output
-from flatlingo.segmentation import Mode, WordPieceSampler
+from flatlingo.segmentation import Mode, subword_sampler
 
 _WORD = re.compile(r"[^\W\d_]+")
 
@@ -33,6 +33,9 @@ class Perturbation(Resumable):
     recomputable = True
     """As for a `Regularizer`."""
 
+    needs_pass_alone = False
+    """As for a `Regularizer`."""
+
     def start(self, model: nn.Module, *, seed: int) -> None:
         """Check that the model can take the perturbation; seed the generator."""
 
@@ -43,6 +46,10 @@ class Perturbation(Resumable):
     def forward_context(self) -> AbstractContextManager:
         """Context of the clean forward pass."""
         return nullcontext()
+
+    def shared_rows(self, inputs: Mapping[str, Tensor], view: Mapping[str, Tensor]) -> Mapping[str, Tensor] | None:
+        """Rows whose ordinary pass is the perturbed one, for perturbations that have such; arguments as for a call."""
+        return None
 
     def __call__(self, model: nn.Module, inputs: Mapping[str, Tensor], view: Mapping[str, Tensor], outputs: Any) -> Any:
         """Run the perturbed pass.
@@ -66,32 +73,46 @@ class Perturbation(Resumable):
 class View(Perturbation):
     """A perturbed text, encoded in `features`; the model itself is left alone."""
 
+    def shared_rows(self, inputs: Mapping[str, Tensor], view: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The view."""
+        return view
+
     def __call__(self, model: nn.Module, inputs: Mapping[str, Tensor], view: Mapping[str, Tensor], outputs: Any) -> Any:
         """Run the model on the view."""
         return model(**view)
 
 
 class SampledSegmentation(View):
-    """Another segmentation of the same texts, drawn by `WordPieceSampler`.
+    """Another segmentation of the same texts, drawn by the sampler for the tokenizer's kind (`subword_sampler`).
 
     In `clean` mode drawn for each row and epoch; in `faithful` mode once a row, as in the cached data sets of Wang et
     al. (2021).
 
     Args:
-        tokenizer: a WordPiece tokenizer.
-        p: probability of rejecting a match.
-        mode: `"faithful"` or `"clean"`.
+        tokenizer: a WordPiece tokenizer (BERT's) or a SentencePiece unigram one (XLM-R's).
+        p: WordPiece: probability of rejecting a match.
+        mode: `"faithful"` or `"clean"`; for WordPiece see also `WordPieceSampler`.
+        alpha: SentencePiece: α of `UnigramSampler`.
+        nbest: SentencePiece: -1, or n of `UnigramSampler`.
 
     Raises:
-        FlatlingoError: if the tokenizer has no WordPiece model, or `p` or `mode` is not as above.
+        FlatlingoError: if the tokenizer is of neither kind, or an argument is not as above.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, p: float = 0.2, mode: Mode = "faithful"):
-        self.sampler = WordPieceSampler(tokenizer, p, mode)
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        p: float = 0.2,
+        mode: Mode = "faithful",
+        alpha: float = 0.2,
+        nbest: int = -1,
+    ):
+        self.sampler = subword_sampler(tokenizer, p=p, mode=mode, alpha=alpha, nbest=nbest)
+        self.mode = mode
 
     def features(self, row: Mapping[str, Any], *, seed: int, epoch: int, max_length: int) -> dict[str, list[int]]:
         """Encode the sampled view of a row."""
-        draw = epoch if self.sampler.mode == "clean" else "once"
+        draw = epoch if self.mode == "clean" else "once"
         rng = random.Random(f"{seed}/{draw}/{row['row_id']}")
         return self.sampler.encode_pair(row["text_a"], row["text_b"], max_length=max_length, rng=rng)
 
@@ -182,6 +203,10 @@ class Dropout(Perturbation):
             raise FlatlingoError(
                 "the model has no dropout, so two passes do not differ; load it with dropout above 0 (for example 0.1)"
             )
+
+    def shared_rows(self, inputs: Mapping[str, Tensor], view: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The clean rows again."""
+        return inputs
 
     def __call__(self, model: nn.Module, inputs: Mapping[str, Tensor], view: Mapping[str, Tensor], outputs: Any) -> Any:
         """Run the model once more."""
@@ -391,6 +416,7 @@ class HiddenNoise(Noise):
         if compare not in ("logits", "hidden"):
             raise FlatlingoError(f"hidden noise cannot compare {compare!r}; use 'logits' or 'hidden'")
         self.layer, self.compare = layer, compare
+        self.needs_pass_alone = compare == "hidden"  # other rows would pad the hidden states
 
     def start(self, model: nn.Module, *, seed: int) -> None:
         """Find the layer; seed the generator."""

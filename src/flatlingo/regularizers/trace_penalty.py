@@ -43,6 +43,7 @@ class TracePenalty(PeriodicPenalty):
 
     name = "trace_penalty"
     logged = "trace"
+    needs_pass_alone = True  # every row that is recorded counts as an example
     recomputable = False  # what the first pass recorded would not be what the backward pass uses
 
     def __init__(self, weight: float = 0.01, every: int = 1):

@@ -1,0 +1,196 @@
+"""One training step with each method against plain fine-tuning: time, memory, and the passes that a method needs.
+
+    python benchmarks/steps.py [--size minilm] [--tokens 64] [--batch 16] [--rounds 4]
+
+A step is the gradient of the whole loss and one step of AdamW, in train mode with dropout. Methods run interleaved in
+one process, on one thread; times are CPU seconds, ratios are medians over rounds. Memory is the peak of a process of
+its own over the loaded model. The floor counts passes: a forward pass 1, a backward pass 2 (1 towards the embeddings
+alone), differentiating a gradient twice what computing it took; divided by the 3 of a plain step. Views are as long as
+the rows.
+
+"MVR, as published" and "Fisher penalty, as published" are the steps of run_mv_classify.py (Wang et al. 2021) and
+hf-sharpness (Cooper Stickland 2022), written anew from their description: two passes with one loss; and a double
+backward under eager attention over the labels that `Categorical` draws.
+"""
+
+import argparse
+import json
+import statistics
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from common import (
+    RESULTS,
+    environment,
+    heading,
+    in_own_process,
+    interleaved,
+    make_batch,
+    make_model,
+    markdown,
+    peak_memory,
+    ratio,
+    write,
+)
+from transformers import BertTokenizer
+
+from flatlingo.regularizers import (
+    L2,
+    L2SP,
+    LNSR,
+    R3F,
+    R4F,
+    SAM,
+    SMART,
+    VAT,
+    CodeSwitching,
+    FisherPenalty,
+    GradientNormPenalty,
+    Mixout,
+    RDrop,
+    SubwordConsistency,
+    TracePenalty,
+    WeightNoise,
+    XTune,
+)
+
+TOKENIZER = BertTokenizer(vocab={"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4})
+# name → what it is made of, and its floor in forward passes; the family in `flatlingo sweep methods`
+METHODS = {
+    "plain": (lambda: None, 3, "none"),
+    "MVR": (lambda: SubwordConsistency(TOKENIZER), 6, "consistency"),
+    "MVR, one pass": (lambda: SubwordConsistency(TOKENIZER, shared_pass=True), 6, ""),
+    "MVR, as published": (lambda: published_mvr, 6, ""),
+    "R3F": (R3F, 6, "r3f"),
+    "R4F": (R4F, 6, "r4f"),
+    "R-Drop": (RDrop, 6, "r_drop"),
+    "R-Drop, one pass": (lambda: RDrop(shared_pass=True), 6, ""),
+    "SMART": (SMART, 8, "smart"),
+    "VAT": (VAT, 8, "vat"),
+    "LNSR": (LNSR, 6, "lnsr"),
+    "xTune": (lambda: XTune(CodeSwitching(TOKENIZER, {"a": "b"})), 6, "xtune"),
+    "weight noise": (WeightNoise, 6, "weight_noise"),
+    "Fisher penalty": (FisherPenalty, 9, "fisher_penalty"),
+    "Fisher penalty, finite difference": (lambda: FisherPenalty(method="finite-difference"), 8, ""),
+    "Fisher penalty, as published": (lambda: published_fisher, 9, ""),
+    "trace penalty": (TracePenalty, 15, "trace_penalty"),
+    "gradient norm": (GradientNormPenalty, 9, "gradient_norm"),
+    "L2": (lambda: L2(0.01), 3, "l2"),
+    "L2-SP": (lambda: L2SP(0.01), 3, "l2_sp"),
+    "mixout": (Mixout, 3, "mixout"),
+    "SAM": (SAM, 6, "sam"),
+    "ASAM": (lambda: SAM(0.5, adaptive=True), 6, "asam"),
+}
+
+
+def published_mvr(model, clean, view):
+    """Loss of the authors' training loop, with λ = 0.6 and τ = 1."""
+    first, second = model(**clean), model(**view, labels=clean["labels"])
+    p, log_q = first.logits.softmax(1), second.logits.log_softmax(1)
+    divergence = torch.nn.KLDivLoss(reduction="batchmean")(log_q, p)
+    return 0.5 * first.loss + 0.5 * second.loss + 0.6 * divergence
+
+
+def published_fisher(model, clean, view):
+    """Loss of hf-sharpness with its default weight."""
+    outputs = model(**clean)
+    labels = torch.distributions.Categorical(logits=outputs.logits).sample().detach()
+    parameters = [w for w in model.parameters() if w.requires_grad]
+    gradients = torch.autograd.grad(F.cross_entropy(outputs.logits, labels), parameters, create_graph=True)
+    return outputs.loss + 0.001 * sum(g.square().sum() for g in gradients) / len(labels)
+
+
+def gradient_of(model, clean, view, method):
+    """A function that adds the gradient of task loss and term to the parameters'."""
+    if method is None or isinstance(method, SAM):
+        return lambda: model(**clean).loss.backward()
+    if method in (published_mvr, published_fisher):
+        return lambda: method(model, clean, view).backward()
+    method.start(model, seed=0)
+    batch = clean | {f"{method.name}/{column}": values for column, values in view.items()}
+
+    def gradient():
+        with method.training_context(model):
+            with method.forward_context(), method.shared_context(model, batch):
+                outputs = model(**clean)
+            (outputs.loss + method(model, batch, outputs)[0]).backward()
+
+    return gradient
+
+
+@cache
+def trained(size, attention):
+    """A model in train mode and its optimiser, which the methods share."""
+    model = make_model(size, dropout=0.1, attention=attention).train()
+    return model, torch.optim.AdamW(model.parameters(), lr=1e-6)
+
+
+def step_of(model, optimiser, clean, view, method):
+    """A function that trains one step."""
+    gradient = gradient_of(model, clean, view, method)
+
+    def step():
+        optimiser.zero_grad()
+        gradient()
+        if isinstance(method, SAM):
+            with method.ascended(model.parameters()):
+                optimiser.zero_grad()
+                gradient()
+        optimiser.step()
+
+    return step
+
+
+def prepared(options, name):
+    """The step of a method."""
+    model, optimiser = trained(options.size, "eager" if name == "Fisher penalty, as published" else "sdpa")
+    clean, view = (make_batch(options.size, options.tokens, options.batch, seed=seed) for seed in (0, 1))
+    clean["labels"] = torch.arange(options.batch) % model.config.num_labels
+    return step_of(model, optimiser, clean, view, METHODS[name][0]())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", default="minilm")
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--output", default=RESULTS / "steps", help="path without ending")
+    parser.add_argument("--memory", help="(internal) peak memory of one method")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.memory:
+        step = prepared(options, options.memory)
+        step()  # the optimiser's moments are every method's
+        print(json.dumps({"peak MiB": peak_memory(step)}))
+        return
+
+    seconds = interleaved({name: prepared(options, name) for name in METHODS}, options.rounds)
+    rows = []
+    for name, (_, passes, family) in METHODS.items():
+        row = {"method": name, "family": family, "seconds": statistics.median(seconds[name])}
+        row |= {"time": ratio(seconds, name, "plain"), "floor": passes / METHODS["plain"][1]}
+        row["time / floor"] = row["time"] / row["floor"]
+        arguments = ("--size", options.size, "--tokens", options.tokens, "--batch", options.batch, "--memory", name)
+        rows.append(row | in_own_process(__file__, *arguments))
+        print(rows[-1], flush=True)
+    for row in rows:
+        if "peak MiB" in row and "peak MiB" in rows[0]:
+            row["memory"] = row["peak MiB"] / rows[0]["peak MiB"]
+    title = f"Training steps: {options.size}, T = {options.tokens}, B = {options.batch}"
+    settings = {key: str(value) for key, value in vars(options).items() if key not in ("output", "memory")}
+    report = {"environment": environment(), "settings": settings, "rows": rows}
+    columns = {"method": "", "time": ".2f", "floor": ".2f", "time / floor": ".2f"}
+    columns |= {"seconds": ".3g", "memory": ".2f", "peak MiB": ".0f"}
+    note = (
+        "Time and memory are ratios to a plain training step on the same batch; the floor is the passes a method "
+        "needs. Weight decay, label smoothing, dropout and early stopping are plain steps.\n"
+    )
+    text = "\n".join([heading(title, report["environment"]), note, markdown(rows, columns), ""])
+    write(RESULTS.joinpath(f"{options.output}.json"), json.dumps(report, indent=1) + "\n")
+    write(RESULTS.joinpath(f"{options.output}.md"), text)
+
+
+if __name__ == "__main__":
+    main()
