@@ -54,6 +54,7 @@ class Figure(StrEnum):
 
     figure1 = "figure1"
     figure2 = "figure2"
+    beyond = "beyond"
 
 
 class Launcher(StrEnum):
@@ -194,7 +195,7 @@ def train(
 
 @app.command()
 def sweep(
-    figure: Annotated[Figure, typer.Argument(help="figure1 or figure2")],
+    figure: Annotated[Figure, typer.Argument(help="figure1, figure2 or beyond")],
     store: Annotated[
         Path | None, typer.Option(help="folder of finished runs; only what is missing from it is computed")
     ] = None,
@@ -236,7 +237,9 @@ def sweep(
 @app.command()
 def status(
     store: Annotated[Path, typer.Argument(help="folder of finished runs")],
-    figure: Annotated[Figure | None, typer.Argument(help="figure1 or figure2; both by default")] = None,
+    figure: Annotated[
+        Figure | None, typer.Argument(help="figure1, figure2 or beyond; the first two by default")
+    ] = None,
     preset: PresetOption = "mini",
     seeds: SeedsOption = None,
     data: DataOption = None,

@@ -12,10 +12,18 @@ from flatlingo import hub, tasks
 from flatlingo.errors import FlatlingoError, unknown
 from flatlingo.paths import PRESETS
 
-Family = Literal["none", "consistency", "fisher_penalty", "l2", "l2_sp", "dropout"]
+Family = Literal["none", "consistency", "fisher_penalty", "l2", "l2_sp", "dropout", "trace_penalty"]
 S = TypeVar("S", bound=BaseModel)
 FIGURES = ("figure1", "figure2")
-LEGEND = {"consistency": "kl", "fisher_penalty": "fpen", "l2": "l2", "l2_sp": "l2sp", "dropout": "dropout"}
+EXTRA = ("beyond",)  # plans that a preset may leave out
+LEGEND = {
+    "consistency": "kl",
+    "fisher_penalty": "fpen",
+    "l2": "l2",
+    "l2_sp": "l2sp",
+    "dropout": "dropout",
+    "trace_penalty": "trpen",
+}
 
 
 class _Settings(BaseModel):
@@ -57,16 +65,24 @@ class Segmentation(_Settings):
 
 
 class Adaptation(_Settings):
-    """Second-stage fine-tuning on half of a target language's validation set."""
+    """Second-stage fine-tuning on half of a target language's validation set.
+
+    With `regularized`, the regularisers of the condition stay on; left out of run ids where it is off.
+    """
 
     languages: tuple[str, ...]
     epochs: int = Field(gt=0)
     batch_size: int = Field(gt=0)
     learning_rate: float = Field(gt=0)
+    regularized: bool = Field(default=False, exclude_if=lambda on: not on)
 
 
 class Study(_Settings):
-    """The data, the training and the measurements behind one figure; everything but the conditions and the seed."""
+    """The data, the training and the measurements behind one figure; everything but the conditions and the seed.
+
+    `trace_penalty_every`: the exact trace penalty is computed in every k-th step, times k, so that it costs what the
+    sampled one costs; left out of run ids where it is 1.
+    """
 
     task: str
     train_size: int | None = Field(default=None, gt=0)
@@ -77,6 +93,7 @@ class Study(_Settings):
     segmentation: Segmentation = Segmentation()
     adaptation: Adaptation | None = None
     trace_examples: int | None = Field(default=None, gt=1)
+    trace_penalty_every: int = Field(default=1, gt=0, exclude_if=lambda every: every == 1)
 
 
 class RunConfig(_Settings):
@@ -124,6 +141,7 @@ class Preset(_Settings):
     seeds: int = Field(default=1, gt=0)
     figure1: FigurePlan
     figure2: FigurePlan
+    beyond: FigurePlan | None = None
 
 
 def known_presets() -> list[str]:
@@ -167,7 +185,7 @@ def plan(
     """The runs of one figure: every condition of the preset with every seed, conditions in the outer loop.
 
     Args:
-        figure: "figure1" or "figure2".
+        figure: "figure1", "figure2" or, where the preset has it, "beyond".
         preset: what to run.
         seeds: how many (1, 2, …, n), or which; the preset's number by default.
         data: a folder of real rows in XTREME layout. The mini world's task is replaced by the real one of its kind,
@@ -177,8 +195,9 @@ def plan(
     Raises:
         FlatlingoError: for an unknown figure, a seed that is not a number ≥ 0, or what `tasks` and `hub` refuse.
     """
-    if figure not in FIGURES:
-        raise FlatlingoError(unknown("figure", figure, FIGURES))
+    planned = (*FIGURES, *(name for name in EXTRA if getattr(preset, name)))
+    if figure not in planned:
+        raise FlatlingoError(unknown(f"figure of preset {preset.name}", figure, planned))
     chosen = list(range(1, (seeds or preset.seeds) + 1)) if not isinstance(seeds, list) else seeds
     if not chosen or min(chosen) < 0 or len(set(chosen)) < len(chosen):
         raise FlatlingoError(f"seeds must be different numbers, 0 or more; got {seeds!r}")

@@ -11,7 +11,7 @@ from flatlingo import evaluation, hub, training
 from flatlingo.errors import FlatlingoError, unknown
 from flatlingo.experiment import Condition, RunConfig
 from flatlingo.fisher import fisher_trace
-from flatlingo.regularizers import L2, L2SP, FisherPenalty, Regularizer, SubwordConsistency
+from flatlingo.regularizers import L2, L2SP, FisherPenalty, Regularizer, SubwordConsistency, TracePenalty
 from flatlingo.tasks import Task, load_task
 
 TRACE_BATCH = 32
@@ -96,6 +96,8 @@ def _regularizers(config: RunConfig, tokenizer) -> list[Regularizer]:
     condition: Condition = config.condition
     if condition.family == "consistency":
         return [SubwordConsistency(tokenizer, weight=condition.weight, **config.study.segmentation.model_dump())]
+    if condition.family == "trace_penalty":
+        return [TracePenalty(weight=condition.weight, every=config.study.trace_penalty_every)]
     simple = {"fisher_penalty": FisherPenalty, "l2": L2, "l2_sp": L2SP}
     return [simple[condition.family](weight=condition.weight)] if condition.family in simple else []
 
@@ -147,6 +149,7 @@ def _adapt(config: RunConfig, model, tokenizer, task: Task) -> dict:
             model,
             tokenizer,
             task.rows(language, "adapt_train"),
+            regularizers=_regularizers(config, tokenizer) if settings.regularized else [],
             seed=config.seed,
             epochs=settings.epochs,
             batch_size=settings.batch_size,
