@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from flatlingo.analysis import Difference, over_seeds
+from flatlingo.analysis import Correlation, Difference, over_seeds
 from flatlingo.errors import FlatlingoError
 
 TRADITIONAL = ("l2", "l2_sp", "dropout")
@@ -100,14 +100,20 @@ def regrets(table: pd.DataFrame, y: str = "adapted") -> dict[str, Difference]:
     In each seed and language the conditions' checkpoints are the candidates; the regret is the best one's `y` minus
     the chosen one's (the mean of them, where several tie), averaged over languages.
     """
-    found = {}
-    for name, rule in RULES.items():
-        lost = [
-            (seed, runs[y].max() - runs.loc[rule(runs), y].mean())
-            for (seed, _), runs in table.groupby(["seed", "language"])
-        ]
-        found[name] = over_seeds(pd.DataFrame(lost, columns=["seed", "lost"]).groupby("seed")["lost"].mean())
-    return found
+    return {name: over_seeds(_lost(table, rule, y)) for name, rule in RULES.items()}
+
+
+def regret_against_chance(table: pd.DataFrame, rule: str, y: str = "adapted") -> Difference:
+    """The regret of a rule of `RULES` minus that of a draw at random, paired by seed."""
+    return over_seeds(_lost(table, RULES[rule], y) - _lost(table, any_run, y))
+
+
+def _lost(table: pd.DataFrame, rule: Callable[[pd.DataFrame], pd.Series], y: str) -> pd.Series:
+    """Regret by seed."""
+    lost = {
+        group: runs[y].max() - runs.loc[rule(runs), y].mean() for group, runs in table.groupby(["seed", "language"])
+    }
+    return pd.Series(lost).groupby(level=0).mean()
 
 
 def zero_shot_rows(table: pd.DataFrame) -> pd.DataFrame:
@@ -126,3 +132,20 @@ def direction(found: Difference | None) -> str:
     if found is None:
         return "no match"
     return "higher" if found.low > 0 else "lower" if found.high < 0 else "undecided"
+
+
+def competitive(table: pd.DataFrame, *, margin: float = 0.1) -> pd.DataFrame:
+    """Runs of the conditions whose mean English accuracy is within `margin` of the best condition's.
+
+    A regulariser so strong that nothing is learnt is flat, and useless: such conditions alone can decide a correlation.
+    """
+    means = table.groupby("label")["english_accuracy"].mean()
+    return table[table["label"].isin(means.index[means >= means.max() - margin - 1e-12])]
+
+
+def forest(found: dict[tuple[str, str], Correlation | Difference], *, scale: float = 1) -> pd.DataFrame:
+    """Estimates as rows `group`, `label`, `value`, `low`, `high`, as `figures.beyond_figure` draws them."""
+    rows = [
+        (group, label, scale * one.value, scale * one.low, scale * one.high) for (group, label), one in found.items()
+    ]
+    return pd.DataFrame(rows, columns=["group", "label", "value", "low", "high"])

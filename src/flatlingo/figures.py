@@ -189,9 +189,12 @@ def beyond_figure(runs: pd.DataFrame, forests: dict[str, pd.DataFrame]) -> Figur
         FlatlingoError: for a missing column, an empty table, or a family that has no marker here.
     """
     _check(runs, ["family", "weight", "label", "trace", "noisy_fitted"])
-    n_rows = (len(forests) + 2) // 2
+    lines = [10, *map(_forest_lines, forests.values()), 0]
+    heights = [max(8, *pair) for pair in zip(lines[0::2], lines[1::2], strict=False)]
     with plt.style.context(STYLE):
-        fig, axes = plt.subplots(n_rows, 2, figsize=(7.2, 2.5 * n_rows))
+        fig, axes = plt.subplots(
+            len(heights), 2, figsize=(7.2, 0.9 + sum(0.16 * h + 0.55 for h in heights)), height_ratios=heights
+        )
         first, *others = axes.flat
         known = runs.dropna(subset=["noisy_fitted"])
         if known.empty:
@@ -226,6 +229,11 @@ def _family_trends(ax: Axes, table: pd.DataFrame, x: str, y: str) -> None:
 
 
 FOREST_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+
+
+def _forest_lines(rows: pd.DataFrame) -> int:
+    """Lines that a forest takes: its rows and the names of its groups."""
+    return len(rows) + (rows["group"].replace("", np.nan).nunique() if "group" in rows else 0)
 
 
 def _forest(ax: Axes, rows: pd.DataFrame) -> None:
