@@ -24,6 +24,7 @@ HEADINGS = {
     "trace": "Tr(F)",
     "trace_without_embeddings": "Tr(F) without embeddings",
     "head_trace": "Tr(F) of the head",
+    "empirical_fisher": "empirical Fisher",
     "zero_shot": "zero-shot accuracy (%)",
     "adapted": "adapted accuracy (%)",
     "gain": "gain (points)",
@@ -118,12 +119,7 @@ def correlation(
     if np.isnan(value):
         return Correlation(*[np.nan] * 4, n=len(table), conditions=n_conditions, method=method)
 
-    def by_condition(columns):
-        grid = np.full((len(columns), n_conditions, replicate.max() + 1), np.nan)
-        grid[:, condition, replicate] = columns
-        return grid
-
-    raw, scored = by_condition(_numeric(table, [x, y, *given])), by_condition(scores)
+    raw, scored = (_grid(side, condition, replicate) for side in (_numeric(table, [x, y, *given]), scores))
     drawn = np.random.default_rng(seed).integers(0, n_conditions, (n_bootstrap, n_conditions))
     resampled = _pearson(*_scores(_pool(raw, drawn), method))
     low, high = np.nanquantile(resampled, [0.025, 0.975])  # NaN: a sample in which a side is constant
@@ -138,6 +134,36 @@ def correlation(
     # Repeated conditions are ties, which can hold every sample below |value|.
     low, high = min(low, value), max(high, value)
     return Correlation(value, float(low), float(high), float(permuted.pvalue), len(table), n_conditions, method)
+
+
+def strength_differences(
+    table: pd.DataFrame, names: list[str], y: str, *, method: str = "spearman", seed: int = 0, n_bootstrap: int = 5000
+) -> pd.DataFrame:
+    """How much stronger or weaker than the first column each other one correlates with `y`, whatever the signs.
+
+    |ρ(x, y)| - |ρ(names[0], y)|, with the 2.5 and 97.5 % percentile over bootstrap samples of conditions; both
+    coefficients come from the same samples, so that what they share cancels.
+
+    Returns:
+        A row for each of `names[1:]`: `difference`, `low`, `high`; NaN where fewer than three conditions are left.
+
+    Raises:
+        FlatlingoError: as for `correlation`.
+    """
+    _require(table, ["label", y, *names])
+    table = table.dropna(subset=[y, *names])
+    condition, replicate = _positions(table)
+    n_conditions = len(np.unique(condition))
+    if n_conditions < 3:
+        return pd.DataFrame(np.nan, index=names[1:], columns=["difference", "low", "high"])
+    grid = _grid(_numeric(table, [*names, y]), condition, replicate)
+    everything = np.arange(n_conditions)[None]
+    drawn = np.random.default_rng(seed).integers(0, n_conditions, (n_bootstrap, n_conditions))
+    samples = _pool(grid, np.concatenate([everything, drawn]))
+    strength = np.abs([_pearson(*_scores(samples[[i, len(names)]], method)) for i in range(len(names))])
+    differences = strength[1:] - strength[0]
+    low, high = np.nanquantile(differences[:, 1:], [0.025, 0.975], axis=1)
+    return pd.DataFrame({"difference": differences[:, 0], "low": low, "high": high}, index=names[1:])
 
 
 def _require(table: pd.DataFrame, columns: list[str]) -> None:
@@ -157,6 +183,13 @@ def _positions(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
             f"two rows of condition {labels[condition[twice.argmax()]]} with the same seed (and language)"
         )
     return condition, replicate
+
+
+def _grid(columns: np.ndarray, condition: np.ndarray, replicate: np.ndarray) -> np.ndarray:
+    """(column, row) → (column, condition, replicate), NaN where a condition lacks a replicate."""
+    grid = np.full((len(columns), condition.max() + 1, replicate.max() + 1), np.nan)
+    grid[:, condition, replicate] = columns
+    return grid
 
 
 def _numeric(table: pd.DataFrame, names: list[str]) -> np.ndarray:
@@ -257,7 +290,7 @@ def summary(
     groups = table.groupby([name for name in _keys(table) if name not in ("family", "weight")], sort=False)
     printed = {"runs": groups.size()}
     for name in columns:
-        show = _trace_text if "trace" in name else _percent_text
+        show = _trace_text if "trace" in name or name == "empirical_fisher" else _percent_text
         heading = HEADINGS.get(name, name)
         printed[heading] = [show(*pair) for pair in zip(groups[name].mean(), groups[name].std(), strict=True)]
     return pd.DataFrame(printed)
@@ -385,8 +418,17 @@ def difference(table: pd.DataFrame, label: str, baseline: str, y: str) -> Differ
     gaps = (first - second).dropna()
     if gaps.empty:
         raise FlatlingoError(f"conditions {label} and {baseline} have no seed in common")
-    half = stats.t.ppf(0.975, len(gaps) - 1) * gaps.sem()
-    return Difference(float(gaps.mean()), float(gaps.mean() - half), float(gaps.mean() + half), len(gaps))
+    return over_seeds(gaps)
+
+
+def over_seeds(values: pd.Series) -> Difference:
+    """Mean and 95 % t interval of one value a seed.
+
+    >>> print(over_seeds(pd.Series([0.01, 0.02, 0.03])))
+    +2.0 points [−0.5, +4.5] over 3 seeds
+    """
+    half = stats.t.ppf(0.975, len(values) - 1) * values.sem()
+    return Difference(float(values.mean()), float(values.mean() - half), float(values.mean() + half), len(values))
 
 
 def best_of_family(table: pd.DataFrame, y: str = "english_accuracy", baseline: str = "none") -> pd.DataFrame:

@@ -55,6 +55,7 @@ class Figure(StrEnum):
     figure1 = "figure1"
     figure2 = "figure2"
     methods = "methods"
+    beyond = "beyond"
 
 
 class Launcher(StrEnum):
@@ -195,7 +196,7 @@ def train(
 
 @app.command()
 def sweep(
-    figure: Annotated[Figure, typer.Argument(help="figure1, figure2 or methods")],
+    figure: Annotated[Figure, typer.Argument(help="figure1, figure2, methods or beyond")],
     store: Annotated[
         Path | None, typer.Option(help="folder of finished runs; only what is missing from it is computed")
     ] = None,
@@ -237,7 +238,7 @@ def sweep(
 @app.command()
 def status(
     store: Annotated[Path, typer.Argument(help="folder of finished runs")],
-    figure: Annotated[Figure | None, typer.Argument(help="figure1, figure2 or methods; all by default")] = None,
+    figure: Annotated[Figure | None, typer.Argument(help="figure1, figure2, methods or beyond; all by default")] = None,
     preset: PresetOption = "mini",
     seeds: SeedsOption = None,
     data: DataOption = None,

@@ -70,7 +70,7 @@ def estimate(
     pieces), and rows on the Hub by made-up ones of the full length: the hours are then an upper bound.
 
     Args:
-        figure: "figure1", "figure2" or "methods".
+        figure: "figure1", "figure2", "methods" or "beyond" (see `experiment.plan`).
         preset: "smoke", "mini", "paper", or a path to a YAML file.
         seeds: how many, or which; the preset's number by default.
         data: folder of real rows, as for `sweeps.sweep`.

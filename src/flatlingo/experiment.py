@@ -38,8 +38,9 @@ Family = Literal[
 ]
 S = TypeVar("S", bound=BaseModel)
 FIGURES = ("figure1", "figure2")
-PLANS = (*FIGURES, "methods")
-LEGEND = {"consistency": "kl", "fisher_penalty": "fpen", "l2_sp": "l2sp"}  # where it is not the family's name
+PLANS = (*FIGURES, "methods", "beyond")  # those that are no figure of the paper may be left out of a preset
+# Where it is not the family's name.
+LEGEND = {"consistency": "kl", "fisher_penalty": "fpen", "trace_penalty": "trpen", "l2_sp": "l2sp"}
 
 
 class _Settings(BaseModel):
@@ -84,16 +85,24 @@ class Segmentation(_Settings):
 
 
 class Adaptation(_Settings):
-    """Second-stage fine-tuning on half of a target language's validation set."""
+    """Second-stage fine-tuning on half of a target language's validation set.
+
+    With `regularized`, the regularisers of the condition stay on; left out of run ids where it is off.
+    """
 
     languages: tuple[str, ...]
     epochs: int = Field(gt=0)
     batch_size: int = Field(gt=0)
     learning_rate: float = Field(gt=0)
+    regularized: bool = Field(default=False, exclude_if=lambda on: not on)
 
 
 class Study(_Settings):
-    """The data, the training and the measurements behind one figure; everything but the conditions and the seed."""
+    """The data, the training and the measurements behind one figure; everything but the conditions and the seed.
+
+    `trace_penalty_every`: the exact trace penalty is computed in every k-th step, times k, so that it costs what the
+    sampled one costs; left out of run ids where it is 1.
+    """
 
     task: str
     train_size: int | None = Field(default=None, gt=0)
@@ -104,6 +113,7 @@ class Study(_Settings):
     segmentation: Segmentation = Segmentation()
     adaptation: Adaptation | None = None
     trace_examples: int | None = Field(default=None, gt=1)
+    trace_penalty_every: int = Field(default=1, gt=0, exclude_if=lambda every: every == 1)
 
 
 class RunConfig(_Settings):
@@ -152,10 +162,11 @@ class Preset(_Settings):
     figure1: FigurePlan
     figure2: FigurePlan
     methods: FigurePlan | None = None
+    beyond: FigurePlan | None = None
 
     @property
     def plans(self) -> list[str]:
-        """The names of its plans: figure1, figure2 and, where it has one, methods."""
+        """The names of its plans: figure1, figure2 and, where it has them, methods and beyond."""
         return [name for name in PLANS if getattr(self, name) is not None]
 
 
@@ -200,7 +211,8 @@ def plan(
     """The runs of one plan: every condition of the preset with every seed, conditions in the outer loop.
 
     Args:
-        figure: "figure1", "figure2" or "methods" (every named method once).
+        figure: "figure1", "figure2", "methods" (every named method once) or "beyond" (regularised second stages, and
+            the exact trace penalty).
         preset: what to run.
         seeds: how many (1, 2, …, n), or which; the preset's number by default.
         data: a folder of real rows in XTREME layout. The mini world's task is replaced by the real one of its kind,

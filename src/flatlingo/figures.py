@@ -8,6 +8,7 @@ import dataclasses
 import io
 import json
 import os
+import textwrap
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -49,6 +50,7 @@ FAMILIES = {
     "l2": Look("L2 to zero", "s", "#009E73"),
     "l2_sp": Look("L2 to the start", "s", "#009E73", filled=False),
     "dropout": Look("dropout", "^", "#CC79A7"),
+    "trace_penalty": Look("trace penalty", "D", "#E69F00"),
 }
 IN_LEGEND_BY_WEIGHT = ("consistency", "fisher_penalty")
 
@@ -241,7 +243,7 @@ def theory_figure(expansion: pd.DataFrame, independent: pd.DataFrame, structured
             mean.errorbar(part["deviation"], part["ratio"], 1.96 * part["standard_error"], **bars)
         for ax in (growth, left_out):
             ax.set(xscale="log", yscale="log", xlabel="standard deviation of the noise, √C")
-        growth.set_ylabel("KL (markers) and ½ εᵀFε (lines), in nats")
+        growth.set_ylabel("KL (markers), ½ εᵀFε (lines), nats")
         growth.legend(loc="upper left")
         left_out.set_ylabel("|KL − ½ εᵀFε| (nats)")
         kinds = {"linestyle": "none", "marker": "o", "markersize": 3.5, "color": "0.3"}
@@ -261,11 +263,97 @@ def theory_figure(expansion: pd.DataFrame, independent: pd.DataFrame, structured
         deviation = 1.96 * structured["standard_error"]
         correlated.errorbar(structured["ratio"], places, xerr=deviation, label="measured", **dot)
         correlated.set(xscale="log", xlabel="E KL / ½ C Tr(F)", ylim=(-0.6, len(places) + 0.4))
-        correlated.set_yticks(places, structured["noise"])
+        correlated.set_yticks(places, [textwrap.fill(str(name), 15) for name in structured["noise"]])
         correlated.legend(loc="upper right")
         for ax, letter in zip((growth, left_out, mean, correlated), "abcd", strict=True):
             ax.set_title(letter, loc="left", fontweight="bold")
     return fig
+
+
+def beyond_figure(runs: pd.DataFrame, forests: dict[str, pd.DataFrame]) -> Figure:
+    """What the paper leaves open: memorisation against Tr(F), and a panel of estimates with intervals a question.
+
+    Args:
+        runs: one row a run, columns as `study.table` makes them.
+        forests: by the panel's axis label, rows `label`, `value`, `low`, `high` from top to bottom and, optionally,
+            `group`: rows of a group share a colour and stand under its name. NaN ends leave the interval out.
+
+    Returns:
+        A figure of one panel of points, with each family's own trend, and one a forest.
+
+    Raises:
+        FlatlingoError: for a missing column, an empty table, or a family that has no marker here.
+    """
+    _check(runs, ["family", "weight", "label", "trace", "noisy_fitted"])
+    lines = [10, *map(_forest_lines, forests.values()), 0]
+    heights = [max(8, *pair) for pair in zip(lines[0::2], lines[1::2], strict=False)]
+    with plt.style.context(STYLE):
+        fig, axes = plt.subplots(
+            len(heights), 2, figsize=(7.2, 0.9 + sum(0.16 * h + 0.55 for h in heights)), height_ratios=heights
+        )
+        first, *others = axes.flat
+        known = runs.dropna(subset=["noisy_fitted"])
+        if known.empty:
+            first.text(0.5, 0.5, "no known wrong labels", ha="center", transform=first.transAxes)
+        else:
+            _scatter(first, known, "trace", "noisy_fitted", scale=100)
+            _family_trends(first, known, "trace", "noisy_fitted")
+            first.set_xscale("log")
+            _plain_log_labels(first.xaxis)
+        first.set(xlabel=TRACE, ylabel="wrong labels fitted (%)")
+        for ax, (name, rows) in zip(others, forests.items(), strict=False):
+            _forest(ax, rows)
+            ax.set_xlabel(name)
+        for ax in others[len(forests) :]:
+            ax.set_axis_off()
+        for ax, letter in zip(axes.flat[: len(forests) + 1], "abcdefgh", strict=False):
+            ax.set_title(letter, loc="left", fontweight="bold")
+        _legend(fig, runs)
+    return fig
+
+
+def _family_trends(ax: Axes, table: pd.DataFrame, x: str, y: str) -> None:
+    """A least-squares line on log x for each family of three conditions or more, and a dotted grey one for all runs."""
+    parts = {family: part for family, part in table.groupby("family") if part["label"].nunique() >= 3}
+    for family, part in {**parts, None: table}.items():
+        if part[x].nunique() < 2:
+            continue
+        slope, intercept = np.polyfit(np.log(part[x]), 100 * part[y], 1)
+        ends = np.array([part[x].min(), part[x].max()])
+        look = {"color": FAMILIES[family].colour} if family else {"color": "0.4", "linestyle": ":"}
+        ax.plot(ends, intercept + slope * np.log(ends), linewidth=0.9, zorder=2, **look)
+
+
+FOREST_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+
+
+def _forest_lines(rows: pd.DataFrame) -> int:
+    """Lines that a forest takes: its rows and the names of its groups."""
+    return len(rows) + (rows["group"].replace("", np.nan).nunique() if "group" in rows else 0)
+
+
+def _forest(ax: Axes, rows: pd.DataFrame) -> None:
+    """Estimates with their intervals, one a line from the top, and a line at 0; groups apart and under their names."""
+    rows = rows if "group" in rows else rows.assign(group="")
+    place, ticks = 0.0, []
+    for i, (group, part) in enumerate(rows.groupby("group", sort=False)):
+        colour = FOREST_COLOURS[i % len(FOREST_COLOURS)]
+        if group:
+            ticks.append((place, group, "bold"))
+            place -= 1
+        for row in part.itertuples():
+            ax.plot([row.low, row.high], [place, place], color=colour, linewidth=1.4, solid_capstyle="butt")
+            ax.plot(row.value, place, color=colour, marker="osD^"[i % 4], markersize=4)
+            ticks.append((place, row.label, "normal"))
+            place -= 1
+        place -= 0.3
+    ax.axvline(0, color="0.4", linewidth=0.8, zorder=0.5)
+    ax.set_yticks([at for at, _, _ in ticks], [text for _, text, _ in ticks])
+    for text, (_, _, weight) in zip(ax.get_yticklabels(), ticks, strict=True):
+        text.set_fontweight(weight)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(visible=False, axis="y")
+    ax.set_ylim(place + 0.7, 0.7)
 
 
 ESTIMATORS = {  # colour and marker of each way to Tr(F)

@@ -38,7 +38,6 @@ TERMS = {  # called with the condition's weight
     "vat": VAT,
     "lnsr": LNSR,
     "weight_noise": WeightNoise,
-    "trace_penalty": TracePenalty,
     "gradient_norm": GradientNormPenalty,
     "mixout": Mixout,
 }
@@ -66,6 +65,8 @@ def terms(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> list[Regular
                 f"xtune switches words by a bilingual lexicon, and there is none for {config.study.task}; leave it out"
             )
         return [XTune(CodeSwitching(tokenizer, mini_lexicon()), weight=weight)]
+    if family == "trace_penalty":
+        return [TracePenalty(weight, every=config.study.trace_penalty_every)]
     return [TERMS[family](weight)] if family in TERMS else []
 
 

@@ -164,6 +164,7 @@ def _adapt(config: RunConfig, model, tokenizer, task: Task) -> dict:
             model,
             tokenizer,
             task.rows(language, "adapt_train"),
+            regularizers=methods.terms(config, tokenizer) if settings.regularized else [],
             seed=config.seed,
             epochs=settings.epochs,
             batch_size=settings.batch_size,

@@ -43,7 +43,7 @@ def sweep(
     is found damaged is set aside and computed again.
 
     Args:
-        figure: "figure1", "figure2", or "methods": every named method once.
+        figure: "figure1", "figure2", "methods" or "beyond" (see `experiment.plan`).
         preset: "smoke", "mini", "paper", or a path to a YAML file.
         store: folder of finished runs; "recorded" reads the committed results and never computes.
         seeds: how many, or which; the preset's number by default.
