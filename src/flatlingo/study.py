@@ -1,6 +1,6 @@
 """One run of a study: task → model → training → evaluation, and the tables made of many."""
 
-import tempfile
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +17,7 @@ from flatlingo.tasks import Task, load_task
 TRACE_BATCH = 32
 
 
-def run(config: RunConfig, data: Path | None = None):
+def run(config: RunConfig, data: Path | None = None, **watching):
     """Fine-tune on English, measure, and adapt to each target language if the study asks for it.
 
     On CPU one torch thread computes, so that the result does not depend on how many runs share the machine.
@@ -25,6 +25,8 @@ def run(config: RunConfig, data: Path | None = None):
     Args:
         config: what to run; decides the result.
         data: the folder of real rows, if the task is not of the mini world.
+        **watching: `checkpoints` and `callbacks` of the training on English, as for `training.finetune`; they do not
+            change the result.
 
     Returns:
         The result (plain numbers, see `result`), the model after English, and its tokenizer.
@@ -36,7 +38,7 @@ def run(config: RunConfig, data: Path | None = None):
         tokenizer = hub.load_tokenizer(config.model)
         dropout = config.condition.weight if config.condition.family == "dropout" else None
         model = hub.load_model(config.model, len(task.labels), dropout=dropout, seed=config.seed).to(device())
-        _train(config, model, tokenizer, task.rows("en", "train"), _regularizers(config, tokenizer))
+        _train(config, model, tokenizer, task.rows("en", "train"), _regularizers(config, tokenizer), watching)
         result = _measure(config, model, tokenizer, task)
         if config.study.adaptation:
             result["adaptation"] = _adapt(config, model, tokenizer, task)
@@ -75,8 +77,12 @@ def device_name() -> str:
 
 
 def device() -> torch.device:
-    """The GPU in use if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The GPU of this process if there is one, else the CPU."""
+    return (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
 
 
 def _task(config: RunConfig, data: Path | None) -> Task:
@@ -100,17 +106,16 @@ def _regularizers(config: RunConfig, tokenizer) -> list[Regularizer]:
     return [simple[condition.family](weight=condition.weight)] if condition.family in simple else []
 
 
-def _train(config: RunConfig, model, tokenizer, rows: Dataset, regularizers: list[Regularizer]) -> None:
-    with tempfile.TemporaryDirectory(prefix="flatlingo-") as folder:
-        training.finetune(
-            model,
-            tokenizer,
-            rows,
-            regularizers=regularizers,
-            seed=config.seed,
-            output_dir=folder,
-            **config.study.training.model_dump(),
-        )
+def _train(config: RunConfig, model, tokenizer, rows: Dataset, regularizers: list[Regularizer], watching: dict) -> None:
+    training.finetune(
+        model,
+        tokenizer,
+        rows,
+        regularizers=regularizers,
+        seed=config.seed,
+        **config.study.training.model_dump(),
+        **watching,
+    )
 
 
 def _measure(config: RunConfig, model, tokenizer, task: Task) -> dict:
