@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -31,7 +32,11 @@ ExamplesOption = Annotated[int | None, typer.Option(min=2, help="the first N val
 BatchOption = Annotated[int, typer.Option(min=1, help="rows a batch; fewer need less memory")]
 ProgressOption = Annotated[bool, typer.Option(help="show a progress bar, on the error stream")]
 LengthOption = Annotated[int, typer.Option(min=8, help="longest input in pieces; longer ones are cut")]
-PresetOption = Annotated[str, typer.Option(help="smoke, mini, paper, or a YAML file")]
+PresetOption = Annotated[str, typer.Option(help="smoke, mini, paper, xlmr, or a YAML file")]
+CheckpointsOption = Annotated[
+    float, typer.Option(min=0, help="minutes between two checkpoints, from which a killed training goes on")
+]
+BoardOption = Annotated[Path | None, typer.Option(help="also write the training logs for TensorBoard into this folder")]
 
 
 class Output(StrEnum):
@@ -175,22 +180,39 @@ def train(
     preset: PresetOption = "mini",
     seed: Annotated[int, typer.Option(min=0)] = 1,
     data: DataOption = None,
-    model: Annotated[str | None, typer.Option(help="another pre-trained model than the preset's")] = None,
+    model: PretrainedOption = None,
+    checkpoint_minutes: CheckpointsOption = 5.0,
+    tensorboard: BoardOption = None,
 ) -> None:
-    """Fine-tune one model under one condition, evaluate it, and keep it."""
-    from flatlingo import experiment, study
+    """Fine-tune one model under one condition, evaluate it, and keep it. A killed call goes on when repeated.
+
+    Under `accelerate launch -m flatlingo train` several processes or GPUs share each batch.
+    """
+    from accelerate import PartialState
+
+    from flatlingo import experiment, study, watching
+    from flatlingo.checkpoints import Checkpoints
 
     if output.exists():
         raise FlatlingoError(f"{output} exists; give a new folder")
     condition = experiment.validated(experiment.Condition, {"family": family, "weight": weight}, "condition")
     plan = experiment.plan(figure.value, experiment.load_preset(preset), seeds=[seed], data=data, model=model)
     config = plan[0].model_copy(update={"condition": condition})
-    result, trained, tokenizer = study.run(config, data)
+    work = output.with_name(f".{output.name}.work")
+    result, trained, tokenizer = study.run(
+        config,
+        data,
+        checkpoints=Checkpoints(work / config.run_id, minutes=checkpoint_minutes),
+        callbacks=[watching.MinuteLines(), *([watching.tensorboard(tensorboard)] if tensorboard else [])],
+    )
+    if not PartialState().is_main_process:
+        return
     temporary = output.with_name(f".{output.name}.part")
     trained.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     (temporary / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     temporary.rename(output)
+    shutil.rmtree(work, ignore_errors=True)
     typer.echo(json.dumps({name: result[name] for name in ("accuracy", "train_accuracy", "trace")}, indent=1))
 
 
@@ -209,6 +231,8 @@ def sweep(
     ] = Launcher.local,
     jobs: Annotated[int | None, typer.Option(min=1, help="runs at a time; one a core or GPU by default")] = None,
     time_limit: Annotated[int, typer.Option(min=1, help="minutes that a SLURM job may take")] = 240,
+    checkpoint_minutes: CheckpointsOption = 5.0,
+    tensorboard: BoardOption = None,
     discard_weights: Annotated[bool, typer.Option(help="do not keep the fine-tuned weights")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only tell what it will take, from timed steps")] = False,
 ) -> None:
@@ -231,6 +255,8 @@ def sweep(
         jobs=jobs,
         time_limit=time_limit,
         keep_weights=not discard_weights,
+        checkpoint_minutes=checkpoint_minutes,
+        tensorboard=tensorboard and tensorboard.resolve(),
     )
     typer.echo(table.drop(columns=["run_id", "family", "weight"]).to_string(index=False, float_format="{:.3f}".format))
 

@@ -2,7 +2,6 @@
 
 import math
 import resource
-import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -208,7 +207,7 @@ class _Clock:
     def step(self, config: RunConfig) -> float:
         """Seconds of one training step under the configuration's condition."""
         settings = config.study.training.model_dump() | {"epochs": 1, "batch_size": self.batch}
-        with tempfile.TemporaryDirectory(prefix="flatlingo-") as folder, warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that made-up rows are cut
             log = training.finetune(
                 self.model,
@@ -216,7 +215,6 @@ class _Clock:
                 self.rows,
                 regularizers=methods.terms(config, self.tokenizer),
                 seed=0,
-                output_dir=folder,
                 **{"sam": methods.settings(config.condition).get("sam")} | settings,
             )
         return log[-1]["train_runtime"] / self.steps * self.scale

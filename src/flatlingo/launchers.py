@@ -20,8 +20,9 @@ import torch
 from joblib.externals.loky import get_reusable_executor
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from submitit.core.utils import UncompletedJobError
+from transformers import TrainerCallback
 
-from flatlingo import study
+from flatlingo import checkpoints, study, watching
 from flatlingo.experiment import RunConfig
 from flatlingo.store import LOGS, Store
 
@@ -47,11 +48,15 @@ class Job:
         runs: the store.
         data: the folder of real rows, if the task is not of the mini world.
         keep_weights: also store the fine-tuned weights.
+        checkpoint_minutes: between two checkpoints of a run.
+        tensorboard: folder for what TensorBoard shows, one folder a run in it; None for nothing.
     """
 
     runs: Store
     data: Path | None
     keep_weights: bool
+    checkpoint_minutes: float = checkpoints.MINUTES
+    tensorboard: Path | None = None
 
     def __call__(self, config: RunConfig) -> Outcome:
         """Compute the run unless it is in the store or another process owns it."""
@@ -64,7 +69,7 @@ class Job:
             return Outcome(config, "failed", f"{error.filename or self.runs.folder}: {error.strerror}")
 
     def checkpoint(self, config: RunConfig) -> submitit.helpers.DelayedSubmission:
-        """What submitit requeues when a job is preempted or out of time: the same run, from its beginning."""
+        """What submitit requeues when a job is preempted or out of time: the run, which goes on from its checkpoint."""
         return submitit.helpers.DelayedSubmission(self, config)
 
     def _compute(self, config: RunConfig) -> Outcome:
@@ -78,7 +83,12 @@ class Job:
                     f"{_now()} {config.run_id} on {os.uname().nodename}, process {os.getpid()}, {study.device_name()}"
                 )
                 started = time.perf_counter()
-                result, model, tokenizer = study.run(config, self.data)
+                result, model, tokenizer = study.run(
+                    config,
+                    self.data,
+                    checkpoints=checkpoints.Checkpoints(self.runs.work(config), minutes=self.checkpoint_minutes),
+                    callbacks=self._callbacks(config),
+                )
                 environment = {
                     "versions": {name: version(name) for name in PACKAGES},
                     "device": study.device_name(),
@@ -92,6 +102,11 @@ class Job:
                 return Outcome(config, "failed", reason)
         log.unlink(missing_ok=True)
         return Outcome(config, "done")
+
+    def _callbacks(self, config: RunConfig) -> list[TrainerCallback]:
+        """What is written of a run while it trains: a line a minute into its log, and for TensorBoard if asked for."""
+        boards = [watching.tensorboard(self.tensorboard / config.run_id)] if self.tensorboard else []
+        return [watching.MinuteLines(), *boards]
 
 
 def local(job: Job, configs: list[RunConfig], jobs: int | None = None) -> Iterator[Outcome]:
@@ -134,7 +149,8 @@ def slurm(
     Partition, account, GPUs, memory and whatever else the cluster wants come from sbatch's own variables
     (`SBATCH_PARTITION`, `SBATCH_ACCOUNT`, `SBATCH_GPUS_PER_NODE=1`, `SBATCH_MEM_PER_NODE`, …). The store and the Python
     environment must lie on a file system that the nodes share. A job that is preempted, or within 90 s of its time
-    limit, goes back into the queue; one that is out of time for the fourth time fails.
+    limit, goes back into the queue and later goes on from its last checkpoint; one that is out of time for the fourth
+    time fails.
 
     Args:
         job: what to do with a run.

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pandas as pd
 from tqdm import tqdm
@@ -12,9 +13,9 @@ from tqdm import tqdm
 from flatlingo.experiment import RunConfig
 from flatlingo.launchers import FAILED, Outcome
 from flatlingo.store import Store
+from flatlingo.watching import LINE_SECONDS, duration
 
 STATES = ("finished", "running", "failed", "killed", "damaged", "missing")
-LINE_SECONDS = 60
 
 
 def status(configs: list[RunConfig], runs: Store) -> pd.DataFrame:
@@ -58,18 +59,6 @@ def time_left(table: pd.DataFrame) -> float | None:
     running = unfinished["state"] == "running"
     remaining = (expected - unfinished["seconds"].where(running, 0)).clip(lower=0)
     return float(remaining.sum() / max(1, running.sum()))
-
-
-def duration(seconds: float) -> str:
-    """Write a duration for people.
-
-    >>> duration(42), duration(754), duration(7400)
-    ('42 s', '13 min', '2 h 3 min')
-    """
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
 @contextmanager
@@ -120,18 +109,29 @@ def _lines(configs: list[RunConfig], runs: Store) -> Iterator[None]:
 def _state(config: RunConfig, runs: Store) -> tuple[str, float, str]:
     owner = runs.owner(config)
     if owner and owner["alive"]:
-        return "running", time.time() - owner["since"], f"on {owner['host']}, process {owner['pid']}"
+        where = f"on {owner['host']}, process {owner['pid']}"
+        return (
+            "running",
+            time.time() - owner["since"],
+            f"{where}; {last}" if (last := _last_line(runs.log(config))) else where,
+        )
     if runs.exists(config):
         if reason := runs.damage(config):
             return "damaged", 0.0, reason
         return "finished", runs.result(config)["seconds"], runs.lost_weights(config) or ""
     log = runs.log(config)
-    try:
-        last = log.read_text(encoding="utf-8", errors="replace").rstrip().rpartition("\n")[2]
-    except OSError:
-        last = None
+    last = _last_line(log)
     if last and last.startswith(FAILED):
         return "failed", 0.0, f"{last.removeprefix(FAILED)} (log: {log})"
     if last is not None or owner:
-        return "killed", 0.0, f"its process ended without a word (log: {log})"
+        goes_on = ", it goes on from its last checkpoint" if any(runs.work(config).glob("checkpoint-*")) else ""
+        return "killed", 0.0, f"its process ended without a word{goes_on} (log: {log})"
     return "missing", 0.0, ""
+
+
+def _last_line(log: Path) -> str | None:
+    """The last line of a run's log; None if there is none."""
+    try:
+        return log.read_text(encoding="utf-8", errors="replace").rstrip().rpartition("\n")[2]
+    except OSError:
+        return None

@@ -1,7 +1,6 @@
 """A store of finished runs: a folder that several processes may add to, each of which may be killed at any moment."""
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -14,14 +13,14 @@ from pathlib import Path
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 
+from flatlingo.digests import SUMS, read_sums, sha256, write_sums
 from flatlingo.errors import FlatlingoError
 from flatlingo.experiment import RunConfig
 from flatlingo.paths import RECORDED, ROOT
 
-SUMS = "SHA256SUMS"
 RECORDS = ("config.json", "result.json", "environment.json")
 # Folders of a store that are no runs.
-LOCKS, LOGS, DAMAGED = "locks", "logs", "damaged"
+OWN = LOCKS, LOGS, WORK, DAMAGED = "locks", "logs", "work", "damaged"
 
 
 class Store:
@@ -33,8 +32,8 @@ class Store:
     complete.
 
     Beside the runs lie `locks/` (one file for each run that a process is computing, telling which), `logs/` (one file
-    for each run that did not finish: running, killed or failed) and `damaged/` (runs that were found damaged and
-    computed again).
+    for each run that did not finish: running, killed or failed), `work/` (the checkpoints of such runs, from which they
+    go on) and `damaged/` (runs that were found damaged and computed again).
     """
 
     def __init__(self, folder: str | Path):
@@ -56,6 +55,10 @@ class Store:
         """Where a run that did not finish tells why."""
         return self.folder / LOGS / f"{config.run_id}.log"
 
+    def work(self, config: RunConfig) -> Path:
+        """Where a run that did not finish has its checkpoints."""
+        return self.folder / WORK / config.run_id
+
     def result(self, config: RunConfig) -> dict:
         """The result of a finished run, with the `seconds` that it took.
 
@@ -71,9 +74,9 @@ class Store:
         """Why a run that lies in the store cannot be used: a file absent, or not as it was stored; None if it can."""
         path = self.path(config)
         try:
-            sums = _sums(path)
+            sums = read_sums(path)
             for name in RECORDS:
-                if _sha256(path / name) != sums.get(name):
+                if sha256(path / name) != sums.get(name):
                     return f"{name} is not as it was stored (its SHA-256 is not the one in {SUMS})"
             if RunConfig.model_validate(_load(path / "config.json")) != config:
                 return "it holds another configuration than its name says"
@@ -89,7 +92,7 @@ class Store:
         Weights that were edited but have kept their size are found by `sha256sum -c SHA256SUMS` only.
         """
         path = self.path(config)
-        for name in _sums(path):
+        for name in read_sums(path):
             if not (path / name).is_file():
                 return f"{name} is missing"
             if name.endswith(".safetensors"):
@@ -115,12 +118,11 @@ class Store:
             if model is not None:
                 model.save_pretrained(temporary / "model")
                 tokenizer.save_pretrained(temporary / "model")
-            names = sorted(str(path.relative_to(temporary)) for path in temporary.rglob("*") if path.is_file())
-            sums = "".join(f"{_sha256(temporary / name)}  {name}\n" for name in names)
-            (temporary / SUMS).write_text(sums, encoding="utf-8")
+            write_sums(temporary)
             os.rename(temporary, self.path(config))
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(self.work(config), ignore_errors=True)
         return self.path(config)
 
     def set_aside(self, config: RunConfig) -> Path:
@@ -174,8 +176,9 @@ class Store:
         return owner is not None and owner["alive"]
 
     def tidy(self, config: RunConfig) -> None:
-        """Remove the log and the lock of a finished run whose owner was killed before it could do so."""
+        """Remove log, lock and checkpoints of a finished run whose owner was killed before it could do so."""
         if not self.is_owned(config):
+            shutil.rmtree(self.work(config), ignore_errors=True)
             with suppress(OSError):  # of a store that is only read
                 self._lock(config).unlink(missing_ok=True)
                 self.log(config).unlink(missing_ok=True)
@@ -205,7 +208,9 @@ class Store:
         return sorted(
             path.name
             for path in self.folder.iterdir()
-            if path.name not in (LOCKS, LOGS, DAMAGED) and not path.name.startswith(".") and not (path / SUMS).is_file()
+            if path.name not in (LOCKS, LOGS, WORK, DAMAGED)
+            and not path.name.startswith(".")
+            and not (path / SUMS).is_file()
         )
 
     def _lock(self, config: RunConfig) -> Path:
@@ -220,17 +225,6 @@ def open_store(store: str | Path | None, preset: str) -> Store:
     if store in (None, "recorded"):
         return Store(RECORDED / preset)
     return Store(ROOT / Path(store).expanduser())
-
-
-def _sums(folder: Path) -> dict[str, str]:
-    """The SHA-256 of every file of a run, by name, as it was stored."""
-    lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
-    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _load(path: Path) -> dict:

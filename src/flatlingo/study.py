@@ -1,6 +1,6 @@
 """One run of a study: task → model → training → evaluation, and the tables made of many."""
 
-import tempfile
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +16,7 @@ from flatlingo.tasks import Task, load_task
 TRACE_BATCH = 32
 
 
-def run(config: RunConfig, data: Path | None = None):
+def run(config: RunConfig, data: Path | None = None, **watching):
     """Fine-tune on English, measure, and adapt to each target language if the study asks for it.
 
     On CPU one torch thread computes, so that the result does not depend on how many runs share the machine.
@@ -24,6 +24,8 @@ def run(config: RunConfig, data: Path | None = None):
     Args:
         config: what to run; decides the result.
         data: the folder of real rows, if the task is not of the mini world.
+        **watching: `checkpoints` and `callbacks` of the training on English, as for `training.finetune`; they do not
+            change the result.
 
     Returns:
         The result (plain numbers), the model after English, and its tokenizer.
@@ -35,7 +37,7 @@ def run(config: RunConfig, data: Path | None = None):
         tokenizer = hub.load_tokenizer(config.model)
         dropout = config.condition.weight if config.condition.family == "dropout" else None
         model = hub.load_model(config.model, len(task.labels), dropout=dropout, seed=config.seed).to(device())
-        log = _train(config, model, tokenizer, task.rows("en", "train"))
+        log = _train(config, model, tokenizer, task.rows("en", "train"), watching)
         result = _measure(config, model, tokenizer, task) | {"history": _history(log)}
         if config.study.adaptation:
             result["adaptation"] = _adapt(config, model, tokenizer, task)
@@ -76,8 +78,12 @@ def device_name() -> str:
 
 
 def device() -> torch.device:
-    """The GPU in use if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The GPU of this process if there is one, else the CPU."""
+    return (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
 
 
 def _task(config: RunConfig, data: Path | None) -> Task:
@@ -93,22 +99,21 @@ def _task(config: RunConfig, data: Path | None) -> Task:
     )
 
 
-def _train(config: RunConfig, model, tokenizer, rows: Dataset) -> list[dict]:
+def _train(config: RunConfig, model, tokenizer, rows: Dataset, watching: dict) -> list[dict]:
     changes = methods.settings(config.condition)
     if "patience" in changes:  # one training row in ten decides when to stop: the validation rows are for reporting
         halves = rows.train_test_split(0.1, seed=config.seed)
         rows, changes["eval_rows"] = halves["train"], halves["test"]
-    with tempfile.TemporaryDirectory(prefix="flatlingo-") as folder:
-        return training.finetune(
-            model,
-            tokenizer,
-            rows,
-            regularizers=methods.terms(config, tokenizer),
-            seed=config.seed,
-            output_dir=folder,
-            **changes,
-            **config.study.training.model_dump(),
-        )
+    return training.finetune(
+        model,
+        tokenizer,
+        rows,
+        regularizers=methods.terms(config, tokenizer),
+        seed=config.seed,
+        **changes,
+        **config.study.training.model_dump(),
+        **watching,
+    )
 
 
 def _measure(config: RunConfig, model, tokenizer, task: Task) -> dict:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from flatlingo import experiment, launchers, study
+from flatlingo import checkpoints, experiment, launchers, study
 from flatlingo.errors import FlatlingoError, unknown
 from flatlingo.experiment import RunConfig
 from flatlingo.launchers import Job, Outcome
@@ -34,13 +34,15 @@ def sweep(
     jobs: int | None = None,
     time_limit: int = 240,
     keep_weights: bool = True,
+    checkpoint_minutes: float = checkpoints.MINUTES,
+    tensorboard: str | Path | None = None,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Compute the runs of a figure that are missing from a store, and return the table of all of them.
 
     May be killed at any moment and called again, and called several times at once on one store: finished runs are never
-    computed again, each run is computed by one process at a time, and a run that was broken off begins anew. A run that
-    is found damaged is set aside and computed again.
+    computed again, each run is computed by one process at a time, and a run that was broken off goes on from its last
+    checkpoint, to the same result. A run that is found damaged is set aside and computed again.
 
     Args:
         figure: "figure1", "figure2", "methods" or "beyond" (see `experiment.plan`).
@@ -55,6 +57,8 @@ def sweep(
             CPU every run uses one thread.
         time_limit: of a SLURM job, in minutes.
         keep_weights: also store the fine-tuned weights of every run.
+        checkpoint_minutes: between two checkpoints of a run; shorter runs write none. Results do not depend on it.
+        tensorboard: folder for what TensorBoard shows of the trainings, one folder a run in it; None for nothing.
         progress: show a progress bar, or a line a minute where standard error is no terminal.
 
     Returns:
@@ -85,7 +89,8 @@ def sweep(
             logger.warning("run %s is damaged (%s): it is set aside and computed again", runs.path(config), reason)
         local, slurm = launchers.local, partial(launchers.slurm, time_limit=time_limit)
         launch = partial(local if launcher == "local" else slurm, jobs=jobs)
-        _compute(Job(runs, data, keep_weights), missing, launch, progress)
+        board = None if tensorboard is None else ROOT / Path(tensorboard).expanduser()
+        _compute(Job(runs, data, keep_weights, checkpoint_minutes, board), missing, launch, progress)
     for config in configs:
         runs.tidy(config)
         if reason := runs.lost_weights(config):

@@ -28,6 +28,7 @@ from transformers import (
 )
 from transformers.trainer_utils import TrainOutput
 
+from flatlingo.checkpoints import KEPT, Checkpoints
 from flatlingo.encoding import EncodedRows, PairCollator
 from flatlingo.errors import FlatlingoError
 from flatlingo.regularizers import SAM, Regularizer
@@ -305,7 +306,8 @@ def finetune(
     patience: int | None = None,
     workers: int = 0,
     eval_rows: Sequence[Mapping[str, Any]] | None = None,
-    output_dir: str | Path | None = None,
+    checkpoints: Checkpoints | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
     progress: bool = False,
 ) -> list[dict[str, float]]:
     """Fine-tune a classifier in place and leave it in eval mode.
@@ -313,7 +315,9 @@ def finetune(
     AdamW (betas 0.9 and 0.999, epsilon 1e-8), learning rate decaying linearly to 0, gradient norm clipped: the settings
     of Wang et al. (2021). float32 on CPU, bf16 autocast on CUDA. All randomness (order, dropout, sampled views and
     labels) comes from `seed`: on CPU the same call gives the same weights bit by bit, whatever was drawn before, and
-    the global generators are left as they were. Checkpoints are written with `patience` only, into `output_dir`.
+    the global generators are left as they were.
+
+    Under `accelerate launch` several processes share each batch.
 
     Args:
         model: a sequence classifier.
@@ -322,7 +326,7 @@ def finetune(
         regularizers: terms to add to the loss.
         seed: seed of everything random.
         epochs: passes over the rows.
-        batch_size: rows a forward pass; times `gradient_accumulation_steps` for an update.
+        batch_size: rows a forward pass, in all processes together; times `gradient_accumulation_steps` for an update.
         learning_rate: at the start of the decay.
         max_length: largest number of tokens; longer pairs are truncated longest first.
         weight_decay: decoupled weight decay, on all but biases and layer norms.
@@ -335,7 +339,8 @@ def finetune(
             lowest value (early stopping).
         workers: processes that encode the perturbed views; 0 for the training process itself. The result is the same.
         eval_rows: rows to measure loss and accuracy on after each epoch.
-        output_dir: the Trainer's folder; by default a temporary one.
+        checkpoints: where to write checkpoints; if there is one already, the training goes on from it. None: nowhere.
+        callbacks: further callbacks of the Trainer, such as `watching.MinuteLines()`.
         progress: whether to show a progress bar.
 
     Returns:
@@ -343,18 +348,22 @@ def finetune(
         `eval_loss`, `eval_accuracy` where there are `eval_rows`; `pandas.DataFrame(log)` makes it a table.
 
     Raises:
-        FlatlingoError: if there are no rows or a loss is not finite; the model is then of no use.
+        FlatlingoError: if there are no rows, the processes cannot share a batch evenly, or a loss is not finite; the
+            model is then of no use.
     """
     if len(rows) == 0:
         raise FlatlingoError("there are no rows to train on; check the split and its size")
     if patience is not None and (eval_rows is None or patience < 1):
         raise FlatlingoError(f"early stopping needs eval_rows and a patience of at least 1 epoch, got {patience}")
+    processes = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun and accelerate tell it
+    if batch_size % processes:
+        raise FlatlingoError(f"{processes} processes cannot share batches of {batch_size} rows; give a multiple")
     with tempfile.TemporaryDirectory(prefix="flatlingo-") as scratch, own_randomness():
         args = TrainingArguments(
-            output_dir=str(output_dir or scratch),
+            output_dir=str(checkpoints.folder if checkpoints else scratch),
             seed=seed,
             num_train_epochs=epochs,
-            per_device_train_batch_size=batch_size,
+            per_device_train_batch_size=batch_size // processes,
             per_device_eval_batch_size=64,
             gradient_accumulation_steps=gradient_accumulation_steps,
             learning_rate=learning_rate,
@@ -366,9 +375,9 @@ def finetune(
             bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
             eval_strategy="no" if eval_rows is None else "epoch",
             logging_steps=0.02,
-            save_strategy="no" if patience is None else "epoch",
-            save_total_limit=1,
-            save_only_model=True,
+            save_strategy="no" if patience is None else "epoch",  # and when `checkpoints` asks for it
+            save_total_limit=KEPT,
+            save_only_model=checkpoints is None,
             load_best_model_at_end=patience is not None,
             metric_for_best_model="loss",
             dataloader_pin_memory=torch.cuda.is_available(),
@@ -387,10 +396,15 @@ def finetune(
             regularizers=regularizers,
             sam=sam,
             max_length=max_length,
-            callbacks=[] if patience is None else [EarlyStoppingCallback(patience)],
+            callbacks=[
+                *callbacks,
+                *([checkpoints] if checkpoints else []),
+                *([EarlyStoppingCallback(patience)] if patience else []),
+            ],
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.train()
+        last = checkpoints and checkpoints.last()
+        trainer.train(resume_from_checkpoint=last and str(last))
     model.eval()
     return trainer.state.log_history
 
