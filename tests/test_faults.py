@@ -8,17 +8,17 @@ import os
 import random
 import resource
 import signal
-import subprocess
-import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from filelock import Timeout
+from joblib.externals.loky.backend.context import set_start_method
 from tiny import SIZES, write_preset
 from transformers import PreTrainedModel
 
-from flatlingo import experiment, study
+from flatlingo import digests, experiment, study
 from flatlingo.errors import FlatlingoError
 from flatlingo.store import Store
 from flatlingo.sweeps import sweep
@@ -70,8 +70,8 @@ def repeatable(files):
 
 
 def left_behind(store):
-    """What only a run under way has: half-written folders, locks, logs."""
-    return [*store.glob(".*"), *store.glob("locks/*"), *store.glob("logs/*")]
+    """What only a run under way has: half-written folders, locks, logs, checkpoints."""
+    return [*store.glob(".*"), *store.glob("locks/*"), *store.glob("logs/*"), *store.glob("work/*")]
 
 
 def forked(function, *arguments):
@@ -81,12 +81,15 @@ def forked(function, *arguments):
 
 
 def swept_alone(preset, store, before):
-    """A sweep in a process of its own, prepared for a fault by `before`; its exit status, 2 for a FlatlingoError."""
+    """A sweep with a checkpoint after every step, in a process of its own, prepared for a fault by `before`.
+
+    Returns its exit status, 2 for a FlatlingoError.
+    """
 
     def target():
         before()
         try:
-            sweep("figure1", preset=preset, store=store, jobs=1, progress=False)
+            sweep("figure1", preset=preset, store=store, jobs=1, checkpoint_minutes=0, progress=False)
         except FlatlingoError as error:
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
             store.with_name("message").write_text(str(error))
@@ -130,28 +133,34 @@ def tear(_, folder):
     os.truncate(path, path.stat().st_size // 2)
 
 
-# The second run is the one that is hit; a run has two steps.
+# The second run is the one that is hit. A run has two steps, and a checkpoint after each.
+# When, by what, how many runs are then finished, and how many steps are left to do.
 MOMENTS = {
-    "between two runs": (killing(Store, "own", 2), 1),
-    "before the first step": (killing(study, "_train", 2), 1),
-    "in a step": (killing(RegularizedTrainer, "compute_loss", 4), 1),
-    "in the measurement of Tr(F)": (killing(study, "trace_of", 3), 1),
-    "before the result is written": (killing(Store, "write", 2), 1),
-    "in the writing of the weights": (killing(PreTrainedModel, "save_pretrained", 2, after=True, spoil=tear), 1),
-    "before the run's folder gets its name": (killing(os, "rename", 2), 1),
-    "after the run's folder got its name": (killing(os, "rename", 2, after=True), 2),
+    "between two runs": (killing(Store, "own", 2), 1, 2),
+    "before the first step": (killing(study, "_train", 2), 1, 2),
+    "in a step": (killing(RegularizedTrainer, "compute_loss", 4), 1, 1),
+    "in the writing of a checkpoint": (killing(RegularizedTrainer, "_save_rng_state", 4), 1, 1),
+    "before a checkpoint has its digests": (killing(digests, "write_sums", 4), 1, 1),
+    "in the measurement of Tr(F)": (killing(study, "trace_of", 3), 1, 0),
+    "before the result is written": (killing(Store, "write", 2), 1, 0),
+    "in the writing of the weights": (killing(PreTrainedModel, "save_pretrained", 6, after=True, spoil=tear), 1, 0),
+    "before the run's folder gets its name": (killing(Path, "rename", 2), 1, 0),
+    "after the run's folder got its name": (killing(Path, "rename", 2, after=True), 2, 0),
 }
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_killed_sweep_continues_where_it_was(preset, undisturbed, tmp_path, moment):
-    fault, finished = MOMENTS[moment]
+def test_a_killed_sweep_continues_where_it_was(preset, undisturbed, tmp_path, moment, monkeypatch):
+    fault, finished, left = MOMENTS[moment]
     store = tmp_path / "store"
     assert swept_alone(preset, store, fault) == -signal.SIGKILL
     before = contents(store)
     assert len({name.partition("/")[0] for name in before}) == finished
+    steps, step = [], RegularizedTrainer.training_step
+    monkeypatch.setattr(RegularizedTrainer, "training_step", lambda *given: steps.append(1) or step(*given))
     sweep("figure1", preset=preset, store=store, jobs=1, progress=False)
     after = contents(store)
+    assert len(steps) == left
     assert before.items() <= after.items(), "finished runs are untouched"
     assert repeatable(after) == repeatable(undisturbed)
     assert not left_behind(store)
@@ -160,7 +169,9 @@ def test_a_killed_sweep_continues_where_it_was(preset, undisturbed, tmp_path, mo
 def test_a_sweep_killed_at_random_times_until_it_is_done(preset, undisturbed, tmp_path):
     store, times, kills = tmp_path / "store", random.Random(0), 0
     while True:
-        process = forked(lambda: sweep("figure1", preset=preset, store=store, jobs=1, progress=False))
+        process = forked(
+            lambda: sweep("figure1", preset=preset, store=store, jobs=1, checkpoint_minutes=0, progress=False)
+        )
         process.join(times.uniform(0.3, 1.5) if kills < 4 else None)
         if process.exitcode is not None:
             break
@@ -179,10 +190,10 @@ def test_two_sweeps_on_one_store_do_every_run_once(preset, undisturbed, tmp_path
     def target():
         run = study.run
 
-        def counted(config, data):
+        def counted(config, *rest, **more):
             with computed.open("a") as file:
                 file.write(f"{config.run_id} {os.getpid()}\n")
-            return run(config, data)
+            return run(config, *rest, **more)
 
         study.run = counted
         sweep("figure1", preset=preset, store=store, jobs=1, progress=False)
@@ -210,18 +221,21 @@ def test_a_worker_that_is_killed_costs_its_run_a_repetition_and_workers_end_with
             assert time.time() < deadline
             time.sleep(0.01)
 
+    def target():
+        set_start_method("fork")  # of the pool, so that its processes need not import everything again
+        sweep("figure1", preset=preset, store=runs.folder, jobs=2, progress=False)
+
     deadline = time.time() + 240
-    command = [sys.executable, "-m", "flatlingo", "sweep", "figure1", "--preset", preset, "--jobs", "2", "--store"]
-    process = subprocess.Popen([*command, str(runs.folder)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = forked(target)
     wait_for(lambda n: n > 0)
     worker = alive().pop()
     os.kill(worker, signal.SIGKILL)
     while worker in alive() or not alive():  # the pool is made anew
         assert time.time() < deadline
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.01)
     process.kill()
-    process.wait()
+    process.join()
     wait_for(lambda n: n == 0)
     sweep("figure1", preset=preset, store=runs.folder, jobs=1, progress=False)
     assert repeatable(contents(runs.folder)) == repeatable(undisturbed)
@@ -326,7 +340,9 @@ def test_a_damaged_run_is_named_set_aside_and_computed_again(
     run = Store(store).path(configs[1])
     harm(run / name)
     computed, original = [], study.run
-    monkeypatch.setattr(study, "run", lambda config, data: computed.append(config) or original(config, data))
+    monkeypatch.setattr(
+        study, "run", lambda config, *rest, **more: computed.append(config) or original(config, *rest, **more)
+    )
     sweep("figure1", preset=preset, store=store, jobs=1, progress=False)
     assert computed == [configs[1]]
     assert configs[1].run_id in caplog.text

@@ -74,6 +74,7 @@ def load_model(
     folder = _checkpoint(source)
     config = _config(folder, source)
     config.num_labels = num_labels
+    config.problem_type = "single_label_classification"  # as the first loss would set it
     if dropout is not None:
         _set_dropout(config, dropout)
     return _load(folder, source, config, seed=seed, attention=attention)[0]

@@ -119,7 +119,7 @@ class Store:
                 model.save_pretrained(temporary / "model")
                 tokenizer.save_pretrained(temporary / "model")
             write_sums(temporary)
-            os.rename(temporary, self.path(config))
+            temporary.rename(self.path(config))
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(self.work(config), ignore_errors=True)
@@ -130,7 +130,7 @@ class Store:
         folder = self.folder / DAMAGED
         folder.mkdir(parents=True, exist_ok=True)
         target = folder / f"{config.run_id}-{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}"
-        os.rename(self.path(config), target)
+        self.path(config).rename(target)
         return target
 
     @contextmanager

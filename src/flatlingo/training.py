@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
@@ -161,9 +162,10 @@ class RegularizedTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log, adding the mean terms since the last training log."""
+        """Log, adding the mean terms since the last training log; over all processes, as is the loss."""
         if "loss" in logs and self._count:
-            logs |= {name: float(value) / self._count for name, value in self._sums.items()}
+            means = gather_object([{name: float(value) / self._count for name, value in self._sums.items()}])
+            logs |= {name: sum(mean[name] for mean in means) / len(means) for name in means[0]}
             self._sums.clear()
             self._count = 0
         super().log(logs, start_time)
@@ -373,6 +375,7 @@ def finetune(
             label_smoothing_factor=label_smoothing,
             max_grad_norm=max_grad_norm,
             bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
+            use_cpu=not torch.cuda.is_available(),
             eval_strategy="no" if eval_rows is None else "epoch",
             logging_steps=0.02,
             save_strategy="no" if patience is None else "epoch",  # and when `checkpoints` asks for it
