@@ -83,6 +83,13 @@ def ratio(seconds: dict[str, list[float]], name: str, reference: str) -> float:
     return statistics.median(a / b for a, b in zip(seconds[name], seconds[reference], strict=False))
 
 
+def spread(seconds: dict[str, list[float]], name: str, reference: str) -> float:
+    """Interquartile range over rounds of the ratio of two functions' times, relative to its median."""
+    ratios = [a / b for a, b in zip(seconds[name], seconds[reference], strict=False)]
+    low, middle, high = np.quantile(ratios, [0.25, 0.5, 0.75])
+    return float((high - low) / middle)
+
+
 def peak_memory(function) -> float:
     """MiB that a call adds at its peak to what the process held before; Linux only."""
     Path("/proc/self/clear_refs").write_text("5")

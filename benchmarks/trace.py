@@ -6,7 +6,9 @@
 All methods of a setting run interleaved in one process, on one thread, in float32 (one of flatlingo's under bf16
 autocast too). Times are CPU seconds, ratios medians over rounds of the ratio within a round; methods marked slow run in
 two rounds. Memory is the peak of a process of its own over the loaded model. Errors are of the mean trace of four rows
-of 16 tokens against a float64 loop over examples and labels. A method that fails is reported with its reason.
+of 16 tokens against a float64 loop over examples and labels. A method that fails is reported with its reason. "spread"
+is the interquartile range of the ratio to floor_full over rounds, relative to its median. Results are written after
+each setting; settings measured before, if not measured again, are kept.
 
 * floor_full: a forward pass and C - 1 backward passes with parameter gradients, which no method that forms them beats;
 * floor_act: the same without parameter gradients, a bound for any method that goes back through the network;
@@ -38,6 +40,7 @@ from common import (
     markdown,
     peak_memory,
     ratio,
+    spread,
     write,
 )
 from torch import nn
@@ -100,7 +103,7 @@ def flatlingo(model, batch):
             weights, directions = softmax_factor(engine.forward(batch))
             total = torch.zeros_like(weights[:, 0])
             for k in range(weights.shape[1]):
-                total += weights[:, k] * sum(engine.backward(directions[:, k], last=k == LABELS - 2).values())
+                total += weights[:, k] * engine.backward(directions[:, k], last=k == LABELS - 2).sum(1)
         return float(total.mean())
 
     return run
@@ -289,9 +292,8 @@ def errors(size: str, methods: list[str]) -> dict[str, dict]:
     return found
 
 
-def setting(size: str, tokens: int, methods: list[str], rounds: int) -> list[dict]:
-    """One row a method for a model size and a length."""
-    quality = errors(size, methods)
+def setting(size: str, tokens: int, methods: list[str], rounds: int, quality: dict[str, dict]) -> list[dict]:
+    """One row a method for a model size and a length; `quality` is what `errors` found."""
     model, batch = make_model(size), make_batch(size, tokens)
     working = {name: METHODS[name](model, batch) for name in methods if "failed" not in quality[name]}
     seconds = interleaved(working, rounds, slow=SLOW)
@@ -304,6 +306,7 @@ def setting(size: str, tokens: int, methods: list[str], rounds: int) -> list[dic
             row |= {"seconds": median, "examples/s": row["B"] / median, "rounds": len(seconds[name])}
             for floor in ("floor_full", "floor_act"):
                 row[f"time / {floor}"] = ratio(seconds, name, floor)
+            row["spread"] = spread(seconds, name, "floor_full")
         rows.append(row)
         print({key: value for key, value in row.items() if key not in ("size", "T", "B")}, flush=True)
     return rows
@@ -377,28 +380,45 @@ def main() -> None:
     if options.memory:
         model, batch = make_model(options.sizes[0]), make_batch(options.sizes[0], options.tokens[0])
         METHODS[options.memory](model, make_batch(options.sizes[0], 8, 2))()  # what is allocated once
+        model.zero_grad()
         print(json.dumps({"peak MiB": peak_memory(METHODS[options.memory](model, batch))}))
         return
     methods = list(dict.fromkeys(["floor_full", "floor_act", *options.methods]))
-    rows = [
-        row
-        for size in options.sizes
-        for tokens in options.tokens
-        for row in setting(size, tokens, methods, options.rounds)
-    ]
-    by_length = [row for size in options.sizes if size != "mbert" for row in lengths(size, max(1, options.rounds // 2))]
-    where = environment(*PEERS)
+    path = RESULTS.joinpath(f"{options.output}.json")
+    report = json.loads(path.read_text()) if path.exists() else {"rows": [], "lengths": []}
+    report["environment"] = environment(*PEERS)
+    for size in options.sizes:
+        quality = errors(size, methods)
+        for tokens in options.tokens:
+            found = setting(size, tokens, methods, options.rounds, quality)
+            report["rows"] = replaced(report["rows"], found, ("size", "T"))
+            save(report, options.output)
+        if size != "mbert":
+            found = lengths(size, max(1, options.rounds // 2))
+            report["lengths"] = replaced(report["lengths"], found, ("size",))
+            save(report, options.output)
+
+
+def replaced(rows: list[dict], found: list[dict], keys: tuple[str, ...]) -> list[dict]:
+    """The rows with those of the same setting replaced, in the order of sizes and lengths."""
+    settings = {tuple(row[key] for key in keys) for row in found}
+    kept = [row for row in rows if tuple(row[key] for key in keys) not in settings]
+    return sorted(kept + found, key=lambda row: (list(SIZES).index(row["size"]), row.get("T", 0)))
+
+
+def save(report: dict, output: str) -> None:
+    """Write the report as JSON, as Markdown and as a plot."""
+    rows, by_length, where = report["rows"], report["lengths"], report["environment"]
     failed = {row["method"]: row["failed"] for row in rows if "failed" in row}
-    report = {"environment": where, "rows": rows, "lengths": by_length, "failed": failed}
     columns = {"size": "", "T": "d", "B": "d", "method": "", "time / floor_full": ".2f", "time / floor_act": ".2f"}
-    columns |= {"examples/s": ".3g", "peak MiB": ".0f", "error": ".0e", "rounds": "d"}
+    columns |= {"examples/s": ".3g", "peak MiB": ".0f", "error": ".0e", "spread": ".2f", "rounds": "d"}
     length_columns = {"size": "", "batches": "", "real tokens": ".2f", "examples/s": ".3g", "speed-up": ".2f"}
     parts = [heading("Tr(F), side by side", where), markdown([r for r in rows if "failed" not in r], columns)]
     parts += ["\n## What could not run\n", *(f"* {name}: {why}" for name, why in failed.items())]
     parts += ["\n## Rows of XNLI-like lengths\n", markdown(by_length, length_columns), ""]
-    write(RESULTS.joinpath(f"{options.output}.json"), json.dumps(report, indent=1) + "\n")
-    write(RESULTS.joinpath(f"{options.output}.md"), "\n".join(parts))
-    plot(rows, RESULTS.joinpath(f"{options.output}.png"))
+    write(RESULTS.joinpath(f"{output}.json"), json.dumps(report, indent=1) + "\n")
+    write(RESULTS.joinpath(f"{output}.md"), "\n".join(parts))
+    plot(rows, RESULTS.joinpath(f"{output}.png"))
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ class GradientNorms:
                 self._shorten = shortened and agree(logits_of(model, batch), logits)
         self._grams = LastGram()
         device = next(iter(self.parameters.values())).device
-        self._anchor = torch.zeros((), device=device, requires_grad=True)  # added to the first outputs: gradients flow
+        self._anchor = torch.zeros((), device=device, requires_grad=True)  # where backward passes end
         self._forget()
 
     def __enter__(self) -> "GradientNorms":
@@ -86,7 +86,7 @@ class GradientNorms:
         self._grams.forget()
         return self._logits.detach()
 
-    def backward(self, direction: Tensor, *, last: bool = False) -> dict[str, Tensor]:
+    def backward(self, direction: Tensor, *, last: bool = False) -> Tensor:
         """Squared norms of the gradients of direction · logits, one an example.
 
         Args:
@@ -94,7 +94,7 @@ class GradientNorms:
             last: whether to free the forward pass.
 
         Returns:
-            For each parameter a (B,) tensor in float64.
+            (B, number of parameters) in float64, in the order of `parameters`.
         """
         self._norms, self._waiting = {}, defaultdict(list)
         with _plain(self._logits.device):
@@ -105,7 +105,7 @@ class GradientNorms:
             for (name, role), pairs in self._waiting.items():
                 self._norms[name] = role.norm(pairs, self._grams)
         nothing = torch.zeros(self._size, device=self._logits.device)
-        norms = {name: self._norms.get(name, nothing).double() for name in self.parameters}
+        norms = torch.stack([self._norms.get(name, nothing) for name in self.parameters], dim=1).double()
         self._grams.forget()
         if last:
             self._forget()
@@ -159,7 +159,7 @@ class GradientNorms:
         """Forward hook: keep what the norms need and wait for the output's cotangent."""
         inputs = first_argument(args, kwargs)
         if len(inputs) == 1 < self._size:  # position ids (1, T), whose gradient would come summed over the batch
-            inputs, output = (x.expand(self._size, *x.shape[1:]) for x in (inputs, output))
+            inputs, output = (x.expand(self._size, *x.shape[1:]).contiguous() for x in (inputs, output))
         with _plain(output.device):
             rows = by_row(inputs.detach(), self._size)
             kept = [
@@ -168,7 +168,7 @@ class GradientNorms:
                 if name not in self._formed
             ]
         if not output.requires_grad:
-            output = output + self._anchor
+            output = _Start.apply(output, self._anchor)
         output.register_hook(partial(self._receive, kept))
         return output
 
@@ -180,6 +180,20 @@ class GradientNorms:
                 self._norms[name] = role.norm([(value, cotangent)], self._grams)
             else:
                 self._waiting[name, role].append((value, cotangent))
+
+
+class _Start(torch.autograd.Function):
+    """Lets gradients flow from a tensor on, in place; they end here, for the anchor gets none worth computing."""
+
+    @staticmethod
+    def forward(ctx, output: Tensor, anchor: Tensor) -> Tensor:
+        ctx.mark_dirty(output)
+        ctx.save_for_backward(anchor)
+        return output
+
+    @staticmethod
+    def backward(ctx, cotangent: Tensor) -> tuple[None, Tensor]:
+        return None, torch.zeros_like(*ctx.saved_tensors)
 
 
 def modules_using(

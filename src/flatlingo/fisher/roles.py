@@ -53,7 +53,7 @@ class LastGram:
         self.forget()
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The packed Gram matrix of the tokens of each example (B, T, d)."""
+        """X Xᵀ over the tokens of each example, (B, T·T) from (B, T, d)."""
         key = (x.data_ptr(), x.shape, x.stride(), x.dtype, x._version)
         if key != self._key:
             self._x, self._key, self._gram = x, key, _gram(x)  # holding x keeps its address from being used again
@@ -65,22 +65,8 @@ class LastGram:
 
 
 def _gram(x: Tensor) -> Tensor:
-    """The Gram matrix X Xᵀ of the tokens of each example (B, T, d), packed."""
-    half = x.shape[1] // 2
-    return _packed(x[:, :half] @ x.mT, x[:, half:] @ x[:, half:].mT)
-
-
-def _packed(upper: Tensor, corner: Tensor) -> Tensor:
-    """A symmetric (B, T, T) matrix as (B, n) numbers with the same inner products, from its upper and last rows.
-
-    Args:
-        upper: the first T // 2 rows, (B, T // 2, T); the right part stands for its mirror image too, hence √2.
-        corner: the last rows and columns, (B, T - T // 2, T - T // 2).
-    """
-    upper, corner = _at_least_float32(upper), _at_least_float32(corner)
-    half = upper.shape[1]
-    upper[..., half:] *= 2**0.5
-    return torch.cat([upper.flatten(1), corner.flatten(1)], dim=1)
+    """X Xᵀ over the tokens of each example, (B, T·T) from (B, T, d)."""
+    return _at_least_float32(x @ x.mT).flatten(1)
 
 
 def _keep_inputs(module, inputs, output, grams, shared):
@@ -147,17 +133,26 @@ def _is_scaled(module, inputs, output):
 
 
 def _keep_ids(module, inputs, output, grams, shared):
-    """The ids; -1 for padding_idx, whose row autograd leaves at zero."""
-    return inputs if module.padding_idx is None else inputs.masked_fill(inputs == module.padding_idx, -1)
+    """(ids, None) where uses must be joined, else (None, which ids agree); the ids of padding_idx become -1."""
+    ids = inputs if module.padding_idx is None else inputs.masked_fill(inputs == module.padding_idx, -1)
+    return (ids, None) if shared else (None, _same(ids).to(torch.promote_types(output.dtype, torch.float32)))
+
+
+def _same(ids: Tensor) -> Tensor:
+    """Whether two tokens of an example have one id, (B, T·T); padding has none, as autograd leaves its row at zero."""
+    other = ids.masked_fill(ids < 0, -2)  # unlike -1
+    return (ids[:, :, None] == other[:, None, :]).flatten(1)
 
 
 def _embedding_norm(pairs, grams):
     """∑ₜₛ [idₜ = idₛ] gₜ·gₛ: repeated tokens share a row."""
-    ids = torch.cat([ids for ids, _ in pairs], dim=1)
-    cotangents = pairs[0][1] if len(pairs) == 1 else torch.cat([cotangents for _, cotangents in pairs], dim=1)
-    same = ((ids[:, :, None] == ids[:, None, :]) & (ids >= 0)[:, :, None]).to(cotangents.dtype)
-    half = ids.shape[1] // 2
-    return _dot(_packed(same[:, :half], same[:, half:, half:]), grams(cotangents))
+    if len(pairs) == 1:
+        (ids, same), cotangents = pairs[0]
+    else:
+        same, ids = None, torch.cat([ids for (ids, _), _ in pairs], dim=1)
+        cotangents = torch.cat([cotangents for _, cotangents in pairs], dim=1)
+    gram = grams(cotangents)
+    return _dot(gram, _same(ids).to(gram.dtype) if same is None else same)
 
 
 def _keep_head_norms(module, inputs, output, grams, shared):

@@ -265,7 +265,7 @@ def measure(
     selected = _select(model, parameters)
     group_of = _grouping(model, by)
     columns = list(dict.fromkeys(map(group_of, selected)))
-    column_of = {name: columns.index(group_of(name)) for name in selected}
+    columns_of = torch.tensor([columns.index(group_of(name)) for name in selected])
     rank, processes = _process(batches)
 
     bar = tqdm(batches, desc="Tr(F)", unit="batch", disable=not progress or rank > 0)
@@ -286,20 +286,21 @@ def measure(
                 logits = checked_logits(model, norms.forward(_on_device(model, part.inputs)), part.start)
                 if part.start < len(reference):
                     check_deterministic(logits, reference[part.start :][: len(logits)])
-                mine.append(_contributions(norms, directions(logits, part), column_of, len(columns)))
+                mine.append(_contributions(norms, directions(logits, part), columns_of, len(columns)))
             table = np.concatenate([table, *_gathered(np.concatenate(mine), processes)])
             if tolerance is not None and _precise(table.sum(1), tolerance):
                 break
     return FisherTrace(pd.DataFrame(table, columns=columns))
 
 
-def _contributions(norms: GradientNorms, terms: list, column_of: dict[str, int], columns: int) -> np.ndarray:
+def _contributions(norms: GradientNorms, terms: list, columns_of: Tensor, columns: int) -> np.ndarray:
     """∑ₖ weightₖ ‖∇(directionₖ · logits)‖² of the last forward pass: (examples, columns)."""
-    totals = torch.zeros(len(terms[0][0]), columns, dtype=torch.float64, device=terms[0][0].device)
-    for k, (weight, direction) in enumerate(terms, start=1):
-        for name, norm in norms.backward(direction, last=k == len(terms)).items():
-            totals[:, column_of[name]] += weight * norm
-    return totals.cpu().numpy()
+    found = [
+        weight[:, None] * norms.backward(direction, last=k == len(terms))
+        for k, (weight, direction) in enumerate(terms, start=1)
+    ]
+    table = sum(found).cpu()
+    return table.new_zeros(len(table), columns).index_add_(1, columns_of, table).numpy()
 
 
 def _precise(per_example: np.ndarray, tolerance: float) -> bool:
