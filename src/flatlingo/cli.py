@@ -305,8 +305,11 @@ def pretrain(
     batch_size: Annotated[int, typer.Option(min=1)] = 64,
     learning_rate: Annotated[float, typer.Option(min=0)] = 1e-3,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    start: Annotated[
+        Path | None, typer.Option(help="an encoder of this command to go on from, instead of from scratch")
+    ] = None,
 ) -> None:
-    """Pre-train a small multilingual BERT from scratch; a killed call resumes when repeated."""
+    """Pre-train a small multilingual BERT; a killed call resumes when repeated."""
     from flatlingo import pretraining
 
     if bool(texts) == mini_world:
@@ -315,10 +318,14 @@ def pretrain(
         layers, hidden, heads, vocabulary, max_length, epochs, batch_size, learning_rate, seed=seed
     )
     if mini_world:
-        facts = pretraining.pretrain_mini_world(output, settings)
+        facts = pretraining.pretrain_mini_world(output, settings, start=start)
     else:
         facts = pretraining.pretrain(
-            pretraining.read_texts(texts), output, settings, description=", ".join(path.name for path in texts)
+            pretraining.read_texts(texts),
+            output,
+            settings,
+            description=", ".join(path.name for path in texts),
+            start=start,
         )
     typer.echo(json.dumps(facts, indent=1))
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 from transformers import (
@@ -29,7 +30,7 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
-from flatlingo import miniworld
+from flatlingo import hub, miniworld
 from flatlingo.errors import FlatlingoError
 
 MINI_WORLD_DOCUMENTS = 384_000
@@ -132,10 +133,11 @@ def pretrain(
     settings: Pretraining,
     *,
     description: str,
+    start: Path | None = None,
     progress: bool = True,
     save_steps: int = 500,
 ) -> dict:
-    """Train tokenizer and encoder from scratch by masked language modelling and write them as one checkpoint folder.
+    """Train tokenizer and encoder by masked language modelling and write them as one checkpoint folder.
 
     A document is shown as two segments (`split_document`). The loss is that of the masked pieces plus that of telling
     whether the second segment belongs to the first, which trains [CLS] and the pooler to compare segments. Half of the
@@ -154,21 +156,26 @@ def pretrain(
         output: the folder to write; replaced as a whole at the end.
         settings: sizes and schedule.
         description: one line that says what the documents are, for the model card.
+        start: an encoder that this function wrote, to go on from with a new learning-rate schedule: its vocabulary,
+            sizes and weights are taken, only the heads that pre-training needs begin anew. None begins from scratch.
         progress: show the Trainer's progress bar.
         save_steps: steps between checkpoints.
 
     Returns:
-        What the model card tells: settings, steps, losses, parameters, bytes.
+        What the model card tells: settings, steps, losses, parameters; those of `start` under `start`.
 
     Raises:
-        FlatlingoError: if there are too few documents to make one batch.
+        FlatlingoError: if there are too few documents to make one batch, or `start` is no encoder of this function.
     """
     if len(documents) < settings.batch_size:
         raise FlatlingoError(f"{len(documents)} documents do not fill one batch of {settings.batch_size}")
     work = output.with_name(f".{output.name}.work")
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
-    tokenizer = train_tokenizer(documents, settings.vocabulary)
+    if start is None:
+        tokenizer, before = train_tokenizer(documents, settings.vocabulary), {}
+    else:
+        tokenizer, before = hub.load_tokenizer(start), {"start": _facts(start)}
     tokenizer.model_max_length = settings.max_length
     half_precision = torch.cuda.is_available() or torch.cpu.get_capabilities().get("avx512_bf16", False)
     held_out = max(1, min(2000, len(documents) // 50))
@@ -186,6 +193,8 @@ def pretrain(
             attn_implementation="eager",  # on CPU in bfloat16 twice as fast as the fused kernel
         )
     )
+    if start is not None:
+        model.bert.load_state_dict(load_file(start / "model.safetensors"))
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
@@ -227,16 +236,19 @@ def pretrain(
         "held_out_loss": round(trainer.evaluate()["eval_loss"], 3),
         "parameters": model.bert.num_parameters(),
         "pieces": len(tokenizer),
+        **before,
     }
     _write(output, model, tokenizer, facts)
     shutil.rmtree(work)
     return facts | {"seconds": round(time.perf_counter() - started)}
 
 
-def pretrain_mini_world(output: Path, settings: Pretraining, *, documents: int = MINI_WORLD_DOCUMENTS) -> dict:
+def pretrain_mini_world(
+    output: Path, settings: Pretraining, *, start: Path | None = None, documents: int = MINI_WORLD_DOCUMENTS
+) -> dict:
     """Pre-train on the mini world's corpus, as the shipped encoder was (see `pretrain`)."""
     texts = list(miniworld.corpus(documents, seed=settings.seed))
-    return pretrain(texts, output, settings, description=mini_world_corpus(settings.seed))
+    return pretrain(texts, output, settings, description=mini_world_corpus(settings.seed), start=start)
 
 
 def mini_world_corpus(seed: int) -> str:
@@ -319,6 +331,14 @@ def _encode(documents: list[str], tokenizer: BertTokenizer, settings: Pretrainin
     return Dataset.from_dict(
         {**encoded, "next_sentence_label": labels, "length": [len(ids) for ids in encoded["input_ids"]]}
     )
+
+
+def _facts(start: Path) -> dict:
+    """What `pretrain` wrote down of an encoder."""
+    try:
+        return json.loads((start / "pretraining.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FlatlingoError(f"{start} is no encoder to go on from: it has no readable pretraining.json") from error
 
 
 def _last_checkpoint(work: Path) -> str | None:
