@@ -51,7 +51,15 @@ from flatlingo.fisher.gradnorms import GradientNorms
 
 matplotlib.use("agg")
 PEERS = ("opacus", "nngeometry", "curvlinops-for-pytorch", "backpack-for-pytorch")
-XNLI_LENGTHS = {"mean": 39.5, "deviation": 12.0}  # tokens of English XNLI pairs in mBERT's vocabulary
+# Tokens of the English XNLI development pairs in mBERT's vocabulary: 97 quantiles, from the shortest to the longest.
+# fmt: off
+XNLI_LENGTHS = [
+    13, 17, 18, 19, 20, 21, 22, 22, 23, 23, 24, 24, 25, 25, 26, 26, 27, 27, 28, 28, 28, 29, 29, 30, 30, 30, 31, 31,
+    32, 32, 32, 33, 33, 34, 34, 35, 35, 35, 36, 36, 36, 37, 37, 37, 38, 38, 38, 39, 39, 40, 40, 40, 41, 41, 41, 42,
+    42, 43, 43, 44, 44, 44, 45, 45, 46, 46, 46, 47, 47, 47, 48, 48, 49, 49, 49, 50, 50, 51, 51, 52, 52, 53, 54, 54,
+    55, 55, 56, 57, 57, 59, 59, 60, 62, 63, 65, 68, 79,
+]
+# fmt: on
 
 
 def directions_of(logits):
@@ -312,27 +320,35 @@ def setting(size: str, tokens: int, methods: list[str], rounds: int, quality: di
     return rows
 
 
-def lengths(size: str, rounds: int, examples: int = 96) -> list[dict]:
-    """flatlingo on rows of XNLI-like lengths: padded to 128, in random order, sorted by length."""
-    rng = np.random.default_rng(0)
-    shape = (XNLI_LENGTHS["mean"] / XNLI_LENGTHS["deviation"]) ** 2
-    drawn = rng.gamma(shape, XNLI_LENGTHS["mean"] / shape, examples).round().clip(8, 128).astype(int)
-    model, rows = make_model(size), make_batch(size, 128, examples)
+def lengths(size: str, rounds: int) -> list[dict]:
+    """flatlingo on 97 rows as long as those of XNLI: padded to 128, in random order, sorted by length."""
+    drawn = np.array(XNLI_LENGTHS)
+    model, rows = make_model(size), make_batch(size, 128, len(drawn))
 
-    def batches(order, padded_to=None):
+    def batches(order, per_batch=16, budget=None, padded_to=None):
+        parts = [[]]
+        for row in order:
+            rows_now = len(parts[-1])
+            if rows_now and (rows_now == per_batch if budget is None else drawn[row] * (rows_now + 1) > budget):
+                parts.append([])
+            parts[-1].append(row)
         made = []
-        for start in range(0, examples, 16):
-            part = order[start : start + 16]
+        for part in parts:
             longest = padded_to or int(drawn[part].max())
             mask = torch.arange(longest) < torch.tensor(drawn[part])[:, None]
             batch = {key: value[part, :longest] for key, value in rows.items()} | {"attention_mask": mask.long()}
             made.append(batch | {"input_ids": batch["input_ids"].where(mask, 0)})
         return made
 
+    order = np.random.default_rng(0).permutation(len(drawn))
+    by_length = np.argsort(drawn, kind="stable")
     ways = {
-        "padded to 128": batches(np.arange(examples), 128),
-        "random order": batches(np.arange(examples)),
-        "sorted by length": batches(np.argsort(drawn, kind="stable")),
+        "padded to 128": batches(order, padded_to=128),
+        "random order": batches(order),
+        "sorted, 16 rows": batches(by_length),
+        "sorted, 64 rows": batches(by_length, per_batch=64),
+        "sorted, 512 tokens": batches(by_length, budget=512),
+        "sorted, 2048 tokens": batches(by_length, budget=2048),
     }
     seconds = interleaved({name: partial(fisher_trace, model, made) for name, made in ways.items()}, rounds)
     return [
@@ -340,7 +356,7 @@ def lengths(size: str, rounds: int, examples: int = 96) -> list[dict]:
             "size": size,
             "batches": name,
             "real tokens": float(drawn.sum() / sum(batch["input_ids"].numel() for batch in made)),
-            "examples/s": examples / statistics.median(seconds[name]),
+            "examples/s": len(drawn) / statistics.median(seconds[name]),
             "speed-up": 1 / ratio(seconds, name, "padded to 128"),
         }
         for name, made in ways.items()
@@ -415,7 +431,7 @@ def save(report: dict, output: str) -> None:
     length_columns = {"size": "", "batches": "", "real tokens": ".2f", "examples/s": ".3g", "speed-up": ".2f"}
     parts = [heading("Tr(F), side by side", where), markdown([r for r in rows if "failed" not in r], columns)]
     parts += ["\n## What could not run\n", *(f"* {name}: {why}" for name, why in failed.items())]
-    parts += ["\n## Rows of XNLI-like lengths\n", markdown(by_length, length_columns), ""]
+    parts += ["\n## Rows as long as those of XNLI\n", markdown(by_length, length_columns), ""]
     write(RESULTS.joinpath(f"{output}.json"), json.dumps(report, indent=1) + "\n")
     write(RESULTS.joinpath(f"{output}.md"), "\n".join(parts))
     plot(rows, RESULTS.joinpath(f"{output}.png"))

@@ -3,9 +3,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from accelerate.data_loader import DataLoaderShard
 from fisher_oracle import padded_batch, per_example_trace, perturbed
-from torch import distributed
 from transformers import BertConfig, BertForSequenceClassification
 
 from flatlingo.errors import FlatlingoError
@@ -264,21 +262,3 @@ def test_groups_can_be_chosen(model, batch, oracle):
     layers = fisher_trace(model, [batch], by=lambda name: "layer 0" if "layer.0." in name else "rest")
     expected = oracle[[name for name in oracle if "layer.0." in name]].sum(axis=1).mean()
     assert layers.groups["layer 0"] == pytest.approx(expected, rel=1e-10)
-
-
-def one_of_two_processes(rank, folder):
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
-    model = perturbed(seeded_bert())
-    batches = [padded_batch(LENGTHS, seed=seed) for seed in range(3)]  # an odd number: one process has less to do
-    fisher_trace(model, batches).contributions.to_csv(f"{folder}/{rank}.csv", index=False)
-    with pytest.raises(FlatlingoError, match="before accelerator.prepare"):
-        fisher_trace(model, DataLoaderShard(batches))
-    distributed.destroy_process_group()
-
-
-def test_two_processes_give_the_value_of_one(tmp_path):
-    torch.multiprocessing.spawn(one_of_two_processes, (tmp_path,), nprocs=2)
-    expected = fisher_trace(perturbed(seeded_bert()), [padded_batch(LENGTHS, seed=seed) for seed in range(3)])
-    for rank in range(2):
-        pd.testing.assert_frame_equal(pd.read_csv(tmp_path / f"{rank}.csv"), expected.contributions, rtol=1e-10)
