@@ -10,7 +10,7 @@ from tiny import make_model, make_rows, make_tokenizer
 
 from flatlingo.encoding import EncodedRows, PairCollator
 from flatlingo.errors import FlatlingoError
-from flatlingo.regularizers import L2, L2SP, FisherPenalty, Regularizer, SubwordConsistency
+from flatlingo.regularizers import L2, L2SP, FisherPenalty, Regularizer, SubwordConsistency, TracePenalty
 from flatlingo.regularizers.fisher_penalty import squared_gradient_norm
 
 CLEAN = torch.tensor([[2.0, -1.0, 0.5], [0.1, 0.2, 0.3], [-4.0, 5.0, 1.0], [9.0, -9.0, 0.0]], dtype=torch.float64)
@@ -209,7 +209,7 @@ def test_regularizers_that_need_a_start_say_so(model, batch, regularizer):
 
 
 @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
-@pytest.mark.parametrize("kind", [SubwordConsistency, FisherPenalty, L2, L2SP])
+@pytest.mark.parametrize("kind", [SubwordConsistency, FisherPenalty, TracePenalty, L2, L2SP])
 def test_weights_must_be_finite_and_not_negative(tokenizer, kind, weight):
     arguments = (tokenizer,) if kind is SubwordConsistency else ()
     with pytest.raises(FlatlingoError, match=f"weight of {kind.name}"):

@@ -477,6 +477,25 @@ def test_rows_that_are_cut_are_counted():
         train(rows=rows, max_length=14, epochs=1)
 
 
+def test_views_that_are_cut_are_counted_though_the_rows_are_not():
+    rows, term = make_rows(24), KINDS["clean consistency"](0.1)
+    longest = max(len(TOKENIZER(row["text_a"], row["text_b"])["input_ids"]) for row in rows)
+    views = [term.features(row, seed=1, epoch=0, max_length=64) for row in rows]
+    cut = sum(len(view["input_ids"]) > longest for view in views)
+    assert 0 < cut < 24
+    with pytest.warns(UserWarning, match=rf"{cut} of the first 24 perturbed views of consistency .* {longest}") as seen:
+        train(term, rows=rows, max_length=longest, epochs=1)
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("text", ["", " \t", "\u200b\u0000"], ids=["empty", "blank", "dropped characters"])
+def test_texts_without_pieces_are_counted(text):
+    rows = make_rows(8)
+    rows[5]["text_b"] = text
+    with pytest.warns(UserWarning, match="1 of 16 training texts have no pieces.*text_b of row 5"):
+        train(KINDS["consistency"](0.1), rows=rows, epochs=1)
+
+
 def test_adapting_leaves_the_first_stage_untouched():
     english, _ = train()
     before = copy.deepcopy(english.state_dict())

@@ -32,7 +32,7 @@ from transformers.trainer_utils import TrainOutput
 from flatlingo.checkpoints import KEPT, Checkpoints
 from flatlingo.encoding import EncodedRows, PairCollator
 from flatlingo.errors import FlatlingoError
-from flatlingo.regularizers import SAM, Regularizer
+from flatlingo.regularizers import SAM, Consistency, Regularizer
 
 
 class RegularizedTrainer(Trainer):
@@ -74,7 +74,9 @@ class RegularizedTrainer(Trainer):
             training, the loss is not finite.
 
     Warns:
-        UserWarning: if training rows are longer than `max_length` and are cut, or a checkpoint holds no generators.
+        UserWarning: if training rows, or the first 500 perturbed views of a consistency loss, are longer than
+            `max_length` and are cut; if texts have no pieces (blank, or characters the tokenizer drops); or if a
+            checkpoint holds no generators.
     """
 
     loss_is_scaled_for_ga = False
@@ -105,6 +107,7 @@ class RegularizedTrainer(Trainer):
             # accelerate forwards the epoch to the data set in one process only
             self.add_callback(_EpochCallback(self.train_dataset))
             _warn_if_cut(self.train_dataset, self.processing_class)
+            _warn_if_empty(self.train_dataset, self.processing_class)
         self._sums: dict[str, Tensor] = defaultdict(float)
         self._count = 0
         self._micro_batches: list[dict[str, Tensor]] = []
@@ -459,6 +462,32 @@ def _warn_if_cut(rows: EncodedRows, tokenizer: PreTrainedTokenizerBase) -> None:
                 f"{cut} of {len(rows)} training rows are longer than max_length {rows.max_length} and are cut",
                 stacklevel=3,
             )
+
+    views = rows.rows[:500]
+    for regularizer in rows.regularizers:
+        if not isinstance(regularizer, Consistency):
+            continue
+        settings = {"seed": rows.seed, "epoch": 0, "max_length": rows.max_length + 1}
+        lengths = (len(regularizer.features(row, **settings)["input_ids"]) for row in views)
+        if cut := sum(length > rows.max_length for length in lengths):
+            warnings.warn(
+                f"{cut} of the first {len(views)} perturbed views of {regularizer.name} are longer than max_length "
+                f"{rows.max_length} and are cut",
+                stacklevel=3,
+            )
+
+
+def _warn_if_empty(rows: EncodedRows, tokenizer: PreTrainedTokenizerBase) -> None:
+    names = ("text_a", "text_b")
+    doubtful = [(row, name) for row in rows.rows for name in names if not any(map(str.isalnum, row[name]))]
+    empty = [(row, name) for row, name in doubtful if not tokenizer(row[name], add_special_tokens=False)["input_ids"]]
+    if empty:
+        row, name = empty[0]
+        warnings.warn(
+            f"{len(empty)} of {2 * len(rows)} training texts have no pieces (first: {name} of row {row['row_id']!r}): "
+            "they are blank, or the tokenizer drops their characters",
+            stacklevel=3,
+        )
 
 
 def _check_names(regularizers: Sequence[Regularizer]) -> None:
