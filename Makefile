@@ -89,8 +89,16 @@ $(PEERS)/.installed: benchmarks/requirements-peers.txt $(STAMP)
 	grep -v '^#' $< | xargs -n 1 $(PEERS)/bin/python -m pip install --quiet --no-deps || true
 	touch $@
 
-lint: $(STAMP) ## ruff on code and notebooks
+AUDIT := build/audit-venv
+lint: $(STAMP) $(AUDIT)/.installed ## ruff on code and notebooks; known vulnerabilities of the locked packages
 	ruff check && ruff format --check
+	@if curl --silent --fail --max-time 10 --output /dev/null https://pypi.org/pypi/pip/json; then \
+	    $(AUDIT)/bin/pip-audit --requirement requirements.lock --no-deps --disable-pip --progress-spinner off; \
+	else echo "pip-audit left out: the advisory service at pypi.org cannot be reached"; fi
+$(AUDIT)/.installed:
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	touch $@
 
 lock: $(STAMP) ## resolve requirements.in anew into requirements.lock
 	$(BIN)/python -m pip install --quiet uv
