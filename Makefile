@@ -89,8 +89,17 @@ $(PEERS)/.installed: benchmarks/requirements-peers.txt $(STAMP)
 	grep -v '^#' $< | xargs -n 1 $(PEERS)/bin/python -m pip install --quiet --no-deps || true
 	touch $@
 
-lint: $(STAMP) ## ruff on code and notebooks
+AUDIT := build/audit-venv
+lint: $(STAMP) $(AUDIT)/.installed ## ruff on code and notebooks; known vulnerabilities of the locked packages
 	ruff check && ruff format --check
+	@if $(AUDIT)/bin/python -c 'import requests as r; r.get("https://pypi.org/pypi/pip/23.2.1/json", timeout=10).raise_for_status()' \
+	    2>/dev/null; then \
+	    $(AUDIT)/bin/pip-audit --requirement requirements.lock --no-deps --disable-pip --progress-spinner off; \
+	else echo "pip-audit left out: no advisories from pypi.org (offline, or a mirror without them)"; fi
+$(AUDIT)/.installed:
+	$(PYTHON) -m venv $(AUDIT)
+	$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	touch $@
 
 lock: $(STAMP) ## resolve requirements.in anew into requirements.lock
 	$(BIN)/python -m pip install --quiet uv

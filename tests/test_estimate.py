@@ -1,6 +1,7 @@
 """Estimates: the arithmetic of the paper's preset, and a measurement from end to end."""
 
 import pytest
+import torch
 from tiny import write_preset
 from typer.testing import CliRunner
 
@@ -27,9 +28,13 @@ def test_the_work_of_a_run_of_the_papers_size(figure, steps, adaptation, predict
     assert max(rows["label"]) < sizes.classes
 
 
-def test_the_shape_of_multilingual_bert_is_that_of_the_paper():
-    config = experiment.plan("figure1", experiment.load_preset("paper"))[0]
-    assert estimate._parameters(estimate._classifier(config, 3)) == 177_855_747
+@pytest.mark.parametrize(("preset", "parameters"), [("paper", 177_855_747), ("xlmr", 278_045_955 + 768)])
+def test_models_on_the_hub_are_timed_at_their_shape(preset, parameters, monkeypatch):
+    """XLM-R's is timed with a second token type, of 768 numbers."""
+    config = experiment.plan("figure1", experiment.load_preset(preset))[0]
+    monkeypatch.setattr(estimate.study, "device", lambda: torch.device("meta"))  # no memory, no time
+    with torch.device("meta"):
+        assert estimate._parameters(estimate._classifier(config, 3)) == parameters
 
 
 def test_a_dry_run_tells_runs_rows_steps_hours_and_memory(tmp_path):

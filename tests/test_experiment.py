@@ -51,6 +51,12 @@ def test_preset_paper_has_the_hyper_parameters_of_wang_et_al():
     assert study.segmentation.model_dump() == {"p": 0.2, "mode": "faithful"}
 
 
+def test_preset_xlmr_is_preset_paper_on_another_model():
+    xlmr, paper = load_preset("xlmr"), load_preset("paper")
+    assert xlmr.model == "FacebookAI/xlm-roberta-base"
+    assert xlmr.model_copy(update={"name": paper.name, "model": paper.model}) == paper
+
+
 @pytest.mark.parametrize(
     ("condition", "label"),
     [
@@ -112,8 +118,9 @@ def test_other_weights_of_the_pretrained_model_change_the_ids(tmp_path):
         ({"figure1__study__training__epoch": 3}, "figure1.study.training.epoch"),
         ({"figure1__conditions": {"consitency": [1]}}, "figure1.conditions.consitency"),
         ({"figure1__study__label_noise": "lots"}, "figure1.study.label_noise"),
+        ({"name": "../../elsewhere"}, "name"),
     ],
-    ids=["out of range", "misspelt setting", "misspelt family", "not a number"],
+    ids=["out of range", "misspelt setting", "misspelt family", "not a number", "a path for a name"],
 )
 def test_a_malformed_preset_is_refused_with_the_field(preset_file, changes, says):
     with pytest.raises(FlatlingoError, match=says):

@@ -9,11 +9,9 @@ import random
 import resource
 import signal
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from filelock import Timeout
 from joblib.externals.loky.backend.context import set_start_method
 from tiny import SIZES, write_preset
 from transformers import PreTrainedModel
@@ -241,22 +239,30 @@ def test_a_worker_that_is_killed_costs_its_run_a_repetition_and_workers_end_with
     assert repeatable(contents(runs.folder)) == repeatable(undisturbed)
 
 
-def test_200_runs_written_by_four_processes_at_once_are_each_written_once_and_whole(configs, tmp_path):
-    runs = Store(tmp_path)
-    many = [configs[0].model_copy(update={"seed": seed}) for seed in range(200)]
+def test_four_sweeps_at_once_do_200_runs_in_one_store_each_once(configs, preset, tmp_path, monkeypatch):
+    """With the computing left out, everything else of a sweep is done 200 times."""
+    result, *_ = study.run(configs[0])
+    monkeypatch.setattr(study, "check", lambda *_: None)
+    store, computed = tmp_path / "store", tmp_path / "computed"
 
-    def target(number):
-        for config in random.Random(number).sample(many, len(many)):
-            with suppress(Timeout), runs.own(config):
-                if config not in runs:
-                    runs.write(config, {"by": number}, {"seconds": 1})
+    def target():
+        def instead(config, *rest, **more):
+            with computed.open("a") as file:
+                file.write(f"{config.run_id} {os.getpid()}\n")
+            return result, None, None
 
-    processes = [forked(target, number) for number in range(4)]
+        study.run = instead
+        sweep("figure1", preset=preset, seeds=100, store=store, jobs=1, keep_weights=False, progress=False)
+
+    processes = [forked(target) for _ in range(4)]
     for process in processes:
         process.join()
-    assert all(config in runs for config in many)
-    assert len({runs.result(config)["by"] for config in many}) > 1
-    assert not left_behind(tmp_path)
+    assert [process.exitcode for process in processes] == [0] * 4
+    runs, by = zip(*(line.split() for line in computed.read_text().splitlines()), strict=True)
+    assert len(runs) == len(set(runs)) == 200
+    assert len(set(by)) > 1
+    assert not left_behind(store)
+    assert len(sweep("figure1", preset=preset, seeds=100, store=store, progress=False)) == 200
 
 
 def limit(size):

@@ -49,7 +49,10 @@ def test_jobs_of_a_cluster_report_what_became_of_their_runs(configs, tmp_path, c
     job = Job(Store(tmp_path), None, keep_weights=False)
     outcomes = list(launchers.slurm(job, configs, cluster="debug"))
     assert {(outcome.config, outcome.state) for outcome in outcomes} == {(configs[0], "done"), (configs[1], "failed")}
-    assert configs[0] in job.runs
+    here = Job(Store(tmp_path / "here"), None, keep_weights=False)
+    assert here(configs[0]).state == "done"
+    one, other = (runs.path(configs[0]) / "result.json" for runs in (job.runs, here.runs))
+    assert one.read_bytes() == other.read_bytes(), "whatever the launcher"
 
 
 def test_a_job_that_is_preempted_goes_back_into_the_queue_with_the_same_run(configs, tmp_path):

@@ -52,6 +52,8 @@ def mixed(configs, tmp_path_factory):
     (runs.path(damaged) / "result.json").write_text("{}")
     process = owning(runs, running)
     log(runs, failed, "Traceback …\nFAILED 2026-01-01 00:00:00 training step 1: the loss is not finite\n")
+    log(runs, running, "2026-01-01 00:00:00 begun\n00:05:00 step 7 of 9, loss 1, about 2 min left\n")
+    (runs.work(killed) / "checkpoint-500").mkdir(parents=True)
     dying = owning(runs, killed)
     log(runs, killed, "2026-01-01 00:00:00 begun\n")
     os.kill(dying.pid, signal.SIGKILL)
@@ -70,7 +72,8 @@ def test_every_state_is_told_apart(configs, mixed):
     assert str(process.pid) in detail["running"]
     assert "the loss is not finite (log: " in detail["failed"]
     assert "result.json" in detail["damaged"]
-    assert "ended without a word" in detail["killed"]
+    assert "ended without a word, it goes on from its last checkpoint" in detail["killed"]
+    assert "step 7 of 9" in detail["running"]
 
 
 def test_the_summary_counts_and_estimates(configs, mixed):

@@ -200,8 +200,9 @@ def test_log_holds_the_loss_and_its_terms():
         assert entry["consistency/kl"] >= 0
 
 
-def test_trained_model_is_in_eval_mode_and_nothing_is_written(tmp_path):
-    model, _ = train(output_dir=tmp_path)
+def test_trained_model_is_in_eval_mode_and_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model, _ = train()
     assert not any(module.training for module in model.modules())
     assert list(tmp_path.iterdir()) == []
 

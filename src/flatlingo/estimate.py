@@ -6,19 +6,32 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import torch
 from datasets import Dataset
-from transformers import AutoModelForSequenceClassification, BertConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    XLMRobertaConfig,
+)
 
 from flatlingo import evaluation, experiment, hub, methods, study, training
 from flatlingo.experiment import RunConfig
 from flatlingo.tasks import MINI, load_task
 
 # The shapes of models on the Hub that can be timed without their weights.
-SHAPES = {"google-bert/bert-base-multilingual-cased": {"vocab_size": 119_547}}
+SHAPES = {
+    "google-bert/bert-base-multilingual-cased": partial(BertConfig, vocab_size=119_547),
+    # with two token types, since the stand-in for its tokenizer tells two texts apart
+    "FacebookAI/xlm-roberta-base": partial(
+        XLMRobertaConfig, vocab_size=250_002, max_position_embeddings=514, type_vocab_size=2
+    ),
+}
 GPU_STEPS, CPU_STEPS, CPU_ROWS = 10, 2, 4
 
 
@@ -175,8 +188,7 @@ def _made_up(config: RunConfig) -> tuple[Sizes, Dataset, PreTrainedTokenizerBase
 
 def _classifier(config: RunConfig, classes: int) -> PreTrainedModel:
     if config.model in SHAPES:
-        shape = BertConfig(**SHAPES[config.model], num_labels=classes)
-        model = AutoModelForSequenceClassification.from_config(shape)
+        model = AutoModelForSequenceClassification.from_config(SHAPES[config.model](num_labels=classes))
     else:
         model = hub.load_model(config.model, classes, seed=0)
     return model.to(study.device())

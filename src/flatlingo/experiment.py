@@ -154,9 +154,9 @@ class FigurePlan(_Settings):
 
 
 class Preset(_Settings):
-    """A named size of the whole study: `smoke`, `mini`, `paper`, or a YAML file of the same shape."""
+    """A named size of the whole study: `smoke`, `mini`, `paper`, `xlmr`, or a YAML file of the same shape."""
 
-    name: str
+    name: str = Field(pattern=r"^\w[\w.-]*$")  # a folder of data/recorded and figures, and nothing outside them
     model: str
     seeds: int = Field(default=1, gt=0)
     figure1: FigurePlan

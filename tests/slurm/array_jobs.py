@@ -5,6 +5,7 @@ import sys
 import time
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import SIZES, write_preset
 
 from flatlingo import experiment
@@ -37,7 +38,14 @@ def results(store):
 
 def start(preset, store):
     command = [sys.executable, "-m", "flatlingo", "sweep", "figure1", "--preset", preset, "--store", str(store)]
-    return subprocess.Popen([*command, "--launcher", "slurm", "--time-limit", "20"], stderr=subprocess.PIPE, text=True)
+    command += ["--launcher", "slurm", "--time-limit", "20", "--checkpoint-minutes", "0"]
+    return subprocess.Popen([*command, "--tensorboard", str(store / "boards")], stderr=subprocess.PIPE, text=True)
+
+
+def steps(board):
+    """The steps that each start of a run has logged for TensorBoard."""
+    starts = [EventAccumulator(str(path)) for path in sorted(board.iterdir(), key=lambda path: path.stat().st_mtime)]
+    return [[event.step for event in start.Reload().Scalars("train/loss")] for start in starts]
 
 
 def test_an_array_gives_what_local_processes_give(preset, undisturbed, tmp_path):
@@ -52,21 +60,23 @@ def test_an_array_gives_what_local_processes_give(preset, undisturbed, tmp_path)
     [["scontrol", "requeue"], ["scancel", "--signal=USR2"]],
     ids=["preempted and requeued by SLURM", "warned before its time is over"],
 )
-def test_an_interrupted_job_is_requeued_and_its_run_repeated(preset, undisturbed, tmp_path, interrupt):
+def test_an_interrupted_job_is_requeued_and_its_run_goes_on_from_its_checkpoint(
+    preset, undisturbed, tmp_path, interrupt
+):
     store = tmp_path / "store"
     runs = Store(store)
     process = start(preset, store)
     first = experiment.plan("figure1", experiment.load_preset(preset))[0]
-    while not runs.owner(first):
+    while len(list(runs.work(first).glob("checkpoint-*/SHA256SUMS"))) < 2:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.1)
     job = subprocess.run(
         ["squeue", "-h", "-r", "-t", "R", "-o", "%i"], capture_output=True, text=True, check=True
     ).stdout.split()
     (task,) = [name for name in job if name.endswith("_0")]
-    before = runs.owner(first)["pid"]
+    process_before = runs.owner(first)["pid"]
     subprocess.run([*interrupt, task], check=True)
-    while (owner := runs.owner(first)) is None or owner["pid"] == before:
+    while (owner := runs.owner(first)) is None or owner["pid"] == process_before:
         assert process.poll() is None, process.stderr.read()
         assert not runs.exists(first), "the run was over before it was interrupted"
         # SLURM holds a requeued job back for two minutes
@@ -75,3 +85,7 @@ def test_an_interrupted_job_is_requeued_and_its_run_repeated(preset, undisturbed
     _, errors = process.communicate(timeout=900)
     assert process.returncode == 0, errors
     assert results(store) == undisturbed
+    before, after = steps(store / "boards" / first.run_id)
+    assert before[0] == 1
+    assert 1 < after[0] <= before[-1] + 1
+    assert after[-1] == 40

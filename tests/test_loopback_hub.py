@@ -1,0 +1,156 @@
+"""Model and rows from a Hub (a server on this machine, reached through HF_ENDPOINT), its cache, and folders."""
+
+import json
+import shutil
+import socket
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from datasets import ClassLabel, Dataset, Features, Value
+from huggingface_hub import constants
+from loopback_hub import loopback_hub
+from tiny import SIZES, make_model, make_rows, make_tokenizer, write_preset
+
+from flatlingo import hub
+from flatlingo.errors import FlatlingoError
+from flatlingo.sweeps import sweep
+from flatlingo.tasks import REAL
+
+MBERT, XNLI, PAWSX = "google-bert/bert-base-multilingual-cased", "facebook/xnli", "google-research-datasets/paws-x"
+TEXT = {"xnli": ("premise", "hypothesis"), "pawsx": ("sentence1", "sentence2")}
+HUB = {"xnli": XNLI, "pawsx": PAWSX}
+CLASSES = {"xnli": ["entailment", "neutral", "contradiction"], "pawsx": ["0", "1"]}
+ROWS = {("en", "train"): 32, ("en", "validation"): 24, ("de", "validation"): 24}
+
+
+def rows_of(task, language, split):
+    rows = make_rows(ROWS[language, split], labels=len(CLASSES[task]), seed=len(split))
+    return [row | {"text_a": f"{row['text_a']} {language} {row['row_id']}"} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """The repositories that the Hub serves, and the rows of the same tasks in XTREME's layout under `data`."""
+    root = tmp_path_factory.mktemp("hub")
+    encoder = root / "models" / MBERT
+    make_model().bert.save_pretrained(encoder)
+    make_tokenizer().save_pretrained(encoder)
+    (encoder / "pytorch_model.bin").write_bytes(b"a pickle")
+    for task, (first, second) in TEXT.items():
+        numbers = {"id": Value("int32")} if task == "pawsx" else {}
+        features = Features(
+            numbers | {first: Value("string"), second: Value("string"), "label": ClassLabel(names=CLASSES[task])}
+        )
+        (root / "data" / task).mkdir(parents=True)
+        for language, split in ROWS:
+            rows = rows_of(task, language, split)
+            table = [
+                {"id": row["row_id"] + 1, first: row["text_a"], second: row["text_b"], "label": row["label"]}
+                for row in rows
+            ]
+            folder = root / "datasets" / HUB[task] / language
+            folder.mkdir(parents=True, exist_ok=True)
+            shown = [{name: row[name] for name in features} for row in table]
+            Dataset.from_list(shown, features=features).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+            lines = [(row["text_a"], row["text_b"], REAL[task].words[row["label"]]) for row in rows]
+            name = f"{'train' if split == 'train' else 'dev'}-{language}.tsv"
+            pd.DataFrame(lines).to_csv(root / "data" / task / name, sep="\t", header=False, index=False)
+    return root
+
+
+@pytest.fixture
+def online(monkeypatch, tmp_path):
+    """Go online to an endpoint, with an empty cache."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    return lambda endpoint: monkeypatch.setenv("HF_ENDPOINT", endpoint)
+
+
+def preset_of(folder, task):
+    """Preset smoke on a task of preset paper and its model, cut to one run."""
+    path = write_preset(folder, figure1={"none": [0]}, figure2={"none": [0]})
+    settings = yaml.safe_load(Path(path).read_text()) | {"model": MBERT}
+    figure = settings["figure1" if task == "xnli" else "figure2"]
+    figure["study"] |= {"task": task, "label_noise": 0.0, "train_size": 24, "languages": SIZES["languages"]}
+    figure["study"] |= {"trace_examples": 8, "validation_size": None}
+    if task == "pawsx":
+        figure["study"]["adaptation"]["languages"] = ["de"]
+    Path(path).write_text(yaml.safe_dump(settings, sort_keys=False))
+    return path
+
+
+@pytest.mark.parametrize(("task", "figure"), [("xnli", "figure1"), ("pawsx", "figure2")])
+def test_a_sweep_from_the_hub_its_cache_and_folders_is_the_same(folders, online, tmp_path, task, figure):
+    preset = preset_of(tmp_path, task)
+
+    def result(store, **given):
+        table = sweep(figure, preset=preset, store=tmp_path / store, jobs=1, progress=False, **given)
+        return table.drop(columns=["run_id", "seconds"]).to_dict("records")
+
+    with loopback_hub(folders) as server:
+        online(server.endpoint)
+        from_hub = result("hub")
+        gets = [name for command, name in server.downloads if command == "GET"]
+    # each file once, of the languages and splits in use only, and never the pickle
+    rows = [f"{language}/{split}-00000-of-00001.parquet" for language, split in ROWS]
+    assert sorted(gets) == sorted(
+        [*rows, "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    )
+    # the server is gone
+    assert result("cache") == from_hub
+    assert result("folders", model=str(folders / "models" / MBERT), data=folders / "data") == from_hub
+
+
+@pytest.mark.parametrize(
+    ("load", "kind"),
+    [
+        (lambda: hub.load_model(MBERT.replace("cased", "casd"), 3), "model"),
+        (lambda: hub.load_tokenizer("somebody/nothing"), "model"),
+        (lambda: hub.load_rows(XNLI + "x", "en", "train"), "dataset"),
+    ],
+    ids=["model", "tokenizer", "rows"],
+)
+def test_a_mistyped_name_fails_fast_with_the_remedy(folders, online, load, kind):
+    with loopback_hub(folders) as server:
+        online(server.endpoint)
+        started = time.monotonic()
+        with pytest.raises(FlatlingoError, match=f"no such folder, and the Hub has no {kind} of this name"):
+            load()
+        assert time.monotonic() - started < 5
+
+
+def test_a_language_that_the_data_set_lacks(folders, online):
+    with loopback_hub(folders) as server:
+        online(server.endpoint)
+        with pytest.raises(FlatlingoError, match=r"has no file fr/\*validation\*\.parquet"):
+            hub.load_rows(XNLI, "fr", "validation")
+
+
+def test_a_hub_that_takes_calls_and_never_answers_is_given_up(online):
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        online(f"http://127.0.0.1:{deaf.getsockname()[1]}")
+        started = time.monotonic()
+        with pytest.raises(FlatlingoError, match="cannot be reached"):
+            hub.load_model(MBERT, 3)
+        assert time.monotonic() - started < 5
+
+
+def test_a_model_on_the_hub_that_is_a_pickle_or_brings_code_is_refused(folders, online, tmp_path):
+    bad = tmp_path / "models" / "somebody"
+    shutil.copytree(folders / "models" / MBERT, bad / "code")
+    shutil.copytree(folders / "models" / MBERT, bad / "pickle")
+    (bad / "pickle" / "model.safetensors").unlink()
+    config = json.loads((bad / "code" / "config.json").read_text())
+    (bad / "code" / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "modeling.Model"}}))
+    (bad / "code" / "modeling.py").write_text("raise SystemExit('run')")
+    with loopback_hub(tmp_path) as server:
+        online(server.endpoint)
+        with pytest.raises(FlatlingoError, match=r"no file \*\.safetensors"):
+            hub.load_model("somebody/pickle", 3)
+        with pytest.raises(FlatlingoError, match="asks to run code"):
+            hub.load_model("somebody/code", 3)
+        assert not {name for _, name in server.downloads} & {"pytorch_model.bin", "modeling.py"}
