@@ -15,9 +15,10 @@ PARAMS ?=
 # The committed figures/ are drawn at preset mini; other presets draw beside them.
 FIGURES ?= $(if $(filter mini,$(PRESET)),figures,figures/$(PRESET))
 
-NOTEBOOKS := 0_start_here 1_theory 2_figure1 3_figure2 4_fisher_estimators
+NOTEBOOKS := 0_start_here 1_theory 2_figure1 3_figure2 4_fisher_estimators 5_beyond_the_paper explore
 DRAWN     := $(NOTEBOOKS:%=build/$(PRESET)/%-$(SEEDS).ipynb)
-SOURCES   := $(wildcard src/flatlingo/*.py src/flatlingo/*/*.py src/flatlingo/*/*.tsv src/flatlingo/*.mplstyle src/flatlingo/presets/$(PRESET).yaml)
+SOURCES   := $(wildcard src/flatlingo/*.py src/flatlingo/*/*.py src/flatlingo/*/*.tsv src/flatlingo/*.mplstyle src/flatlingo/presets/$(PRESET).yaml \
+    data/mini-mbert/*.safetensors data/mini-mbert/tokenizer.json)
 
 export PATH := $(abspath $(BIN)):$(PATH)
 export FLATLINGO_FIGURES ?= $(abspath $(FIGURES))
@@ -27,7 +28,7 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 # Runs and notebooks compute in one thread each; several on shared cores mostly wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup figures figure1 figure2 theory test test-slurm lab pretrain record bench lint lock
+.PHONY: help setup figures figure1 figure2 theory beyond test test-lab test-slurm lab pretrain record bench lint lock
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -43,6 +44,7 @@ figures: build/$(PRESET)/figures-$(SEEDS) ## train what is missing and draw ever
 figure1: build/$(PRESET)/2_figure1-$(SEEDS).ipynb ## only English accuracy against Tr(F)
 figure2: build/$(PRESET)/3_figure2-$(SEEDS).ipynb ## only the gain of the second stage against Tr(F)
 theory: build/$(PRESET)/1_theory-$(SEEDS).ipynb ## only equation (1)
+beyond: build/$(PRESET)/5_beyond_the_paper-$(SEEDS).ipynb ## only what the paper leaves open
 
 # The list of figures, made when any was drawn; a second call has nothing to do, and make says so.
 build/$(PRESET)/figures-$(SEEDS): $(DRAWN)
@@ -52,6 +54,8 @@ build/$(PRESET)/figures-$(SEEDS): $(DRAWN)
 ARGS_1_theory  := $(if $(filter smoke,$(PRESET)),-p pairs=10)
 ARGS_2_figure1 := -p store=$(STORE) -p seeds=$(SEEDS)
 ARGS_3_figure2 := $(ARGS_2_figure1)
+ARGS_5_beyond_the_paper := $(ARGS_2_figure1)
+ARGS_explore := $(ARGS_2_figure1)
 # A notebook is executed under another name and moved when it succeeded, so that a failed one is built again.
 build/$(PRESET)/%-$(SEEDS).ipynb: notebooks/%.ipynb $(STAMP) $(SOURCES)
 	flatlingo notebook $< $@ -p preset=$(PRESET) $(ARGS_$*) $(PARAMS)
@@ -61,6 +65,16 @@ test: $(STAMP) ## everything CI runs
 	python -m pytest -n 2 --dist loadfile --doctest-modules tests src
 	FLATLINGO_FIGURES=$(abspath build/test-figures) python -m pytest -n 2 --dist loadfile \
 	    --nbval-lax --nbval-current-env --nbval-cell-timeout 300 $(NOTEBOOKS:%=notebooks/%.ipynb)
+
+# A browser test needs Chromium and playwright, which nothing else does; without them it skips and says why.
+BROWSER := $(VENV)/.browser
+test-lab: $(BROWSER) ## every notebook run in JupyterLab by a real browser (installs Chromium as root; skips without)
+	python -m pytest -rs tests/lab/in_browser.py
+$(BROWSER): $(STAMP)
+	if ! command -v chromium && command -v apt-get && test "$$(id -u)" = 0; then apt-get update -qq && \
+	    apt-get install -qq -y --no-install-recommends chromium fonts-dejavu-core || true; fi
+	python -m pip install --quiet --disable-pip-version-check playwright || true
+	touch $@
 
 test-slurm: $(STAMP) ## sweeps as array jobs of a real one-node SLURM (root and Debian packages; skips without)
 	tests/slurm/one_node.sh build/slurm python -m pytest tests/slurm/array_jobs.py
@@ -72,7 +86,7 @@ pretrain: $(STAMP) ## rebuild the shipped encoder data/mini-mbert (about half an
 	flatlingo pretrain --mini-world --output data/mini-mbert
 
 record: $(STAMP) ## refresh the recorded results (three seeds), the committed notebooks and figures
-	for figure in figure1 figure2; do \
+	for figure in figure1 figure2 beyond; do \
 	    flatlingo sweep $$figure --preset mini --seeds 3 --store data/recorded/mini --discard-weights; done
 	python -m flatlingo.modelcard
 	for notebook in $(NOTEBOOKS); do \

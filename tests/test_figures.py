@@ -142,7 +142,7 @@ def test_figure1_weight_panel_shows_means_and_the_baseline():
     means = table[table.family == "fisher_penalty"].groupby("weight").trace.mean()
     np.testing.assert_allclose(line.get_xdata(), means.index)
     np.testing.assert_allclose(line.get_ydata(), means)
-    assert sorted(texts(ax)) == ["kl=0", "none"]
+    assert sorted(texts(ax)) == ["Fisher penalty", "consistency", "kl=0", "none"]
     heights = [line.get_ydata()[0] for line in ax.lines if list(line.get_xdata()) == [0, 1]]
     assert sorted(heights) == pytest.approx(sorted(table[table.weight == 0].groupby("label").trace.mean()))
     band = ax.patches[0].get_extents().transformed(ax.transData.inverted())

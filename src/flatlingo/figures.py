@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from scipy.optimize import isotonic_regression
 
 from flatlingo import analysis
@@ -356,6 +356,80 @@ def _forest(ax: Axes, rows: pd.DataFrame) -> None:
     ax.set_ylim(place + 0.7, 0.7)
 
 
+def run_figure(table: pd.DataFrame, run_id: str, y: str, *, history: list[dict], groups: dict[str, float]) -> Figure:
+    """One run among the others: where it lies, how its loss fell, and which modules its Tr(F) comes from.
+
+    Args:
+        table: runs, a row each; columns as `study.table` makes them.
+        run_id: the run to look at.
+        y: the accuracy to draw against Tr(F), a column.
+        history: its training curve, entries of `step` and `loss`; empty if none was recorded.
+        groups: its Tr(F) by module group.
+
+    Returns:
+        A figure of three panels.
+
+    Raises:
+        FlatlingoError: for a missing column, an empty table, a run that is not in it, or an unknown family.
+    """
+    _check(table, ["run_id", "family", "weight", "label", "trace", y])
+    chosen = table[table["run_id"] == run_id]
+    if chosen.empty:
+        raise FlatlingoError(f"no run {run_id} in the table of {len(table)} rows")
+    with plt.style.context(STYLE):
+        fig, (left, middle, right) = plt.subplots(1, 3, figsize=(7.2, 2.6))
+        _scatter(left, table, "trace", y, scale=100)
+        ring = {"markersize": 13, "markerfacecolor": "none", "markeredgecolor": "black", "linestyle": "none"}
+        left.plot(chosen["trace"], 100 * chosen[y], marker="o", zorder=5, **ring)
+        left.set(xscale="log", xlabel=TRACE, ylabel=analysis.HEADINGS.get(y, f"{y.replace('_', ' ')} (%)"))
+        _plain_log_labels(left.xaxis)
+        colour = FAMILIES[chosen["family"].iloc[0]].colour
+        if history:
+            middle.plot([h["step"] for h in history], [h["loss"] for h in history], color=colour)
+        else:
+            middle.set(xticks=[], yticks=[])
+            middle.text(0.5, 0.5, "no training curve recorded", ha="center", transform=middle.transAxes, fontsize=7)
+        middle.set(xlabel="training step", ylabel="training loss (nats)")
+        _bars(right, groups, colour)
+        right.set_xlabel(TRACE)
+    return fig
+
+
+def _bars(ax: Axes, values: dict[str, float], colour: str) -> None:
+    """Horizontal bars from the top, each with its share."""
+    places, total = -np.arange(len(values)), sum(values.values())
+    ax.barh(places, values.values(), color=colour, height=0.6)
+    ax.set_yticks(places, [textwrap.fill(name, 10) for name in values])
+    ax.set_xlim(0, 1.2 * max(values.values()))
+    for place, value in zip(places, values.values(), strict=True):
+        _beside(ax, f"{value / total:.0%}", (value, place), (3, 0), "data", va="center")
+    ax.grid(visible=False, axis="y")
+
+
+def live_figure(curves: dict[str, pd.DataFrame]) -> Figure:
+    """Accuracy and Tr(F) while models train, a line a model.
+
+    Args:
+        curves: by a model's name, a row an epoch: `epoch`, `accuracy` (on clean validation rows, 0..1), `trace`.
+
+    Returns:
+        A figure of two panels.
+    """
+    looks = zip(("#000000", "#0072B2", "#D55E00", "#009E73"), "osD^", strict=True)
+    with plt.style.context(STYLE):
+        fig, (left, right) = plt.subplots(1, 2, figsize=(7.2, 2.4))
+        for (name, curve), (colour, marker) in zip(curves.items(), looks, strict=False):
+            left.plot(curve["epoch"], 100 * curve["accuracy"], color=colour, marker=marker, label=name)
+            right.plot(curve["epoch"], curve["trace"], color=colour, marker=marker)
+        left.set(xlabel="epoch", ylabel="English validation accuracy (%)")
+        right.set(xlabel="epoch", ylabel=TRACE, yscale="log")
+        _plain_log_labels(right.yaxis)
+        for ax in (left, right):
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        fig.legend(loc="outside lower center", ncols=4)
+    return fig
+
+
 ESTIMATORS = {  # colour and marker of each way to Tr(F)
     "exact labels": ("#000000", "*"),
     "sampled labels": ("#0072B2", "x"),
@@ -393,7 +467,7 @@ def estimators_figure(cost: pd.DataFrame, spread: pd.DataFrame, ratios: pd.DataF
         axes[1].set(xlabel="examples B", ylabel="relative spread of one draw")
         axes[2].set(xlabel="examples B", ylabel="ratio to Tr(F), with 95 % interval")
         axes[2].axhline(1, color="0.4", linewidth=0.8)
-        for axis in (axes[1].xaxis, axes[1].yaxis, axes[2].xaxis):
+        for axis in (axes[1].xaxis, axes[1].yaxis, axes[2].xaxis, axes[2].yaxis):
             _plain_log_labels(axis)
         drawn = set().union(*(table["estimator"] for table, _, _ in panels))
         keys = [_key(n, color=c, marker=m, markersize=4) for n, (c, m) in ESTIMATORS.items() if n in drawn]
@@ -483,6 +557,11 @@ def _trace_against_weight(ax: Axes, table: pd.DataFrame) -> None:
         ax.plot(runs["weight"], runs["trace"], linestyle="none", marker=".", markersize=3, color=look.colour, alpha=0.5)
         line = {"linestyle": "-" if look.filled else "--", "color": look.colour, "label": look.name}
         ax.plot(mean["weight"], mean["trace"], zorder=3, **_marker(family, look.colour) | line)
+        if len(mean) > 1 and family in IN_LEGEND_BY_WEIGHT:
+            lowest = mean.loc[mean["trace"].idxmin()]
+            _beside(
+                ax, look.name, (lowest["weight"], lowest["trace"]), (0, -13), "data", color=look.colour, ha="center"
+            )
     baseline = table.loc[table["family"] == "none", "trace"]
     if not baseline.empty:
         ax.axhspan(baseline.min(), baseline.max(), color="0.88", zorder=0.5)
@@ -528,7 +607,7 @@ def _plain_log_labels(axis) -> None:
     low, high = axis.get_view_interval()
     decades = np.log10(high / low)
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2.5 else (1.0,)))
-    axis.set_major_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(np.inf, np.inf)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
 

@@ -11,6 +11,7 @@ from flatlingo.errors import FlatlingoError, unknown
 
 # What changes on every execution without the notebook's content changing.
 VOLATILE = ("papermill", "widgets", "execution")
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 def run_notebook(source: Path, output: Path, parameters: dict[str, object], *, log: bool = False) -> Path:
@@ -61,7 +62,9 @@ def run_notebook(source: Path, output: Path, parameters: dict[str, object], *, l
 
 
 def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Remove, in place, what papermill and the kernel leave in the metadata and in stderr outputs.
+    """Remove, in place, what papermill and the kernel leave in the metadata and in stderr outputs, and widgets.
+
+    A widget is nothing without its kernel, so each has a static figure beside it.
 
     Without injected parameters, a notebook that computes the same thing twice is then the same file twice.
     """
@@ -72,7 +75,11 @@ def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     notebook.metadata.language_info = {"name": "python"}
     for cell in notebook.cells:
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            cell.outputs = [
+                output
+                for output in cell.outputs
+                if output.get("name") != "stderr" and WIDGET_VIEW not in output.get("data", {})
+            ]
     return notebook
 
 

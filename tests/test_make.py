@@ -1,0 +1,93 @@
+"""What `make figures` builds, and when: the real Makefile, with a stand-in for the command that executes notebooks."""
+
+import os
+import shutil
+import subprocess
+
+import pytest
+
+from flatlingo.paths import ROOT
+
+STAND_IN = """#!/bin/sh
+# flatlingo notebook SOURCE OUTPUT ...: say so, and copy it or fail
+echo "executing $2"
+case "$2" in *"$BROKEN"*) test -z "$BROKEN" || { cp "$2" "${3%.ipynb}.failed.ipynb"; exit 1; };; esac
+mkdir -p "$(dirname "$3")" && cp "$2" "$3"
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A checkout whose set-up is done."""
+    for name in ("Makefile", "requirements.in", "requirements.lock", "pyproject.toml", "notebooks", "src"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    for name in ("data/mini-mbert/model.safetensors", "data/mini-mbert/tokenizer.json", "figures/figure1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    command = tmp_path / ".venv" / "bin" / "flatlingo"
+    command.parent.mkdir(parents=True)
+    command.write_text(STAND_IN)
+    command.chmod(0o755)
+    (tmp_path / ".venv" / ".installed").write_text("")
+    return tmp_path
+
+
+def make(checkout, *arguments, broken=""):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "FLATLINGO"))}
+    done = subprocess.run(
+        ["make", *arguments], cwd=checkout, env=environment | {"BROKEN": broken}, capture_output=True, text=True
+    )
+    executed = [line.split("/")[-1] for line in done.stdout.splitlines() if line.startswith("executing ")]
+    return done, executed
+
+
+def test_a_second_call_has_nothing_to_do_and_says_so(checkout):
+    names = sorted(path.name for path in (checkout / "notebooks").glob("*.ipynb"))
+    assert sorted(make(checkout, "figures")[1]) == names
+    done, executed = make(checkout, "figures")
+    assert executed == []
+    assert "Nothing to be done for 'figures'" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("touched", "rebuilt"),
+    [
+        ("notebooks/2_figure1.ipynb", ["2_figure1.ipynb"]),
+        ("src/flatlingo/presets/mini.yaml", None),
+        ("src/flatlingo/fisher/trace.py", None),
+        ("src/flatlingo/paper.mplstyle", None),
+        ("data/mini-mbert/model.safetensors", None),
+        ("src/flatlingo/presets/paper.yaml", []),
+        ("figures/figure1.png", []),
+    ],
+    ids=["notebook", "preset", "source", "style", "encoder", "another preset", "a figure"],
+)
+def test_what_depends_on_a_touched_file_is_built_again(checkout, touched, rebuilt):
+    everything = make(checkout, "figures")[1]
+    for built in (checkout / "build").rglob("*"):
+        os.utime(built, (1, 1))
+    for path in checkout.rglob("*"):
+        if checkout / "build" not in (path, *path.parents):
+            os.utime(path, (0, 0))
+    os.utime(checkout / touched, (2, 2))
+    planned = make(checkout, "-n", "figures")[0].stdout
+    executed = make(checkout, "figures")[1]
+    assert executed == (everything if rebuilt is None else rebuilt)
+    assert planned.count("flatlingo notebook") == len(executed)
+
+
+def test_a_failed_notebook_is_kept_for_reading_and_built_next_time(checkout):
+    done, _ = make(checkout, "-k", "figures", broken="3_figure2")
+    assert done.returncode != 0
+    assert (checkout / "build" / "mini" / "3_figure2-1.failed.ipynb").exists()
+    done, executed = make(checkout, "figures")
+    assert done.returncode == 0
+    assert executed == ["3_figure2.ipynb"]
+
+
+def test_the_plan_executes_nothing(checkout):
+    done, executed = make(checkout, "-n", "figures", "PRESET=smoke", "SEEDS=2")
+    assert executed == []
+    assert "-p preset=smoke -p store=build/smoke/store -p seeds=2" in done.stdout
+    assert not (checkout / "build").exists()
