@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 
 import pytest
@@ -83,6 +83,24 @@ def test_documents_of_one_sentence_have_a_finite_loss(tmp_path):
     assert 0 < facts["held_out_loss"] < 20
 
 
+def test_pre_training_goes_on_from_an_encoder(documents, encoder, tmp_path):
+    folder, before = encoder
+    settings = replace(SMALL, hidden=64, epochs=2, seed=1)
+    facts = pretrain(documents, tmp_path / "on", settings, description="on", start=folder, progress=False)
+    assert facts["held_out_loss"] < before["held_out_loss"]
+    assert facts["parameters"] == before["parameters"]  # the sizes are the encoder's own
+    kept = json.loads((tmp_path / "on" / "pretraining.json").read_text())
+    assert kept["start"] == json.loads((folder / "pretraining.json").read_text())
+    first, second = (hub.load_tokenizer(path).get_vocab() for path in (folder, tmp_path / "on"))
+    assert first == second
+    (folder / "pretraining.json").rename(tmp_path / "pretraining.json")
+    try:
+        with pytest.raises(FlatlingoError, match="no encoder to go on from"):
+            pretrain(documents, tmp_path / "off", settings, description="off", start=folder, progress=False)
+    finally:
+        (tmp_path / "pretraining.json").rename(folder / "pretraining.json")
+
+
 def test_the_same_call_gives_the_same_bytes(documents, encoder, tmp_path):
     folder, _ = encoder
     pretrain(documents, tmp_path / "again", SMALL, description="test", progress=False)
@@ -148,9 +166,11 @@ def test_the_shipped_encoder_says_what_it_is():
     from flatlingo.paths import MINI_MBERT
 
     facts = json.loads((MINI_MBERT / "pretraining.json").read_text())
-    assert facts["data"] == pretraining.mini_world_corpus(seed=0), "the world changed: run `make pretrain`"
-    assert facts["documents"] == pretraining.MINI_WORLD_DOCUMENTS
-    assert facts["settings"] == asdict(Pretraining())
+    rounds = {0: (facts["start"], Pretraining()), 1: (facts, Pretraining(seed=1, epochs=1.0))}
     card = (MINI_MBERT / "README.md").read_text()
-    for fact in (f"{facts['steps']:,} steps", f"{facts['parameters']:,} parameters", str(facts["held_out_loss"])):
-        assert fact in card
+    for seed, (one, settings) in rounds.items():
+        assert one["data"] == pretraining.mini_world_corpus(seed), "the world changed: run `make pretrain`"
+        assert one["documents"] == pretraining.MINI_WORLD_DOCUMENTS
+        assert one["settings"] == asdict(settings)
+        for fact in (f"{one['steps']:,} steps", f"{one['parameters']:,} parameters", str(one["held_out_loss"])):
+            assert fact in card

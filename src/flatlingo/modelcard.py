@@ -40,7 +40,16 @@ def card(folder: Path, accuracies: pd.DataFrame) -> str:
     facts = json.loads((folder / "pretraining.json").read_text(encoding="utf-8"))
     s = facts["settings"]
     size = (folder / "model.safetensors").stat().st_size
-    losses = ", ".join(f"{loss} at step {step}" for step, loss in facts["training_loss"].items())
+    rounds = [facts["start"], facts] if "start" in facts else [facts]
+    steps = ", then ".join(f"{one['steps']:,} steps" for one in rounds)
+    corpora = " and ".join(
+        f"{one['documents']:,} ({one['data']}; {one['settings']['epochs']:g} times)" for one in rounds
+    )
+    losses = "; ".join(
+        ", ".join(f"{loss} at step {step}" for step, loss in one["training_loss"].items())
+        + f", held out at the end {one['held_out_loss']}"
+        for one in rounds
+    )
     rows = "\n".join(
         f"| {task} | {seed} | " + " | ".join(f"{value:.1f}" for value in values) + " |"
         for (task, seed), values in zip(accuracies.index, accuracies.to_numpy(), strict=True)
@@ -57,19 +66,19 @@ English, German, Spanish and Chinese in one cased WordPiece vocabulary of {facts
 world's few hundred words and nothing else; it is of no use on real text.
 
 * **Size**: {facts["parameters"]:,} parameters without the masked-LM head, {size / 1e6:.1f} MB (safetensors, float32).
-* **Data**: {facts["documents"]:,} generated documents ({facts["data"]}), each shown {s["epochs"]:g} times with fresh
-  masks. {CLAIMS:.0%} are single claims said twice, the others sentences about a scene, {RESTATED:.0%} of these said
+* **Data**: generated documents, each with fresh masks whenever it is shown: {corpora}.
+  {CLAIMS:.0%} are single claims said twice, the others sentences about a scene, {RESTATED:.0%} of these said
   twice too; the second time in other words and often in another language.
 * **Training**: masked LM ({s["masked"]:.0%} of the pieces; {Masking.MASKED:.0%} of them masked, {Masking.REPLACED:.0%}
   replaced by another piece of the same document) and next-sentence prediction (in {s["strangers"]:.0%} of the documents
-  the second half is another's), {facts["steps"]:,} steps of {s["batch_size"]} documents, AdamW, peak learning rate
-  {s["learning_rate"]:g}, linear warm-up and decay, no dropout, {facts["precision"]} products.
+  the second half is another's), {steps} of {s["batch_size"]} documents, AdamW, peak learning rate
+  {s["learning_rate"]:g} with linear warm-up and decay each time, no dropout, {facts["precision"]} products.
 * **What it has seen of the tasks**: never a label of theirs, and no claim whose meaning they keep for validation. But
   half of the strangers resemble the document they are put into: another scene of the same cast, or a claim of nearly
   the same words and another meaning, made by the operations that also make the paraphrase task's negative pairs. So
   next-sentence prediction teaches much of what that task asks. A larger encoder would have to learn it from plain
   text; one of this size stays at chance on paraphrases without.
-* **Losses** (nats, masked pieces and next sentence together): {losses}; held out at the end: {facts["held_out_loss"]}.
+* **Losses** (nats, masked pieces and next sentence together): {losses}.
 
 `make pretrain` makes it again, the same bytes every time on one machine.
 

@@ -156,8 +156,8 @@ def pretrain(
         output: the folder to write; replaced as a whole at the end.
         settings: sizes and schedule.
         description: one line that says what the documents are, for the model card.
-        start: an encoder that this function wrote, to go on from with a new learning-rate schedule: its vocabulary,
-            sizes and weights are taken, only the heads that pre-training needs begin anew. None begins from scratch.
+        start: an encoder that this function wrote, to go on from with a new learning-rate schedule: vocabulary, sizes
+            (not those of `settings`) and weights are its; the heads that pre-training needs begin anew.
         progress: show the Trainer's progress bar.
         save_steps: steps between checkpoints.
 
@@ -180,21 +180,7 @@ def pretrain(
     half_precision = torch.cuda.is_available() or torch.cpu.get_capabilities().get("avx512_bf16", False)
     held_out = max(1, min(2000, len(documents) // 50))
     rows = _encode(documents, tokenizer, settings)
-    model = _PretrainedBert(
-        BertConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=settings.hidden,
-            num_hidden_layers=settings.layers,
-            num_attention_heads=settings.heads,
-            intermediate_size=4 * settings.hidden,
-            max_position_embeddings=settings.max_length,
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            attn_implementation="eager",  # on CPU in bfloat16 twice as fast as the fused kernel
-        )
-    )
-    if start is not None:
-        model.bert.load_state_dict(load_file(start / "model.safetensors"))
+    model = _begin(settings, len(tokenizer)) if start is None else _go_on(start)
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
@@ -331,6 +317,30 @@ def _encode(documents: list[str], tokenizer: BertTokenizer, settings: Pretrainin
     return Dataset.from_dict(
         {**encoded, "next_sentence_label": labels, "length": [len(ids) for ids in encoded["input_ids"]]}
     )
+
+
+# No dropout; attention is eager because on CPU in bfloat16 that is twice as fast as the fused kernel.
+_TRAINING = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "attn_implementation": "eager"}
+
+
+def _begin(settings: Pretraining, vocabulary: int) -> _PretrainedBert:
+    return _PretrainedBert(
+        BertConfig(
+            vocab_size=vocabulary,
+            hidden_size=settings.hidden,
+            num_hidden_layers=settings.layers,
+            num_attention_heads=settings.heads,
+            intermediate_size=4 * settings.hidden,
+            max_position_embeddings=settings.max_length,
+            **_TRAINING,
+        )
+    )
+
+
+def _go_on(start: Path) -> _PretrainedBert:
+    model = _PretrainedBert(BertConfig.from_pretrained(start, **_TRAINING))
+    model.bert.load_state_dict(load_file(start / "model.safetensors"))
+    return model
 
 
 def _facts(start: Path) -> dict:
