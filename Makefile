@@ -97,6 +97,7 @@ PEERS := build/peers-venv
 bench: $(PEERS)/.installed ## compare time, memory and error with other packages; for a quiet machine
 	$(PEERS)/bin/python benchmarks/trace.py
 	$(PEERS)/bin/python benchmarks/penalties.py
+	$(PEERS)/bin/python benchmarks/steps.py
 # One package at a time: the benchmark names those that cannot be installed, and goes on without them.
 $(PEERS)/.installed: benchmarks/requirements-peers.txt $(STAMP)
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)

@@ -1,10 +1,12 @@
 """The plan of every named method: from a condition to a term of the loss or a setting of training."""
 
 import inspect
+import json
 import re
 from pathlib import Path
 from typing import get_args
 
+import pandas as pd
 import pytest
 import yaml
 from tiny import write_preset
@@ -71,6 +73,21 @@ def test_a_method_is_trained_and_measured(family):
     result, *_ = study.run(config)
     assert result["trace"]["value"] > 0
     assert set(result["accuracy"]) == {"en", "de", "es", "zh"}
+
+
+def test_the_catalogue_has_every_method_and_its_lines_are_those_of_the_package(monkeypatch, tmp_path):
+    monkeypatch.setattr(methods, "BENCHMARK", tmp_path / "steps.json")
+    rows = [{"family": "none", "floor": 1, "time": 1}, {"family": "consistency", "floor": 2, "time": 1.9}]
+    methods.BENCHMARK.write_text(json.dumps({"rows": [*rows, {"family": "", "floor": 2, "time": 9}]}))
+    runs = pd.DataFrame({"family": ["none", "none", "consistency"], "trace": [100.0, 300.0, 50.0]})
+    page = methods.catalogue(runs)
+    assert sorted(["none", *page.index]) == sorted(get_args(Family))
+    assert page.loc["consistency", ["passes", "time", "Tr(F)"]].tolist() == [2, 1.9, 0.25]
+    assert page.loc["weight_decay", "time"] == 1
+    assert page["Tr(F)"].isna().sum() == len(page) - 1
+    for line, paper in zip(page["one line"], page["paper"], strict=True):
+        (row,) = [row for row in flatlingo.regularizers.__doc__.splitlines() if f"`{line}`" in row]
+        assert row.endswith(paper)
 
 
 def test_xtune_is_refused_where_there_is_no_lexicon():

@@ -26,11 +26,28 @@ ASAM                        `finetune(…, sam=SAM(rho=0.5, adaptive=True))`    
 weight decay (decoupled)    `finetune(…, weight_decay=0.01)`                       Loshchilov & Hutter 2019
 label smoothing             `finetune(…, label_smoothing=0.1)`                     Szegedy et al. 2016
 dropout                     `load_classifier(…, dropout=0.3)`                      Srivastava et al. 2014
-early stopping              `…Trainer(…, callbacks=[EarlyStoppingCallback(3)])`
+early stopping              `finetune(…, patience=3, eval_rows=rows)`
 ==========================  =====================================================  ================================
 
 Perturbations: `SampledSegmentation`, `Translation`, `CodeSwitching`, `Dropout`, `EmbeddingNoise`,
 `AdversarialEmbedding`, `HiddenNoise`, `ParameterNoise`. Divergences: the functions of `divergences`.
+
+What a step of each costs: benchmarks/results/steps.md. One of one's own, which pulls the predictions towards the
+uniform distribution:
+
+>>> import flatlingo as fl
+>>> from torch.nn.functional import log_softmax
+>>> class ConfidencePenalty(fl.Regularizer):
+...     name = "confidence"
+...     def __call__(self, model, batch, outputs):
+...         surprise = -log_softmax(outputs.logits, -1).mean()
+...         return self.weight * surprise, {"surprise": surprise}
+>>> model, tokenizer = fl.load_model("mini-mbert", num_labels=3, seed=1), fl.load_tokenizer("mini-mbert")
+>>> rows = fl.load_task("mini-nli", train_size=16, validation_size=6).rows("en", "train")
+>>> settings = {"seed": 1, "epochs": 1, "batch_size": 8, "learning_rate": 1e-4, "max_length": 64}
+>>> log = fl.finetune(model, tokenizer, rows, regularizers=[ConfidencePenalty(0.1)], **settings)
+>>> [key for key in log[0] if "confidence" in key]
+['loss/confidence', 'confidence/surprise']
 """
 
 from flatlingo.regularizers.base import Regularizer

@@ -47,17 +47,11 @@ class Regularizer(Resumable):
     Raises:
         FlatlingoError: if the weight is negative or not finite.
 
-    A regulariser of one's own, which pulls the predictions towards the uniform distribution:
+    How to write one's own: see `flatlingo.regularizers`.
 
-    >>> from torch.nn.functional import log_softmax
-    >>> class ConfidencePenalty(Regularizer):
-    ...     name = "confidence"
-    ...     def __call__(self, model, batch, outputs):
-    ...         surprise = -log_softmax(outputs.logits, -1).mean()
-    ...         return self.weight * surprise, {"surprise": surprise}
-    >>> ConfidencePenalty(weight=-1)
+    >>> Regularizer(weight=-1)
     Traceback (most recent call last):
-    flatlingo.errors.FlatlingoError: the weight of confidence must be a finite number of at least 0, got -1
+    flatlingo.errors.FlatlingoError: the weight of regularizer must be a finite number of at least 0, got -1
     """
 
     name: str = "regularizer"
