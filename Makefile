@@ -90,8 +90,14 @@ record: $(STAMP) ## refresh the recorded results (three seeds), the committed no
 	for figure in figure1 figure2 beyond; do \
 	    flatlingo sweep $$figure --preset mini --seeds 3 --store data/recorded/mini --discard-weights; done
 	python -m flatlingo.modelcard
+	rm -rf build/reference
+	for notebook in 2_figure1 3_figure2 5_beyond_the_paper; do \
+	    FLATLINGO_FIGURES=$(abspath build/reference) flatlingo notebook notebooks/$$notebook.ipynb \
+	        build/reference/$$notebook.ipynb -p preset=smoke -p store=build/reference/store -p seeds=1; done
+	mkdir -p tests/reference && cp build/reference/*.json tests/reference
 	for notebook in $(NOTEBOOKS); do \
 	    FLATLINGO_FIGURES=$(abspath figures) flatlingo notebook notebooks/$$notebook.ipynb notebooks/$$notebook.ipynb; done
+	python -m flatlingo.readme
 
 PEERS := build/peers-venv
 bench: $(PEERS)/.installed ## compare time, memory and error with other packages; for a quiet machine

@@ -4,6 +4,7 @@ Decimals may differ by `TOLERANCE` of the larger one (another CPU rounds otherwi
 """
 
 import math
+import os
 import re
 from decimal import Decimal
 
@@ -34,6 +35,7 @@ def _close(a: str, b: str) -> bool:
 
 def pytest_collection_modifyitems(items):
     """Let nbval see a cell's own reference text wherever what it printed is the same."""
+    os.environ.setdefault("FLATLINGO_PROGRESS", "none")  # the kernels inherit it
     for item in items:
         if type(item).__name__ != "IPyNbCell":
             continue

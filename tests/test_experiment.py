@@ -77,6 +77,23 @@ def test_ids_identify_configurations():
     assert [config.run_id for config in again] == [config.run_id for config in configs]
 
 
+def test_optional_settings_at_their_default_leave_ids_as_they_were():
+    for config in plan("figure2", load_preset("smoke")):
+        written = config.model_dump(mode="json")["study"]
+        assert "trace_penalty_every" not in written
+        assert "regularized" not in written["adaptation"]
+
+
+def test_plan_beyond_keeps_the_regulariser_on_and_shares_the_first_stage_with_figure_2():
+    preset = load_preset("mini")
+    beyond, figure2 = preset.beyond.study, preset.figure2.study
+    assert beyond.adaptation == figure2.adaptation.model_copy(update={"regularized": True})
+    differing = {"adaptation", "trace_penalty_every"}
+    assert beyond.model_dump(exclude=differing) == figure2.model_dump(exclude=differing)
+    labels = {condition.label for condition in preset.beyond.expand()}
+    assert {label for label in labels if not label.startswith("trpen")} <= {c.label for c in preset.figure2.expand()}
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -45,7 +45,9 @@ def visible_text(notebook):
 
 
 def test_the_notebooks_of_the_study_are_there():
-    assert {"0_start_here", "1_theory", "2_figure1", "3_figure2"} <= {path.stem for path in PATHS}
+    assert [path.stem for path in PATHS] == [
+        "0_start_here", "1_theory", "2_figure1", "3_figure2", "4_fisher_estimators", "5_beyond_the_paper", "explore",
+    ]  # fmt: skip
 
 
 def test_valid_small_and_without_traces_of_a_run(path, notebook):

@@ -124,6 +124,18 @@ def test_without_a_terminal_a_line_a_minute_is_written(configs, mixed, monkeypat
     assert all(" figure1: 1 of 8 runs finished, 1 running" in line for line in lines)
 
 
+@pytest.mark.parametrize(("wanted", "shown"), [("none", ""), ("lines", "runs finished")])
+def test_the_environment_decides_in_notebooks(configs, mixed, monkeypatch, capsys, wanted, shown):
+    monkeypatch.setenv("FLATLINGO_PROGRESS", wanted)
+    monkeypatch.setattr(status, "_in_notebook", lambda: True)
+    monkeypatch.setattr(status, "LINE_SECONDS", 0.01)
+    with status.progress(configs, mixed[0], shown=True):
+        time.sleep(0.1)
+    printed = capsys.readouterr().err
+    assert shown in printed
+    assert bool(printed) is bool(shown)
+
+
 def test_progress_can_be_switched_off(configs, mixed, monkeypatch, capsys):
     monkeypatch.setattr(status, "LINE_SECONDS", 0.01)
     with status.progress(configs, mixed[0], shown=False) as ended:

@@ -560,7 +560,14 @@ def _trace_against_weight(ax: Axes, table: pd.DataFrame) -> None:
         if len(mean) > 1 and family in IN_LEGEND_BY_WEIGHT:
             lowest = mean.loc[mean["trace"].idxmin()]
             _beside(
-                ax, look.name, (lowest["weight"], lowest["trace"]), (0, -13), "data", color=look.colour, ha="center"
+                ax,
+                look.name,
+                (lowest["weight"], lowest["trace"]),
+                (-7, 0),
+                "data",
+                color=look.colour,
+                ha="right",
+                va="center",
             )
     baseline = table.loc[table["family"] == "none", "trace"]
     if not baseline.empty:

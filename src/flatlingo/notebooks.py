@@ -2,6 +2,8 @@
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
@@ -38,7 +40,7 @@ def run_notebook(source: Path, output: Path, parameters: dict[str, object], *, l
     output.parent.mkdir(parents=True, exist_ok=True)
     failed = output.with_name(f"{output.stem}.failed.ipynb")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _progress("lines" if log else "none"):  # a bar would fill the log
             warnings.simplefilter("ignore")
             executed = papermill.execute_notebook(
                 str(source),
@@ -59,6 +61,19 @@ def run_notebook(source: Path, output: Path, parameters: dict[str, object], *, l
     os.replace(temporary, output)
     failed.unlink()
     return output
+
+
+@contextmanager
+def _progress(kind: str) -> Iterator[None]:
+    """How sweeps in kernels started meanwhile show their progress, unless the environment says already."""
+    if "FLATLINGO_PROGRESS" in os.environ:
+        yield
+        return
+    os.environ["FLATLINGO_PROGRESS"] = kind
+    try:
+        yield
+    finally:
+        del os.environ["FLATLINGO_PROGRESS"]
 
 
 def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:

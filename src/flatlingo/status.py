@@ -1,5 +1,6 @@
 """What a sweep has done, what it is doing and how long it will take: a table of a store, a bar, a line a minute."""
 
+import os
 import sys
 import threading
 import time
@@ -65,12 +66,15 @@ def time_left(table: pd.DataFrame) -> float | None:
 def progress(configs: list[RunConfig], runs: Store, *, shown: bool) -> Iterator:
     """Show how runs proceed: a bar in terminals and notebooks, elsewhere one line a minute on standard error.
 
+    `FLATLINGO_PROGRESS=lines` in the environment asks for lines in notebooks too, `none` for nothing at all.
+
     Yields:
         A function to call with the outcome of each run that has ended.
     """
-    if not shown:
+    wanted = os.environ.get("FLATLINGO_PROGRESS")
+    if not shown or wanted == "none":
         yield lambda outcome: None
-    elif sys.stderr.isatty() or _in_notebook():
+    elif wanted != "lines" and (sys.stderr.isatty() or _in_notebook()):
         with tqdm(total=len(configs), desc=configs[0].figure, unit="run", ncols=100) as bar:
             yield lambda outcome: _advance(bar, outcome)
     else:
