@@ -308,6 +308,9 @@ def pretrain(
     start: Annotated[
         Path | None, typer.Option(help="an encoder of this command to go on from, instead of from scratch")
     ] = None,
+    claims: Annotated[
+        float, typer.Option(min=0, max=1, help="of the mini world's corpus: the share that is single claims said twice")
+    ] = 0.6,
 ) -> None:
     """Pre-train a small multilingual BERT; a killed call resumes when repeated."""
     from flatlingo import pretraining
@@ -318,7 +321,7 @@ def pretrain(
         layers, hidden, heads, vocabulary, max_length, epochs, batch_size, learning_rate, seed=seed
     )
     if mini_world:
-        facts = pretraining.pretrain_mini_world(output, settings, start=start)
+        facts = pretraining.pretrain_mini_world(output, settings, start=start, claims=claims)
     else:
         facts = pretraining.pretrain(
             pretraining.read_texts(texts),

@@ -40,7 +40,9 @@ def card(folder: Path, accuracies: pd.DataFrame) -> str:
     facts = json.loads((folder / "pretraining.json").read_text(encoding="utf-8"))
     s = facts["settings"]
     size = (folder / "model.safetensors").stat().st_size
-    rounds = [facts["start"], facts] if "start" in facts else [facts]
+    rounds = [facts]
+    while "start" in rounds[0]:
+        rounds.insert(0, rounds[0]["start"])
     steps = ", then ".join(f"{one['steps']:,} steps" for one in rounds)
     corpora = " and ".join(
         f"{one['documents']:,} ({one['data']}; {one['settings']['epochs']:g} times)" for one in rounds
@@ -67,7 +69,7 @@ world's few hundred words and nothing else; it is of no use on real text.
 
 * **Size**: {facts["parameters"]:,} parameters without the masked-LM head, {size / 1e6:.1f} MB (safetensors, float32).
 * **Data**: generated documents, each with fresh masks whenever it is shown: {corpora}.
-  {CLAIMS:.0%} are single claims said twice, the others sentences about a scene, {RESTATED:.0%} of these said
+  {CLAIMS:.0%} (where nothing else is said) are single claims said twice, the others sentences about a scene, {RESTATED:.0%} of these said
   twice too; the second time in other words and often in another language.
 * **Training**: masked LM ({s["masked"]:.0%} of the pieces; {Masking.MASKED:.0%} of them masked, {Masking.REPLACED:.0%}
   replaced by another piece of the same document) and next-sentence prediction (in {s["strangers"]:.0%} of the documents

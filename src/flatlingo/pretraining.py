@@ -32,6 +32,7 @@ from transformers.utils import ModelOutput
 
 from flatlingo import hub, miniworld
 from flatlingo.errors import FlatlingoError
+from flatlingo.miniworld.corpus import CLAIMS
 
 MINI_WORLD_DOCUMENTS = 384_000
 PRIVATE = 0xF0000  # first code point of the private plane that marks letters inside a word
@@ -230,17 +231,25 @@ def pretrain(
 
 
 def pretrain_mini_world(
-    output: Path, settings: Pretraining, *, start: Path | None = None, documents: int = MINI_WORLD_DOCUMENTS
+    output: Path,
+    settings: Pretraining,
+    *,
+    start: Path | None = None,
+    claims: float = CLAIMS,
+    documents: int = MINI_WORLD_DOCUMENTS,
 ) -> dict:
-    """Pre-train on the mini world's corpus, as the shipped encoder was (see `pretrain`)."""
-    texts = list(miniworld.corpus(documents, seed=settings.seed))
-    return pretrain(texts, output, settings, description=mini_world_corpus(settings.seed), start=start)
+    """Pre-train on the mini world's corpus, as the shipped encoder was (see `pretrain` and `miniworld.corpus`)."""
+    texts = list(miniworld.corpus(documents, seed=settings.seed, claims=claims))
+    return pretrain(texts, output, settings, description=mini_world_corpus(settings.seed, claims), start=start)
 
 
-def mini_world_corpus(seed: int) -> str:
-    """What a model card says of the corpus: its seed, and a digest that changes when the mini world does."""
-    sample = "\n".join(miniworld.corpus(1000, seed=seed))
-    return f"mini world, seed {seed}, SHA-256 of the first 1000: {hashlib.sha256(sample.encode()).hexdigest()[:16]}"
+def mini_world_corpus(seed: int, claims: float = CLAIMS) -> str:
+    """What a model card says of the corpus, and a digest that changes when the mini world does."""
+    sample = "\n".join(miniworld.corpus(1000, seed=seed, claims=claims))
+    share = "" if claims == CLAIMS else f"{claims:.0%} claims, "
+    return (
+        f"mini world, seed {seed}, {share}SHA-256 of the first 1000: {hashlib.sha256(sample.encode()).hexdigest()[:16]}"
+    )
 
 
 def split_document(text: str) -> tuple[str, str]:

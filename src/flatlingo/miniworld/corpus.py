@@ -14,7 +14,7 @@ from flatlingo.miniworld.lexicon import CONCEPTS, LANGUAGES
 from flatlingo.miniworld.paraphrase import two_meanings
 from flatlingo.miniworld.semantics import Event, Individual, Situation, true_in
 
-CLAIMS = 0.6  # share of the documents that are claims
+CLAIMS = 0.6  # share of the documents that are claims, by default
 RESTATED = 0.7  # share of the others that say everything twice
 _NAMES = lexicon.of_kind("name")
 _VERBS = lexicon.of_kind("verb")
@@ -212,10 +212,10 @@ def _text(frames: Sequence[Frame], language: str) -> str:
     return ("" if language == "zh" else " ").join(render_unchecked(frame, language) for frame in frames)
 
 
-def corpus(n_documents: int, *, seed: int) -> Iterator[str]:
+def corpus(n_documents: int, *, seed: int, claims: float = CLAIMS) -> Iterator[str]:
     """Write documents of two to four sentences for pretraining.
 
-    A share `CLAIMS` of the documents are claims, single sentences said twice; none has a meaning that the tasks keep
+    A share `claims` of the documents are claims, single sentences said twice; none has a meaning that the tasks keep
     for validation. The others are about scenes: all sentences of one are true in its scene, and a share `RESTATED` says
     everything twice, as a passage and its paraphrase or translation stand next to each other. Such pairs teach a small
     encoder within minutes what a large one finds in unaligned text.
@@ -227,24 +227,27 @@ def corpus(n_documents: int, *, seed: int) -> Iterator[str]:
     Args:
         n_documents: How many, at least 1.
         seed: Of a `random.Random`; the same seed gives the same documents.
+        claims: From 0 to 1.
 
     Raises:
-        FlatlingoError: `n_documents` is less than 1.
+        FlatlingoError: `n_documents` is less than 1, or `claims` no share.
 
     >>> next(corpus(1, seed=0)) == next(corpus(5, seed=0))
     True
     """
     if n_documents < 1:
         raise FlatlingoError(f"n_documents is {n_documents}: ask for at least one document.")
-    return _documents(n_documents, random.Random(seed))
+    if not 0 <= claims <= 1:
+        raise FlatlingoError(f"claims is {claims}: it is a share of the documents, from 0 to 1.")
+    return _documents(n_documents, random.Random(seed), claims)
 
 
-def _documents(n_documents: int, rng: random.Random) -> Iterator[str]:
+def _documents(n_documents: int, rng: random.Random, claims: float) -> Iterator[str]:
     write, subjects = document, []
     for i in range(n_documents):
         position = i % (2 * len(LANGUAGES))
         if position == 0:
-            write, subjects = (claim, _claims(rng)) if rng.random() < CLAIMS else (document, _scenes(rng))
+            write, subjects = (claim, _claims(rng)) if rng.random() < claims else (document, _scenes(rng))
         yield write(subjects[position], rng, LANGUAGES[position % len(LANGUAGES)])
 
 
