@@ -69,8 +69,8 @@ world's few hundred words and nothing else; it is of no use on real text.
 
 * **Size**: {facts["parameters"]:,} parameters without the masked-LM head, {size / 1e6:.1f} MB (safetensors, float32).
 * **Data**: generated documents, each with fresh masks whenever it is shown: {corpora}.
-  {CLAIMS:.0%} (where nothing else is said) are single claims said twice, the others sentences about a scene, {RESTATED:.0%} of these said
-  twice too; the second time in other words and often in another language.
+  {CLAIMS:.0%} (where nothing else is said) are single claims said twice, the others sentences about a scene,
+  {RESTATED:.0%} of these said twice too; the second time in other words and often in another language.
 * **Training**: masked LM ({s["masked"]:.0%} of the pieces; {Masking.MASKED:.0%} of them masked, {Masking.REPLACED:.0%}
   replaced by another piece of the same document) and next-sentence prediction (in {s["strangers"]:.0%} of the documents
   the second half is another's), {steps} of {s["batch_size"]} documents, AdamW, peak learning rate
