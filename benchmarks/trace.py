@@ -369,15 +369,19 @@ def plot(rows: list[dict], path) -> None:
 
     settings = list(dict.fromkeys((row["size"], row["T"]) for row in rows))
     fig, axes = plt.subplots(1, len(settings), figsize=(2.2 * len(settings) + 2, 3.2), sharey=True, squeeze=False)
-    names = [name for name in METHODS if any(row["method"] == name for row in rows)][::-1]
+    names = [name for name in METHODS if any("seconds" in row and row["method"] == name for row in rows)][::-1]
     for ax, (size, tokens) in zip(axes[0], settings, strict=True):
-        found = {
-            row["method"]: row.get("time / floor_full") for row in rows if (row["size"], row["T"]) == (size, tokens)
-        }
-        colours = ["#0072B2" if name.startswith("flatlingo") else "0.6" for name in names]
-        ax.barh(names, [found.get(name) or 0 for name in names], color=colours)
-        ax.axvline(1, color="black", linewidth=0.8)
-        ax.set(xscale="log", title=f"{size}, T = {tokens}", xlabel="time / floor_full")
+        for row in rows:
+            if (row["size"], row["T"]) == (size, tokens) and "seconds" in row:
+                value, height = row["time / floor_full"], names.index(row["method"])
+                ax.plot(value, height, "o", color="#0072B2" if row["method"].startswith("flatlingo") else "0.5")
+                ax.annotate(f"{value:.2f}", (value, height), (5, 0), textcoords="offset points", va="center", size=8)
+        ax.axvline(1, color="0.8", linewidth=0.8, zorder=0)
+        ax.set(xscale="log", xlim=(0.3, 60), title=f"{size}, T = {tokens}", xlabel="time / floor_full")
+        ax.set_xticks([0.5, 1, 2, 5, 10, 20, 50], labels=["0.5", "1", "2", "5", "10", "20", "50"])
+        ax.minorticks_off()
+        ax.set_yticks(range(len(names)), labels=names)
+        ax.set_ylim(-0.5, len(names) - 0.5)
     fig.tight_layout()
     fig.savefig(path, dpi=120, metadata={"Software": None})
 

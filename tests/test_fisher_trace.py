@@ -264,7 +264,7 @@ BAD_MODELS = {
 
 
 @pytest.mark.parametrize(("make", "message"), BAD_MODELS.values(), ids=BAD_MODELS)
-@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated")
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:torch.quantize_per_tensor")
 def test_bad_models(make, message):
     batch = padded_batch((4, 4))
     batch["input_ids"][1, 2] = 30
