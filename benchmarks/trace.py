@@ -321,8 +321,8 @@ def setting(size: str, tokens: int, methods: list[str], rounds: int, quality: di
 
 
 def lengths(size: str, rounds: int) -> list[dict]:
-    """flatlingo on 97 rows as long as those of XNLI: padded to 128, in random order, sorted by length."""
-    drawn = np.array(XNLI_LENGTHS)
+    """flatlingo on 388 rows as long as those of XNLI: padded to 128, in random order, sorted by length."""
+    drawn = np.repeat(XNLI_LENGTHS, 4)
     model, rows = make_model(size), make_batch(size, 128, len(drawn))
 
     def batches(order, per_batch=16, budget=None, padded_to=None):
@@ -434,7 +434,8 @@ def save(report: dict, output: str) -> None:
     columns |= {"examples/s": ".3g", "peak MiB": ".0f", "error": ".0e", "spread": ".2f", "rounds": "d"}
     length_columns = {"size": "", "batches": "", "real tokens": ".2f", "examples/s": ".3g", "speed-up": ".2f"}
     parts = [heading("Tr(F), side by side", where), markdown([r for r in rows if "failed" not in r], columns)]
-    parts += ["\n## What could not run\n", *(f"* {name}: {why}" for name, why in failed.items())]
+    if failed:
+        parts += ["\n## What could not run\n", *(f"* {name}: {why}" for name, why in failed.items())]
     parts += ["\n## Rows as long as those of XNLI\n", markdown(by_length, length_columns), ""]
     write(RESULTS.joinpath(f"{output}.json"), json.dumps(report, indent=1) + "\n")
     write(RESULTS.joinpath(f"{output}.md"), "\n".join(parts))
