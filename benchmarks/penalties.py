@@ -29,6 +29,7 @@ from common import (
     ratio,
     write,
 )
+from torch.nn.functional import cosine_similarity, cross_entropy
 
 from flatlingo.regularizers import FisherPenalty, TracePenalty
 
@@ -77,11 +78,11 @@ def penalty_gradient(model, batch, penalty, seed, *, parts=1, autocast=False):
 
 
 def trained(model, batch, steps):
-    """The model after some steps of AdamW on one batch."""
+    """The model after some steps of AdamW on one batch, with smoothed labels: a model that is sure draws one label."""
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4)
     for _ in range(steps):
         optimiser.zero_grad()
-        model(**batch).loss.backward()
+        cross_entropy(model(**batch).logits, batch["labels"], label_smoothing=0.2).backward()
         optimiser.step()
     return model
 
@@ -91,7 +92,7 @@ def errors(model, batch, name, reference):
     found = {}
     for precision in ("float32",) if "finite" in name else ("float32", "bf16"):
         gradient = penalty_gradient(model, batch, METHODS[name](), 0, autocast=precision == "bf16")[1]
-        cosine = torch.nn.functional.cosine_similarity(gradient, reference, dim=0)
+        cosine = cosine_similarity(gradient, reference, dim=0)
         found[f"error, {precision}"] = float((gradient - reference).norm() / reference.norm())
         found[f"1 - cosine, {precision}"] = float(1 - cosine)
     return found
@@ -155,9 +156,14 @@ def main() -> None:
     for row in rows:
         if "peak MiB" in row and "peak MiB" in rows[0]:
             row["memory"] = row["peak MiB"] / rows[0]["peak MiB"]
-    title = f"Penalties: {options.size}, T = {options.tokens}, B = {options.batch}"
     settings = {key: str(value) for key, value in vars(options).items() if key not in ("output", "memory")}
-    report = {"environment": environment(), "settings": settings, "rows": rows}
+    save({"environment": environment(), "settings": settings, "rows": rows}, options.output)
+
+
+def save(report: dict, output: str) -> None:
+    """Write the report as JSON and as Markdown."""
+    settings = report["settings"]
+    title = f"Penalties: {settings['size']}, T = {settings['tokens']}, B = {settings['batch']}"
     ratios = {"method": "", "time": ".2f", "seconds": ".3g", "memory": ".2f", "peak MiB": ".0f"}
     quality = {
         "error, float32": ".1e",
@@ -170,9 +176,9 @@ def main() -> None:
         "spread of the gradient, accumulated": ".2f",
     }
     note = "Time and memory are ratios to the plain training gradient of the same batch.\n"
-    text = "\n".join([heading(title, report["environment"]), note, markdown(rows, ratios | quality), ""])
-    write(RESULTS.joinpath(f"{options.output}.json"), json.dumps(report, indent=1) + "\n")
-    write(RESULTS.joinpath(f"{options.output}.md"), text)
+    text = "\n".join([heading(title, report["environment"]), note, markdown(report["rows"], ratios | quality), ""])
+    write(RESULTS.joinpath(f"{output}.json"), json.dumps(report, indent=1) + "\n")
+    write(RESULTS.joinpath(f"{output}.md"), text)
 
 
 if __name__ == "__main__":
