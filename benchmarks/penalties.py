@@ -5,13 +5,15 @@
 Methods run interleaved in one process, on one thread; times are CPU seconds, ratios are medians over rounds. Memory is
 the peak of a process of its own over the loaded model. Errors are of the penalty's gradient in float32 against float64
 with the same labels, on a model that has been trained for some steps on random labels (at random weights curvature is
-too small to show errors).
+too small to show errors), and once more under bf16 autocast, which finite differences refuse. The spread over label
+draws is that of a batch, and of the mean over its halves, as with two steps of gradient accumulation.
 """
 
 import argparse
 import copy
 import json
 import statistics
+from contextlib import nullcontext
 
 import torch
 from common import (
@@ -27,6 +29,7 @@ from common import (
     ratio,
     write,
 )
+from torch.nn.functional import cosine_similarity, cross_entropy
 
 from flatlingo.regularizers import FisherPenalty, TracePenalty
 
@@ -37,6 +40,7 @@ METHODS = {
     "Fisher penalty, exact, every 10": lambda: FisherPenalty(1.0, every=10),
     "trace penalty": lambda: TracePenalty(1.0),
 }
+REFERENCES = ("Fisher penalty, exact", "trace penalty")  # differentiated in float64
 MEASURED_ERRORS = ("Fisher penalty, exact", "Fisher penalty, finite difference", "trace penalty")
 
 
@@ -57,48 +61,51 @@ def training_gradient(model, batch, penalty):
     return step
 
 
-def penalty_gradient(model, batch, penalty, seed):
-    """Value and flat gradient of the penalty alone."""
+def penalty_gradient(model, batch, penalty, seed, *, parts=1, autocast=False):
+    """Value and flat gradient of the penalty alone, the mean over equal parts of the batch."""
     penalty.start(model, seed=seed)
-    with penalty.forward_context():
-        outputs = model(**batch)
-    term, _ = penalty(model, batch, outputs)
+    rows = len(batch["labels"]) // parts
+    total = 0.0
+    for start in range(0, rows * parts, rows):
+        part = {key: value[start : start + rows] for key, value in batch.items()}
+        with penalty.forward_context(), torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext():
+            outputs = model(**part)
+        total = total + penalty(model, part, outputs)[0] / parts
     parameters = list(model.parameters())
-    found = torch.autograd.grad(term, parameters, allow_unused=True)
+    found = torch.autograd.grad(total, parameters, allow_unused=True)
     flat = [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
-    return float(term.detach()), torch.cat([g.flatten() for g in flat]).double()
+    return float(total.detach()), torch.cat([g.flatten() for g in flat]).double()
 
 
 def trained(model, batch, steps):
-    """The model after some steps of AdamW on one batch."""
+    """The model after some steps of AdamW on one batch, with smoothed labels: a model that is sure draws one label."""
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4)
     for _ in range(steps):
         optimiser.zero_grad()
-        model(**batch).loss.backward()
+        cross_entropy(model(**batch).logits, batch["labels"], label_smoothing=0.2).backward()
         optimiser.step()
     return model
 
 
-def errors(model, batch, name):
-    """Relative error and cosine of the gradient in float32 against float64, with the same labels."""
-    found = penalty_gradient(model, batch, METHODS[name](), 0)[1]
-    reference = TracePenalty(1.0) if name == "trace penalty" else FisherPenalty(1.0)
-    exact = penalty_gradient(copy.deepcopy(model).double(), batch, reference, 0)[1]
-    cosine = torch.nn.functional.cosine_similarity(found, exact, dim=0)
-    return {"relative error": float((found - exact).norm() / exact.norm()), "1 - cosine": float(1 - cosine)}
+def errors(model, batch, name, reference):
+    """Relative error and cosine of the gradient against the reference, in float32 and under bf16 autocast."""
+    found = {}
+    for precision in ("float32",) if "finite" in name else ("float32", "bf16"):
+        gradient = penalty_gradient(model, batch, METHODS[name](), 0, autocast=precision == "bf16")[1]
+        cosine = cosine_similarity(gradient, reference, dim=0)
+        found[f"error, {precision}"] = float((gradient - reference).norm() / reference.norm())
+        found[f"1 - cosine, {precision}"] = float(1 - cosine)
+    return found
 
 
-def spread(model, batch, name, draws):
+def spread(model, batch, name, draws, parts):
     """Relative standard deviation over label draws: of the term, and of its gradient (norm of the deviation)."""
     terms, gradients = zip(
-        *(penalty_gradient(model, batch, METHODS[name](), seed) for seed in range(draws)), strict=True
+        *(penalty_gradient(model, batch, METHODS[name](), seed, parts=parts) for seed in range(draws)), strict=True
     )
     mean = sum(gradients) / draws
     deviation = (sum((g - mean).square().sum() for g in gradients) / (draws - 1)).sqrt()
-    return {
-        "spread of the term": statistics.stdev(terms) / statistics.mean(terms),
-        "spread of the gradient": float(deviation / mean.norm()),
-    }
+    return statistics.stdev(terms) / statistics.mean(terms), float(deviation / mean.norm())
 
 
 def main() -> None:
@@ -130,32 +137,48 @@ def main() -> None:
         sum(interleaved({"": periodic}, 10)[""]) / 10 for _ in range(max(1, options.rounds // 4))
     ]
     model = trained(model.eval(), batch, options.steps)
+    exact = copy.deepcopy(model).double()
+    references = {name: penalty_gradient(exact, batch, METHODS[name](), 0)[1] for name in REFERENCES}
     rows = []
     for name in METHODS:
         row = {"method": name, "seconds": statistics.median(seconds[name]), "time": ratio(seconds, name, "plain")}
         arguments = ("--size", options.size, "--tokens", options.tokens, "--batch", options.batch, "--memory", name)
         row |= in_own_process(__file__, *arguments)
         if name in MEASURED_ERRORS:
-            row |= errors(model, batch, name) | spread(model, batch, name, options.draws)
+            reference = "trace penalty" if name == "trace penalty" else "Fisher penalty, exact"
+            row |= errors(model, batch, name, references[reference])
+        if name in REFERENCES:
+            for parts, label in ((1, ""), (2, ", accumulated")):
+                term, gradient = spread(model, batch, name, options.draws, parts)
+                row |= {f"spread{label}": term, f"spread of the gradient{label}": gradient}
         rows.append(row)
         print(row)
     for row in rows:
         if "peak MiB" in row and "peak MiB" in rows[0]:
             row["memory"] = row["peak MiB"] / rows[0]["peak MiB"]
-    title = f"Penalties: {options.size}, T = {options.tokens}, B = {options.batch}"
     settings = {key: str(value) for key, value in vars(options).items() if key not in ("output", "memory")}
-    report = {"environment": environment(), "settings": settings, "rows": rows}
+    save({"environment": environment(), "settings": settings, "rows": rows}, options.output)
+
+
+def save(report: dict, output: str) -> None:
+    """Write the report as JSON and as Markdown."""
+    settings = report["settings"]
+    title = f"Penalties: {settings['size']}, T = {settings['tokens']}, B = {settings['batch']}"
     ratios = {"method": "", "time": ".2f", "seconds": ".3g", "memory": ".2f", "peak MiB": ".0f"}
     quality = {
-        "relative error": ".1e",
-        "1 - cosine": ".1e",
-        "spread of the term": ".2f",
+        "error, float32": ".1e",
+        "1 - cosine, float32": ".1e",
+        "error, bf16": ".1e",
+        "1 - cosine, bf16": ".1e",
+        "spread": ".2f",
+        "spread, accumulated": ".2f",
         "spread of the gradient": ".2f",
+        "spread of the gradient, accumulated": ".2f",
     }
     note = "Time and memory are ratios to the plain training gradient of the same batch.\n"
-    text = "\n".join([heading(title, report["environment"]), note, markdown(rows, ratios | quality), ""])
-    write(RESULTS.joinpath(f"{options.output}.json"), json.dumps(report, indent=1) + "\n")
-    write(RESULTS.joinpath(f"{options.output}.md"), text)
+    text = "\n".join([heading(title, report["environment"]), note, markdown(report["rows"], ratios | quality), ""])
+    write(RESULTS.joinpath(f"{output}.json"), json.dumps(report, indent=1) + "\n")
+    write(RESULTS.joinpath(f"{output}.md"), text)
 
 
 if __name__ == "__main__":

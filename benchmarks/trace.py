@@ -321,8 +321,8 @@ def setting(size: str, tokens: int, methods: list[str], rounds: int, quality: di
 
 
 def lengths(size: str, rounds: int) -> list[dict]:
-    """flatlingo on 97 rows as long as those of XNLI: padded to 128, in random order, sorted by length."""
-    drawn = np.array(XNLI_LENGTHS)
+    """flatlingo on 388 rows as long as those of XNLI: padded to 128, in random order, sorted by length."""
+    drawn = np.repeat(XNLI_LENGTHS, 4)
     model, rows = make_model(size), make_batch(size, 128, len(drawn))
 
     def batches(order, per_batch=16, budget=None, padded_to=None):
@@ -369,15 +369,19 @@ def plot(rows: list[dict], path) -> None:
 
     settings = list(dict.fromkeys((row["size"], row["T"]) for row in rows))
     fig, axes = plt.subplots(1, len(settings), figsize=(2.2 * len(settings) + 2, 3.2), sharey=True, squeeze=False)
-    names = [name for name in METHODS if any(row["method"] == name for row in rows)][::-1]
+    names = [name for name in METHODS if any("seconds" in row and row["method"] == name for row in rows)][::-1]
     for ax, (size, tokens) in zip(axes[0], settings, strict=True):
-        found = {
-            row["method"]: row.get("time / floor_full") for row in rows if (row["size"], row["T"]) == (size, tokens)
-        }
-        colours = ["#0072B2" if name.startswith("flatlingo") else "0.6" for name in names]
-        ax.barh(names, [found.get(name) or 0 for name in names], color=colours)
-        ax.axvline(1, color="black", linewidth=0.8)
-        ax.set(xscale="log", title=f"{size}, T = {tokens}", xlabel="time / floor_full")
+        for row in rows:
+            if (row["size"], row["T"]) == (size, tokens) and "seconds" in row:
+                value, height = row["time / floor_full"], names.index(row["method"])
+                ax.plot(value, height, "o", color="#0072B2" if row["method"].startswith("flatlingo") else "0.5")
+                ax.annotate(f"{value:.2f}", (value, height), (5, 0), textcoords="offset points", va="center", size=8)
+        ax.axvline(1, color="0.8", linewidth=0.8, zorder=0)
+        ax.set(xscale="log", xlim=(0.3, 60), title=f"{size}, T = {tokens}", xlabel="time / floor_full")
+        ax.set_xticks([0.5, 1, 2, 5, 10, 20, 50], labels=["0.5", "1", "2", "5", "10", "20", "50"])
+        ax.minorticks_off()
+        ax.set_yticks(range(len(names)), labels=names)
+        ax.set_ylim(-0.5, len(names) - 0.5)
     fig.tight_layout()
     fig.savefig(path, dpi=120, metadata={"Software": None})
 
@@ -430,7 +434,8 @@ def save(report: dict, output: str) -> None:
     columns |= {"examples/s": ".3g", "peak MiB": ".0f", "error": ".0e", "spread": ".2f", "rounds": "d"}
     length_columns = {"size": "", "batches": "", "real tokens": ".2f", "examples/s": ".3g", "speed-up": ".2f"}
     parts = [heading("Tr(F), side by side", where), markdown([r for r in rows if "failed" not in r], columns)]
-    parts += ["\n## What could not run\n", *(f"* {name}: {why}" for name, why in failed.items())]
+    if failed:
+        parts += ["\n## What could not run\n", *(f"* {name}: {why}" for name, why in failed.items())]
     parts += ["\n## Rows as long as those of XNLI\n", markdown(by_length, length_columns), ""]
     write(RESULTS.joinpath(f"{output}.json"), json.dumps(report, indent=1) + "\n")
     write(RESULTS.joinpath(f"{output}.md"), "\n".join(parts))

@@ -5,6 +5,7 @@ import warnings
 
 import numpy as np
 import pandas as pd
+import peft
 import pytest
 import torch
 import transformers
@@ -264,28 +265,29 @@ def test_bfloat16_autocast(family):
     assert rough.value == pytest.approx(exact.value, rel=0.03)
 
 
-def test_a_subset_of_frozen_adapters():
-    """As LoRA leaves a model: all frozen but small matrices beside the big ones."""
+ADAPTERS = {  # peft configuration, covered without falling back
+    "LoRA": (peft.LoraConfig(r=2, target_modules=["query", "value"], lora_dropout=0.1), True),
+    "LoRA of the embeddings": (peft.LoraConfig(r=2, target_modules=["word_embeddings"]), False),
+    "IA3": (peft.IA3Config(target_modules=["key", "value"], feedforward_modules=[]), False),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*one at a time")
+@pytest.mark.parametrize(("config", "covered"), ADAPTERS.values(), ids=ADAPTERS)
+def test_adapters_by_peft(config, covered):
+    """The trace is over what is trainable: the adapters and the head."""
     model, batch, _ = build("BERT")
-    model.requires_grad_(False)
-    for layer in model.bert.encoder.layer:
-        query = layer.attention.self.query
-        layer.attention.self.query = Adapted(query).double()
-    model = perturbed(model)
-    trace = fisher_trace(model, [batch], by="parameter")
-    assert list(trace.contributions) == [n for n, p in model.named_parameters() if p.requires_grad]
-    assert len(trace.contributions.columns) == 4
+    model = perturbed(peft.get_peft_model(model, copy.deepcopy(config)))
+    model.base_model.model.classifier.requires_grad_(True)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trace = fisher_trace(model, [batch], by="parameter")
+    trainable = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert list(trace.contributions) == trainable
+    assert 2 < len(trainable) < 12
     assert_same(trace.contributions, per_example_trace(model, batch), rtol=1e-10)
-
-
-class Adapted(nn.Module):
-    def __init__(self, linear, rank=2):
-        super().__init__()
-        self.linear = linear
-        self.down, self.up = nn.Linear(16, rank, bias=False), nn.Linear(rank, 16, bias=False)
-
-    def forward(self, x):
-        return self.linear(x) + self.up(self.down(x))
+    assert any("one at a time" in str(w.message) for w in caught) != covered
+    assert set(fisher_trace(model, [batch]).groups) <= {"other embeddings", "encoder", "head"}
 
 
 @pytest.fixture(scope="module")

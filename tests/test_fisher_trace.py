@@ -98,6 +98,20 @@ def test_labels_in_the_batch_are_ignored(model, batch):
     assert fisher_trace(model, [labelled]).value == fisher_trace(model, [batch]).value
 
 
+def test_a_batch_without_padding_needs_no_attention_mask(model):
+    batch = padded_batch((6, 6))
+    bare = {"input_ids": batch["input_ids"], "token_type_ids": batch["token_type_ids"]}
+    assert fisher_trace(model, [bare]).value == pytest.approx(fisher_trace(model, [batch]).value, rel=1e-10)
+
+
+def test_the_example_with_bad_logits_is_counted_over_all_batches():
+    batch = padded_batch((4, 4))
+    bad = {**batch, "input_ids": batch["input_ids"].clone()}
+    bad["input_ids"][1, 2] = 30
+    with pytest.raises(FlatlingoError, match="logits of example 3 are not finite"):
+        fisher_trace(with_nan(perturbed(tiny_bert())), [batch, bad])
+
+
 @pytest.mark.parametrize("C", [2, 3, 7])
 @pytest.mark.parametrize("scale", [1, 12, 60])
 def test_softmax_factor_is_exact_for_saturated_logits(C, scale):
@@ -203,10 +217,21 @@ def with_nan(model):
     return model
 
 
+def with_inf(model):
+    with torch.no_grad():
+        model.classifier.bias[1] = float("inf")
+    return model
+
+
 def quantised(model):
     weight = model.classifier.weight
     model.classifier.weight = torch.nn.Parameter(weight.detach().to(torch.int8), requires_grad=False)
     return model
+
+
+def quantised_by_torch(model):
+    """Its quantised layers have no parameters left, so nothing of them would be counted."""
+    return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
 
 
 BATCH = padded_batch(LENGTHS)
@@ -231,12 +256,15 @@ BAD_MODELS = {
     "regression": (lambda: tiny_bert(problem_type="regression"), "regression"),
     "meta": (lambda: tiny_bert().to("meta"), "meta device"),
     "quantised": (lambda: quantised(tiny_bert()), "quantised"),
+    "quantised by torch": (lambda: quantised_by_torch(tiny_bert()), "quantised"),
+    "inf": (lambda: with_inf(tiny_bert()), "logits of example 0 are not finite"),
     "nan": (lambda: with_nan(tiny_bert()), "logits of example 1 are not finite"),
     "no classifier": (lambda: tiny_bert().bert, "not a classifier"),
 }
 
 
 @pytest.mark.parametrize(("make", "message"), BAD_MODELS.values(), ids=BAD_MODELS)
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated", "ignore:torch.quantize_per_tensor")
 def test_bad_models(make, message):
     batch = padded_batch((4, 4))
     batch["input_ids"][1, 2] = 30

@@ -4,6 +4,7 @@ import itertools
 import math
 from contextlib import contextmanager
 
+import peft
 import pytest
 import torch
 import torch.nn.functional as F
@@ -351,6 +352,21 @@ def test_padding_does_not_matter(kind):
     gradients = [flat(gradient_of(term, model)) for term in terms]
     assert gradients[0].norm() > 0
     torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-6 * float(gradients[0].abs().max()))
+
+
+def test_adapters_by_peft(kind):
+    """What is frozen is no part of the term, and the term pulls on what is trained."""
+    model, batch = build()
+    config = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query", "value"])
+    model = perturbed(peft.get_peft_model(model, config))
+    term = term_of(kind(), model, batch)
+    if isinstance(kind(), TracePenalty):
+        assert float(term.detach()) == pytest.approx(fisher_trace(model, [batch]).value, rel=1e-10)
+    term.backward()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    assert len(trained) == 2 * 2 * 2 + 2  # two matrices for each query and value, and the head
+    assert all(p.grad.norm() > 0 for p in trained.values())
+    assert all(p.grad is None for name, p in model.named_parameters() if name not in trained)
 
 
 def test_one_example(kind):

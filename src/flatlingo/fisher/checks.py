@@ -20,7 +20,8 @@ def check_model(model: nn.Module) -> None:
         raise FlatlingoError(f"problem_type={config.problem_type!r}: Tr(F) is defined here for one label an example")
     if any(parameter.is_meta for parameter in model.parameters()):
         raise FlatlingoError("the model's weights are on the meta device, without values: load it with its weights")
-    if getattr(model, "is_quantized", False) or not all(p.is_floating_point() for p in model.parameters()):
+    by_torch = any(type(module).__module__.startswith("torch.ao.nn.quantized") for module in model.modules())
+    if by_torch or getattr(model, "is_quantized", False) or not all(p.is_floating_point() for p in model.parameters()):
         raise FlatlingoError("the model's weights are quantised and have no gradient: load it without quantisation")
 
 

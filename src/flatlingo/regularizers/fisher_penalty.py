@@ -36,13 +36,16 @@ class FisherPenalty(PeriodicPenalty):
 
     The gradient of the term is 2 λ B H ḡ, H the Hessian of the mean cross entropy for the labels drawn. Two methods:
 
-    * `"exact"` differentiates twice, which fused attention kernels cannot; the clean pass runs under PyTorch's
-      composite attention. The one to choose where memory allows, and the only one under bf16.
+    * `"exact"`, the default, differentiates twice, which fused attention kernels cannot; the clean pass runs under
+      PyTorch's composite attention. The only one under bf16.
     * `"finite-difference"` takes the difference of two ordinary gradients, the second at a distance `radius` along the
-      first and with the same dropout masks: any attention, less memory (no graph of the gradient), a relative error of
-      the gradient of about 1e-2 to 1e-3 in float32. For long inputs or kernels without a second derivative.
+      first and with the same dropout masks: any attention, and checkpointing, but a thousand times the error.
 
-    `benchmarks/penalties.py` measures time, memory and error of both and of `TracePenalty`.
+    Why exact is the default: for a MiniLM (6 × 384), 8 rows of 64 tokens on one CPU thread, a training gradient with it
+    took 3.2 times a plain one, with finite differences 2.9 times; both about 550 MiB; the relative error of the
+    penalty's gradient was 3e-6 against 3e-3. Finite differences need copies of the parameters instead of a graph, so
+    they save memory only where activations outweigh parameters: long inputs, large batches.
+    `benchmarks/penalties.py` measures both and `TracePenalty`.
 
     Args:
         weight: λ, at least 0.
