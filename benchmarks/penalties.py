@@ -176,7 +176,8 @@ def save(report: dict, output: str) -> None:
         "spread of the gradient, accumulated": ".2f",
     }
     note = "Time and memory are ratios to the plain training gradient of the same batch.\n"
-    text = "\n".join([heading(title, report["environment"]), note, markdown(report["rows"], ratios | quality), ""])
+    columns = ratios | {name: form for name, form in quality.items() if any(name in row for row in report["rows"])}
+    text = "\n".join([heading(title, report["environment"]), note, markdown(report["rows"], columns), ""])
     write(RESULTS.joinpath(f"{output}.json"), json.dumps(report, indent=1) + "\n")
     write(RESULTS.joinpath(f"{output}.md"), text)
 
