@@ -100,7 +100,7 @@ LINES = {  # one line of code, and the paper it is from
     "asam": ("finetune(…, sam=SAM(rho=0.5, adaptive=True))", "Kwon et al. 2021"),
     "weight_decay": ("finetune(…, weight_decay=0.01)", "Loshchilov & Hutter 2019"),
     "label_smoothing": ("finetune(…, label_smoothing=0.1)", "Szegedy et al. 2016"),
-    "dropout": ("load_classifier(…, dropout=0.3)", "Srivastava et al. 2014"),
+    "dropout": ("load_model(…, dropout=0.3)", "Srivastava et al. 2014"),
     "early_stopping": ("finetune(…, patience=3, eval_rows=rows)", ""),
 }
 BENCHMARK = ROOT / "benchmarks" / "results" / "steps.json"

@@ -50,7 +50,7 @@ class RegularizedTrainer(Trainer):
     What regularises without being a term comes from the Trainer and works together with the terms: weight decay
     (`TrainingArguments(weight_decay=…)`, decoupled, not on biases and layer norms), label smoothing
     (`label_smoothing_factor=…`, which terms with a cross entropy of their own follow), early stopping
-    (`callbacks=[EarlyStoppingCallback(…)]`), dropout (`load_classifier(…, dropout=…)`).
+    (`callbacks=[EarlyStoppingCallback(…)]`), dropout (`load_model(…, dropout=…)`).
 
     Perturbed views of the texts are encoded where batches are made: with
     `TrainingArguments(dataloader_num_workers=n)` in n processes beside the training loop. A view depends on seed, epoch

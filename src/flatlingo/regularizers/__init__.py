@@ -25,7 +25,7 @@ SAM                         `finetune(…, sam=SAM(rho=0.05))`                  
 ASAM                        `finetune(…, sam=SAM(rho=0.5, adaptive=True))`         Kwon et al. 2021
 weight decay (decoupled)    `finetune(…, weight_decay=0.01)`                       Loshchilov & Hutter 2019
 label smoothing             `finetune(…, label_smoothing=0.1)`                     Szegedy et al. 2016
-dropout                     `load_classifier(…, dropout=0.3)`                      Srivastava et al. 2014
+dropout                     `load_model(…, dropout=0.3)`                      Srivastava et al. 2014
 early stopping              `finetune(…, patience=3, eval_rows=rows)`
 ==========================  =====================================================  ================================
 
