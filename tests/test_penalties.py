@@ -9,6 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from fisher_oracle import padded_batch, perturbed
 from tiny import make_model, make_rows, make_tokenizer
 from torch.func import functional_call, grad
@@ -285,9 +287,12 @@ def test_parameters_are_the_same_after_an_exception_in_the_shifted_pass(model_an
 @contextmanager
 def by_accelerate(model):
     """As accelerate prepares a model for bf16."""
-    accelerator = __import__("accelerate").Accelerator(mixed_precision="bf16", cpu=True)
-    accelerator.prepare_model(model)
-    yield
+    AcceleratorState._reset_state(reset_partial_state=True)  # a process has one, which an earlier Trainer has made
+    Accelerator(mixed_precision="bf16", cpu=True).prepare_model(model)
+    try:
+        yield
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.parametrize(

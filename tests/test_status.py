@@ -99,11 +99,13 @@ def test_the_command_names_what_needs_attention(configs, mixed):
     assert "left alone: notes.txt" in done.output
 
 
-def test_both_figures_by_default_and_only_a_folder_that_exists(tmp_path):
+def test_all_plans_by_default_and_only_a_folder_that_exists(tmp_path):
     done = CliRunner().invoke(app, ["status", str(tmp_path), "--preset", "smoke"])
     assert [line.split(",")[0] for line in done.output.splitlines()] == [
         "figure1: 0 of 8 runs finished",
         "figure2: 0 of 5 runs finished",
+        "methods: 0 of 22 runs finished",
+        "beyond: 0 of 5 runs finished",
     ]
     assert "no such folder" in str(CliRunner().invoke(app, ["status", str(tmp_path / "nowhere")]).exception)
 
