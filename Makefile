@@ -46,6 +46,9 @@ figure2: build/$(PRESET)/3_figure2-$(SEEDS).ipynb ## only the gain of the second
 theory: build/$(PRESET)/1_theory-$(SEEDS).ipynb ## only equation (1)
 beyond: build/$(PRESET)/5_beyond_the_paper-$(SEEDS).ipynb ## only what the paper leaves open
 
+# Two notebooks at a time, except where they would share a GPU: theory and estimators keep one core busy, sweeps both.
+MAKEFLAGS += $(if $(filter mini smoke,$(PRESET)),-j2)
+
 # The list of figures, made when any was drawn; a second call has nothing to do, and make says so.
 build/$(PRESET)/figures-$(SEEDS): $(DRAWN)
 	ls $(FIGURES)/*.png | tee $@

@@ -73,7 +73,7 @@ def test_what_depends_on_a_touched_file_is_built_again(checkout, touched, rebuil
     os.utime(checkout / touched, (2, 2))
     planned = make(checkout, "-n", "figures")[0].stdout
     executed = make(checkout, "figures")[1]
-    assert executed == (everything if rebuilt is None else rebuilt)
+    assert sorted(executed) == sorted(everything if rebuilt is None else rebuilt)  # two are built at a time
     assert planned.count("flatlingo notebook") == len(executed)
 
 
