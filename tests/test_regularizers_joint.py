@@ -109,7 +109,9 @@ def test_the_two_halves_have_dropout_masks_of_their_own():
     assert not model._forward_pre_hooks
 
 
-@pytest.mark.parametrize("other", [TracePenalty(), FisherPenalty(method="finite-difference"), LNSR()], ids=str)
+@pytest.mark.parametrize(
+    "other", [TracePenalty(), FisherPenalty(method="finite-difference"), LNSR()], ids=lambda term: term.name
+)
 def test_terms_that_need_the_pass_for_themselves_are_refused(tmp_path, other):
     with pytest.raises(FlatlingoError, match=f"{other.name}.*consistency.*shared_pass"):
         trainer_of(tmp_path, [SubwordConsistency(TOKENIZER, shared_pass=True), other])
