@@ -170,7 +170,7 @@ def test_a_sweep_killed_at_random_times_until_it_is_done(preset, undisturbed, tm
         process = forked(
             lambda: sweep("figure1", preset=preset, store=store, jobs=1, checkpoint_minutes=0, progress=False)
         )
-        process.join(times.uniform(0.3, 1.5) if kills < 4 else None)
+        process.join(times.uniform(0.02, 0.3) if kills < 4 else None)
         if process.exitcode is not None:
             break
         process.kill()

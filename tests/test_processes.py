@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 import torch
 from accelerate import Accelerator, debug_launcher
+from accelerate.state import AcceleratorState
 from fisher_oracle import padded_batch, perturbed
 from tiny import make_model, make_rows, make_tokenizer
 
@@ -61,6 +62,7 @@ def one_of_two(folder):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
+    AcceleratorState._reset_state(reset_partial_state=True)  # the processes would inherit that of an earlier Trainer
     debug_launcher(one_of_two, (folder,), num_processes=2)
     return folder
 
