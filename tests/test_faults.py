@@ -212,7 +212,7 @@ def test_a_worker_that_is_killed_costs_its_run_a_repetition_and_workers_end_with
     runs = Store(tmp_path / "store")
 
     def alive():
-        return {owner["pid"] for config in configs if (owner := runs.owner(config)) and owner["alive"]}
+        return {owner["pid"] for config in configs if (owner := runs.owner(config)) and owner["alive"]} - {None}
 
     def wait_for(number_of_owners):
         while not number_of_owners(len(alive())):

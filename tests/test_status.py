@@ -153,3 +153,12 @@ def test_the_owner_of_a_run_is_known_by_process_and_machine(configs, mixed):
     assert json.loads((runs.folder / "locks" / f"{configs[1].run_id}.lock").read_text())["host"] == os.uname().nodename
     assert not runs.owner(configs[3])["alive"]
     assert runs.owner(configs[0]) is None
+
+
+def test_an_owner_that_has_not_yet_said_who_it_is_has_no_pid_that_could_be_killed(configs, mixed):
+    runs, _ = mixed
+    with runs.own(configs[6]):
+        lock = runs.folder / "locks" / f"{configs[6].run_id}.lock"
+        lock.write_text("")
+        assert runs.owner(configs[6])["pid"] is None
+        assert status.status(configs, runs).loc[6, "detail"] == "on ?, process ?"

@@ -113,7 +113,7 @@ def _lines(configs: list[RunConfig], runs: Store) -> Iterator[None]:
 def _state(config: RunConfig, runs: Store) -> tuple[str, float, str]:
     owner = runs.owner(config)
     if owner and owner["alive"]:
-        where = f"on {owner['host']}, process {owner['pid']}"
+        where = f"on {owner['host']}, process {owner['pid'] or '?'}"
         return (
             "running",
             time.time() - owner["since"],

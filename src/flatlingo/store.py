@@ -156,7 +156,11 @@ class Store:
                     path.unlink()
 
     def owner(self, config: RunConfig) -> dict | None:
-        """Who computes a run, or did until it was killed: `host`, `pid`, `since` and whether `alive`; None: nobody."""
+        """Who computes a run, or did until it was killed: `host`, `pid`, `since` and whether `alive`; None: nobody.
+
+        An owner that has not yet written who it is has the host "?" and the pid None (not 0, which for `os.kill` is the
+        caller's own process group).
+        """
         try:
             with self._lock(config).open() as file:
                 try:
@@ -168,7 +172,7 @@ class Store:
         except FileNotFoundError:
             return None
         except ValueError:  # between the locking of the file and its first line
-            return {"host": "?", "pid": 0, "since": time.time(), "alive": alive} if alive else None
+            return {"host": "?", "pid": None, "since": time.time(), "alive": alive} if alive else None
 
     def is_owned(self, config: RunConfig) -> bool:
         """Whether a living process computes the run."""
