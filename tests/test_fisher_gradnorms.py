@@ -64,7 +64,7 @@ def float64_inside(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
 
 
-def assert_same(contributions, oracle, rtol, floor=1e-25):
+def assert_same(contributions, oracle, rtol, floor=1e-16):
     """Each parameter of each example to `rtol`; gradients that vanish exactly (key biases) are rounding: `floor`."""
     atol = floor * oracle.to_numpy().sum()
     pd.testing.assert_frame_equal(contributions[oracle.columns], oracle, rtol=rtol, atol=atol)

@@ -91,3 +91,14 @@ def test_the_plan_executes_nothing(checkout):
     assert executed == []
     assert "-p preset=smoke -p store=build/smoke/store -p seeds=2" in done.stdout
     assert not (checkout / "build").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "trained"), [((), False), (("SEEDS=3",), True), (("PRESET=smoke",), True)], ids=["mini", "seeds", "smoke"]
+)
+def test_with_one_seed_of_preset_mini_the_questions_about_seeds_are_asked_of_the_recorded_runs(
+    checkout, asked, trained
+):
+    planned = make(checkout, "-n", "beyond", *asked)[0].stdout
+    (command,) = (line for line in planned.splitlines() if line.startswith("flatlingo notebook"))
+    assert ("store=" in command) is trained

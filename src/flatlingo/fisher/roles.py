@@ -5,16 +5,18 @@ inputs a and output cotangents g, so its squared norm needs only two T × T Gram
 
     ‖∑ₜ gₜ aₜᵀ‖² = ∑ₜₛ (aₜ·aₛ)(gₜ·gₛ).
 
-An embedding is the same with one-hot inputs: (aₜ·aₛ) = 1 where the two ids agree. Biases and the scales of
-normalisation layers have small gradients, summed outright. A parameter that is used several times (a shared layer) has
-its uses laid one after another along the token axis, which brings the cross terms in. Every norm can be differentiated.
+An embedding is the same with one-hot inputs: (aₜ·aₛ) = 1 where the two ids agree; a linear layer's bias is the same
+with inputs 1. A bias gradient that cancels between tokens (a key's, by nature) comes out as the rounding of such a sum.
+Biases and scales of normalisation layers have small gradients, summed outright. A parameter that is used several times
+(a shared layer) has its uses laid one after another along the token axis, which brings the cross terms in. Every norm
+can be differentiated.
 
 Sources: Goodfellow 2015 (arXiv:1510.01799); Li, Tramèr, Liang & Hashimoto 2022 (arXiv:2110.05679), section 4;
 Bu, Mao & Xu 2022 (arXiv:2205.10683).
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -54,14 +56,21 @@ class LastGram:
 
     def __call__(self, x: Tensor) -> Tensor:
         """X Xᵀ over the tokens of each example, (B, T·T) from (B, T, d)."""
-        key = (x.data_ptr(), x.shape, x.stride(), x.dtype, x._version)
-        if key != self._key:
-            self._x, self._key, self._gram = x, key, _gram(x)  # holding x keeps its address from being used again
+        if self.of(x) is None:
+            self._x, self._key, self._gram = x, _key(x), _gram(x)  # holding x keeps its address from being used again
         return self._gram
+
+    def of(self, x: Tensor) -> Tensor | None:
+        """X Xᵀ if it is the one remembered."""
+        return self._gram if _key(x) == self._key else None
 
     def forget(self) -> None:
         """Let go of the last one."""
         self._x = self._key = self._gram = None
+
+
+def _key(x: Tensor) -> tuple:
+    return x.data_ptr(), x.shape, x.stride(), x.dtype, x._version
 
 
 def _gram(x: Tensor) -> Tensor:
@@ -100,14 +109,16 @@ def _keep_nothing(module, inputs, output, grams, shared):
 
 
 def _bias_norm(pairs, grams):
-    """‖∑ₜ gₜ‖²."""
+    """‖∑ₜ gₜ‖² = ∑ₜₛ gₜ·gₛ, the sum of a Gram matrix that the weight has just asked for, unless in half precision."""
+    if len(pairs) == 1 and (gram := grams.of(cotangents := pairs[0][1])) is not None and gram.dtype == cotangents.dtype:
+        return gram.sum(1).clamp_min(0)
     gradient = sum(_sum_tokens(cotangents) for _, cotangents in pairs)
     return gradient.square().sum(1)
 
 
 def _keep_normalised(module, inputs, output, grams, shared):
-    """The inputs, which autograd keeps anyway; normalised again when needed."""
-    return partial(_normalise, module, inputs.to(output.dtype))
+    """The inputs, which autograd keeps anyway; normalised again by the first direction, for all."""
+    return cache(partial(_normalise, module, inputs.to(output.dtype)))
 
 
 def _normalise(module: nn.Module, inputs: Tensor) -> Tensor:
