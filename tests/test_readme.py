@@ -1,5 +1,6 @@
-"""The README says what was measured, and its links lead somewhere."""
+"""The README says what was measured and what its commands print, and its links lead somewhere."""
 
+import doctest
 import re
 
 import pytest
@@ -9,15 +10,30 @@ from flatlingo.errors import FlatlingoError
 from flatlingo.paths import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 def test_its_numbers_are_those_of_the_figures():
-    assert readme.written(README, readme.results()) == README, "refresh with: python -m flatlingo.readme"
+    assert readme.parts(README, "results")[1] == readme.results(), "refresh with: python -m flatlingo.readme"
 
 
-def test_a_readme_without_a_place_for_results_is_refused():
+def test_its_tour_prints_what_it_says(tmp_path):
+    """Words and layout exactly, numbers as closely as trainings on two kinds of processor agree."""
+    said, printed = readme.parts(README, "tour")[1], readme.tour(tmp_path)
+    assert NUMBER.sub("#", said).split() == NUMBER.sub("#", printed).split()
+    numbers = [[float(number) for number in NUMBER.findall(text)] for text in (said, printed)]
+    assert numbers[0] == pytest.approx(numbers[1], rel=0.02, abs=0.3)
+
+
+def test_its_python_session_prints_what_it_says(monkeypatch):
+    test = doctest.DocTestParser().get_doctest(README.replace("```\n", "\n"), {}, "README", "README.md", 0)
+    assert len(test.examples) > 3
+    assert doctest.DocTestRunner().run(test).failed == 0
+
+
+def test_a_readme_without_a_place_for_a_block_is_refused():
     with pytest.raises(FlatlingoError, match="around its results"):
-        readme.written("# flatlingo\n", "* 1\n")
+        readme.parts("# flatlingo\n", "results")
 
 
 def test_relative_links_lead_to_files():

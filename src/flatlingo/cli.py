@@ -213,7 +213,9 @@ def train(
     (temporary / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     temporary.rename(output)
     shutil.rmtree(work, ignore_errors=True)
-    typer.echo(json.dumps({name: result[name] for name in ("accuracy", "train_accuracy", "trace")}, indent=1))
+    accuracies = ", ".join(f"{language} {100 * value:.1f} %" for language, value in result["accuracy"].items())
+    typer.echo(f"accuracy: {accuracies}; {100 * result['train_accuracy']:.1f} % on the English rows it was trained on")
+    typer.echo("Tr(F) = {value:.4g} ± {standard_error:.2g} nats², {examples} examples".format(**result["trace"]))
 
 
 @app.command()

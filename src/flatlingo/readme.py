@@ -1,10 +1,12 @@
-"""The results in the README, written from `figures/*.json`, so that no number there is typed.
+"""The numbers in the README: results from `figures/*.json`, and a tour that is really taken. None is typed.
 
-Run by `make record` as `python -m flatlingo.readme`; a test compares the README with it.
+Run by `make record` as `python -m flatlingo.readme`; tests compare the README with both.
 """
 
 import json
 import os
+import subprocess
+import tempfile
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +17,11 @@ from flatlingo.errors import FlatlingoError
 from flatlingo.figures import FAMILIES, LANGUAGES
 from flatlingo.paths import ROOT
 
-START, END = "<!-- results: written by `make record` -->", "<!-- end of results -->"
+TOUR = (
+    "flatlingo train --output sharp",
+    "flatlingo train --family consistency --weight 2 --output flat",
+    "flatlingo rank sharp flat --task mini-nli",
+)
 NAMED = ("consistency", "fisher_penalty")
 
 
@@ -49,21 +55,36 @@ def results(figures: Path = ROOT / "figures") -> str:
 """
 
 
-def written(text: str, block: str) -> str:
-    """The README's text with the results replaced.
+def tour(folder: Path) -> str:
+    """The commands of the tour and what they print, as they do it now in an empty folder: about a minute."""
+    lines = []
+    for command in TOUR:
+        done = subprocess.run(command.split(), cwd=folder, check=True, stdout=subprocess.PIPE, text=True)
+        lines += [f"$ {command}", done.stdout.rstrip()]
+    return "\n".join(["```console", *lines, "```", ""])
+
+
+def parts(text: str, name: str) -> list[str]:
+    """The README's text up to a block that is written here, the block, and the rest.
 
     Raises:
-        FlatlingoError: if the marks around them are missing.
+        FlatlingoError: if the lines that mark the block are missing.
     """
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end:
-        raise FlatlingoError(f"README.md lacks the lines {START!r} and {END!r} around its results")
-    return f"{before}{START}\n{block}{END}{after}"
+    start, end = f"<!-- {name}: written by `make record` -->\n", f"<!-- end of {name} -->"
+    before, found, rest = text.partition(start)
+    block, also_found, after = rest.partition(end)
+    if not found or not also_found:
+        raise FlatlingoError(f"README.md lacks the lines {start.strip()!r} and {end!r} around its {name}")
+    return [before + start, block, end + after]
 
 
 if __name__ == "__main__":
     path = ROOT / "README.md"
+    text = path.read_text(encoding="utf-8")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, new in {"results": results(), "tour": tour(Path(folder))}.items():
+            before, _, after = parts(text, name)
+            text = before + new + after
     temporary = path.with_name(".README.md.part")
-    temporary.write_text(written(path.read_text(encoding="utf-8"), results()), encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
