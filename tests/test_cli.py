@@ -42,6 +42,7 @@ def test_train_keeps_the_model_and_its_result(checkpoint):
         (["train", "--output", "."], "exists"),
         (["pretrain", "--output", "o"], "text files, or --mini-world"),
         (["pretrain", "nowhere.txt", "--output", "o"], "nowhere.txt"),
+        (["pretrain", "nowhere.txt", "--output", "o", "--claims", "0.5"], "--claims"),
         (["notebook", "nowhere.ipynb", "o.ipynb"], "no notebook"),
     ],
     ids=lambda value: "-".join(value[:2]) if isinstance(value, list) else None,

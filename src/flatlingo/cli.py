@@ -311,19 +311,23 @@ def pretrain(
         Path | None, typer.Option(help="an encoder of this command to go on from, instead of from scratch")
     ] = None,
     claims: Annotated[
-        float, typer.Option(min=0, max=1, help="of the mini world's corpus: the share that is single claims said twice")
-    ] = 0.6,
+        float | None,
+        typer.Option(min=0, max=1, help="of the mini world's corpus: the share that is single claims said twice [0.6]"),
+    ] = None,
 ) -> None:
     """Pre-train a small multilingual BERT; a killed call resumes when repeated."""
     from flatlingo import pretraining
 
     if bool(texts) == mini_world:
         raise FlatlingoError("give text files, or --mini-world, and not both")
+    if texts and claims is not None:
+        raise FlatlingoError("--claims says what the mini world's corpus is made of; leave it out with text files")
     settings = pretraining.Pretraining(
         layers, hidden, heads, vocabulary, max_length, epochs, batch_size, learning_rate, seed=seed
     )
     if mini_world:
-        facts = pretraining.pretrain_mini_world(output, settings, start=start, claims=claims)
+        share = pretraining.CLAIMS if claims is None else claims
+        facts = pretraining.pretrain_mini_world(output, settings, start=start, claims=share)
     else:
         facts = pretraining.pretrain(
             pretraining.read_texts(texts),
