@@ -94,6 +94,7 @@ pretrain: $(STAMP) ## rebuild the shipped encoder data/mini-mbert (about forty m
 record: $(STAMP) ## refresh the recorded results (three seeds), the committed notebooks and figures
 	for plan in figure1 figure2 beyond; do \
 	    flatlingo sweep $$plan --preset mini --seeds 3 --store data/recorded/mini --discard-weights; done
+	flatlingo sweep methods --preset mini --seeds 2 --store data/recorded/mini --discard-weights
 	python -m flatlingo.modelcard
 	rm -rf build/reference
 	for notebook in 2_figure1 3_figure2 5_beyond_the_paper; do \

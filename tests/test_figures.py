@@ -219,14 +219,16 @@ def runs_of_methods():
 def test_methods_figure_names_every_method_at_its_mean_in_every_language():
     table = runs_of_methods()
     fig = figures.methods(table)
-    assert [ax.get_title() for ax in fig.axes] == ["English", "German", "Spanish", "Chinese"]
+    titles = [ax.get_title().partition(",")[0] for ax in fig.axes]
+    assert titles == ["English", "German", "Spanish", "Chinese"]
     fig.canvas.draw()
     for ax, column in zip(fig.axes, ["english_accuracy", "accuracy_de", "accuracy_es", "accuracy_zh"], strict=True):
         drawn = markers(ax)
         assert sorted(texts(ax)) == sorted(drawn) == sorted(name for name, _ in figures.METHODS.values())
-        sam = table[table.family == "sam"]
+        sam, none = (table[table.family == family].set_index("seed") for family in ("sam", "none"))
         assert drawn["SAM"].get_xdata() == pytest.approx(sam["trace"].mean())
-        assert drawn["SAM"].get_ydata() == pytest.approx(100 * sam[column].mean())
+        assert drawn["SAM"].get_ydata() == pytest.approx(100 * (sam[column] - none[column]).mean())
+        assert f"{100 * none[column].mean():.1f} % without" in ax.get_title()
         names = sorted(Text.get_window_extent(text).y0 for text in ax.texts)  # without the lines to the points
         assert np.diff(names).min() > 5  # pixels: none hides another
 
@@ -234,6 +236,12 @@ def test_methods_figure_names_every_method_at_its_mean_in_every_language():
 def test_methods_figure_refuses_an_unknown_family():
     with pytest.raises(FlatlingoError, match="family magic.*METHODS"):
         figures.methods(runs_of_methods().replace({"family": {"sam": "magic"}}))
+
+
+def test_methods_figure_refuses_a_seed_without_a_baseline():
+    table = runs_of_methods()
+    with pytest.raises(FlatlingoError, match="family none"):
+        figures.methods(table[(table["family"] != "none") | (table["seed"] == 1)])
 
 
 def test_theory_figure_shows_its_tables():

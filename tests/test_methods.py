@@ -80,11 +80,12 @@ def test_the_catalogue_has_every_method_and_its_lines_are_those_of_the_package(m
     rows = [{"family": "none", "floor": 1, "time": 1}, {"family": "consistency", "floor": 2, "time": 1.9}]
     methods.BENCHMARK.write_text(json.dumps({"rows": [*rows, {"family": "", "floor": 2, "time": 9}]}))
     runs = pd.DataFrame({"family": ["none", "none", "consistency"], "trace": [100.0, 300.0, 50.0]})
+    runs["english_accuracy"] = [0.5, 0.6, 0.57]
     page = methods.catalogue(runs)
     assert sorted(["none", *page.index]) == sorted(get_args(Family))
-    assert page.loc["consistency", ["passes", "time", "Tr(F)"]].tolist() == [2, 1.9, 0.25]
+    assert page.loc["consistency", ["passes", "time", "Tr(F)", "English"]].tolist() == pytest.approx([2, 1.9, 0.25, 2])
     assert page.loc["weight_decay", "time"] == 1
-    assert page["Tr(F)"].isna().sum() == len(page) - 1
+    assert page["Tr(F)"].isna().sum() == page["English"].isna().sum() == len(page) - 1
     for line, paper in zip(page["one line"], page["paper"], strict=True):
         (row,) = [row for row in flatlingo.regularizers.__doc__.splitlines() if f"`{line}`" in row]
         assert row.endswith(paper)

@@ -152,31 +152,38 @@ def figure2(table: pd.DataFrame, *, seed: int = 0) -> Figure:
 
 
 def methods(table: pd.DataFrame) -> Figure:
-    """Accuracy in each language against Tr(F), a point a method: the mean over seeds, with lines from least to most.
+    """Accuracy gained in each language against Tr(F), a point a method: the mean over seeds, lines from least to most.
+
+    The gain is over the run of the same seed, hence the same training rows, without a regulariser.
 
     Args:
-        table: one row a run of plan `methods`, columns as `study.table` makes them.
+        table: one row a run of plan `methods`, columns as `study.table` makes them; one of `none` for each seed.
 
     Returns:
         A figure of one panel a language; every point has its method's name beside the panel.
 
     Raises:
-        FlatlingoError: for a missing column, an empty table, or a family that has no name here.
+        FlatlingoError: for a missing column, an empty table, a family that has no name here, or no run of `none`.
     """
     _check(table, ["family", "label", "seed", "trace", "english_accuracy"], METHODS)
     others = [name for name in table if name.startswith("accuracy_")]
     columns = {"en": "english_accuracy", **{name.removeprefix("accuracy_"): name for name in others}}
+    plain = table[table["family"] == "none"].set_index("seed")[list(columns.values())]
+    if not set(table["seed"]) <= set(plain.index):
+        raise FlatlingoError("a gain needs a run without a regulariser for every seed; add family none")
+    gains = table.assign(**{name: table[name] - table["seed"].map(plain[name]) for name in plain})
     rows = -(-len(columns) // 2)
     with plt.style.context(STYLE):
         fig, axes = plt.subplots(rows, 2, figsize=(7.2, 3.4 * rows), sharex=True, squeeze=False)
         for ax, (language, column) in zip(axes.flat, columns.items(), strict=False):
-            _method_points(ax, table, column)
-            ax.set_title(LANGUAGES.get(language, language), fontweight="bold")
+            _method_points(ax, gains, column)
+            ax.axhline(0, color="0.7", linewidth=0.6, zorder=0)
+            ax.set_title(f"{LANGUAGES.get(language, language)}, {100 * plain[column].mean():.1f} % without")
         for ax in axes[-1]:
             ax.set_xlabel(TRACE)
             _plain_log_labels(ax.xaxis)
         for ax in axes[:, 0]:
-            ax.set_ylabel("validation accuracy (%)")
+            ax.set_ylabel("accuracy gained (points)")
         drawn = {METHODS[family][1] for family in table["family"]}
         keys = [_key(name, color=c, marker="o", linestyle="none") for kind, (name, c) in KINDS.items() if kind in drawn]
         fig.legend(handles=keys, loc="outside lower center", ncols=3)
@@ -210,7 +217,7 @@ def _method_points(ax: Axes, table: pd.DataFrame, column: str) -> None:
             fontsize=6.5,
             va="center",
             color=KINDS[kind][1],
-            arrowprops={"arrowstyle": "-", "color": "0.8", "linewidth": 0.4, "zorder": 0.5},
+            arrowprops={"arrowstyle": "-", "relpos": (0, 0.5), "color": "0.8", "linewidth": 0.4, "zorder": 0.5},
         )
 
 

@@ -110,20 +110,23 @@ def catalogue(table: pd.DataFrame | None = None) -> pd.DataFrame:
     """Every named method: how to ask for it, whose it is, what a step costs and what it does to Tr(F).
 
     Args:
-        table: runs of plan `methods`, for the last column.
+        table: runs of plan `methods`, for the last two columns.
 
     Returns:
         Indexed by family: `one line`, `paper`; `passes` that a step needs and the `time` measured, both as a ratio to a
-        plain step (benchmarks/results/steps.json; 1 for what is no pass of its own); and `Tr(F)`, the mean over seeds
-        as a ratio to that without a regulariser, NaN where there are no runs.
+        plain step (benchmarks/results/steps.json; 1 for what is no pass of its own); and means over seeds compared
+        with no regulariser: `Tr(F)` as a ratio, `English` as points of accuracy gained. NaN where there are no runs.
     """
     page = pd.DataFrame.from_dict(LINES, orient="index", columns=["one line", "paper"])
     measured = json.loads(BENCHMARK.read_text(encoding="utf-8"))["rows"] if BENCHMARK.exists() else []
     costs = {row["family"]: row for row in measured if row["family"]}
     for column, key in (("passes", "floor"), ("time", "time")):
         page[column] = [costs[family][key] if family in costs else 1.0 if costs else math.nan for family in page.index]
-    traces = {} if table is None else table.groupby("family")["trace"].mean()
-    page["Tr(F)"] = [traces[family] / traces["none"] if family in traces else math.nan for family in page.index]
+    if table is None:
+        return page.assign(**{"Tr(F)": math.nan, "English": math.nan})
+    means = table.groupby("family")[["trace", "english_accuracy"]].mean()
+    page["Tr(F)"] = means["trace"] / means.loc["none", "trace"]
+    page["English"] = 100 * (means["english_accuracy"] - means.loc["none", "english_accuracy"])
     return page
 
 
