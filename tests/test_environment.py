@@ -1,8 +1,16 @@
 """One list of packages, whichever way they are installed, and the Makefile's own word on its targets."""
 
+import json
+import os
 import re
+import socket
 import subprocess
+import sys
+import time
 import tomllib
+import urllib.error
+import urllib.request
+from pathlib import Path
 
 import pytest
 import yaml
@@ -44,11 +52,35 @@ def test_make_help_names_what_the_readme_promises():
     }  # fmt: skip
 
 
-def test_jupyterlab_listens_on_this_machine_only_and_keeps_its_token():
+def test_jupyterlab_listens_on_this_machine_only_and_asks_for_its_token(tmp_path):
     (command,) = (line for line in commands("lab") if line.startswith("jupyter lab"))
-    assert "--ip=127.0.0.1" in command
-    assert "token" not in command
-    assert "password" not in command
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    own = {f"JUPYTER_{name}_DIR": str(tmp_path / name) for name in ("CONFIG", "DATA", "RUNTIME")}
+    own["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    process = subprocess.Popen(
+        [*command.split(), "--no-browser", "--allow-root", f"--port={port}"],
+        cwd=ROOT, env=os.environ | own, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 60
+        while not (found := list((tmp_path / "RUNTIME").glob("jpserver-*.json"))):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        listening = [line.split()[1:4:2] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        assert [address for address, state in listening if state == "0A" and address.endswith(f":{port:04X}")] == [
+            f"0100007F:{port:04X}"
+        ]
+        contents = f"http://127.0.0.1:{port}/api/contents"
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(contents, timeout=30)
+        token = json.loads(found[0].read_text())["token"]
+        assert b"0_start_here.ipynb" in urllib.request.urlopen(f"{contents}?token={token}", timeout=30).read()
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
 
 
 def commands(target):
