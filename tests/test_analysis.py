@@ -236,18 +236,3 @@ def test_best_of_family_compares_with_the_baseline():
     best = analysis.best_of_family(table)
     assert list(best["best condition"]) == ["w=1", "w=3"]
     assert list(best["minus none (points)"]) == [10, 30]
-
-
-def test_method_table_compares_every_method_with_none():
-    rows = [("none", 200.0, 0.70), ("none", 220.0, 0.72), ("sam", 100.0, 0.75), ("sam", 110.0, 0.73)]
-    table = pd.DataFrame(rows, columns=["family", "trace", "english_accuracy"])
-    table = table.assign(weight=0.05, label=table["family"], seed=[1, 2, 1, 2], accuracy_zh=0.5)
-    printed = analysis.method_table(table, {"sam": 2.0})
-    assert list(printed.index) == ["sam", "none"]
-    assert printed.loc["sam", "Tr(F) ratio"] == 0.5
-    assert printed.loc["sam", "gain (points)"] == 3.0
-    assert printed.loc["sam", "step"] == 2.0
-    assert printed.loc["sam", "English accuracy (%)"] == "74.0 ± 1.4"
-    assert printed.loc["none", "zh (%)"] == "50.0 ± 0.0"
-    with pytest.raises(FlatlingoError, match="no condition none"):
-        analysis.method_table(table[table["family"] == "sam"])

@@ -296,35 +296,6 @@ def summary(
     return pd.DataFrame(printed)
 
 
-def method_table(table: pd.DataFrame, cost: dict[str, float] | None = None) -> pd.DataFrame:
-    """A table to print, a row a method: accuracy in each language, Tr(F) and what both gain on no regulariser.
-
-    Args:
-        table: runs of plan `methods`.
-        cost: time of a training step by family, as a ratio to plain fine-tuning.
-
-    Returns:
-        `mean ± sd` over seeds of accuracies (%) and Tr(F) (nats²), `Tr(F) ratio` and `gain (points)` (of the mean
-        English accuracy) to no regulariser, and `step`, the cost; indexed by condition, the smallest Tr(F) first.
-
-    Raises:
-        FlatlingoError: if a column or the condition without a regulariser is missing.
-    """
-    _require(table, [*CONDITION, "trace", "english_accuracy"])
-    means = condition_means(table).set_index("family")
-    if "none" not in means.index:
-        raise FlatlingoError("the methods are compared with no regulariser; the table has no condition none")
-    languages = [name for name in table if name.startswith("accuracy_")]
-    printed = summary(table, ("english_accuracy", *languages, "trace")).set_axis(means.index)
-    printed = printed.rename(columns={name: f"{name.removeprefix('accuracy_')} (%)" for name in languages})
-    base = means.loc["none"]
-    printed["Tr(F) ratio"] = (means["trace"] / base["trace"]).round(2)
-    printed["gain (points)"] = (100 * (means["english_accuracy"] - base["english_accuracy"])).round(1)
-    if cost:
-        printed["step"] = [cost.get(family, np.nan) for family in printed.index]
-    return printed.loc[means.sort_values("trace").index].set_axis(means.sort_values("trace")["label"])
-
-
 def _percent_text(mean: float, sd: float) -> str:
     return f"{100 * mean:.1f}" if np.isnan(sd) else f"{100 * mean:.1f} ± {100 * sd:.1f}"
 
