@@ -291,7 +291,8 @@ def summary(
     printed = {"runs": groups.size()}
     for name in columns:
         show = _trace_text if "trace" in name or name == "empirical_fisher" else _percent_text
-        heading = HEADINGS.get(name, name)
+        language = name.removeprefix("accuracy_")
+        heading = HEADINGS.get(name, name if language == name else f"{language} (%)")
         printed[heading] = [show(*pair) for pair in zip(groups[name].mean(), groups[name].std(), strict=True)]
     return pd.DataFrame(printed)
 
