@@ -9,6 +9,7 @@ import time
 from dataclasses import asdict, replace
 from itertools import islice
 
+import psutil
 import pytest
 import torch
 
@@ -51,6 +52,15 @@ def test_the_encoder_loads_as_a_classifier_with_its_tokenizer(encoder):
 def test_the_vocabulary_does_not_depend_on_chance(documents):
     first, second = (train_tokenizer(documents, 800).get_vocab() for _ in range(2))
     assert first == second
+
+
+def test_a_large_corpus_takes_little_more_memory_than_its_ids(documents, encoder):
+    """Eight bytes a number, two numbers a piece; all that the tokenizer returns takes hundreds."""
+    tokenizer, process = hub.load_tokenizer(str(encoder[0])), psutil.Process()
+    pretraining._encode(documents, tokenizer, SMALL)
+    before = process.memory_info().rss
+    rows = pretraining._encode(documents * 40, tokenizer, SMALL)
+    assert (process.memory_info().rss - before) / sum(rows["length"]) < 80
 
 
 def test_pieces_are_masked_replaced_from_their_own_document_or_kept(documents, encoder):
