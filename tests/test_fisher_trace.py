@@ -190,16 +190,21 @@ def random_dropout(module, args, output):
     return torch.nn.functional.dropout(output, 0.5, training=True)
 
 
-def test_refuses_train_mode_and_randomness(batch):
+def less_the_batch_mean(module, args, output):
+    return output - output.mean(0)
+
+
+def test_refuses_train_mode_randomness_and_examples_that_see_each_other(batch):
     model = perturbed(tiny_bert())
     with pytest.raises(FlatlingoError, match="call model.eval"):
         fisher_trace(model.train(), [batch])
     with torch.inference_mode(), pytest.raises(FlatlingoError, match="outside torch.inference_mode"):
         fisher_trace(model.eval(), [batch])
-    handle = model.eval().bert.pooler.register_forward_hook(random_dropout)
-    with pytest.raises(FlatlingoError, match="two passes over the first batch"):
-        fisher_trace(model, [batch])
-    handle.remove()
+    for hook in (random_dropout, less_the_batch_mean):
+        handle = model.eval().bert.pooler.register_forward_hook(hook)
+        with pytest.raises(FlatlingoError, match="two passes over the first examples"):
+            fisher_trace(model, [batch])
+        handle.remove()
     assert fisher_trace(model, [batch]).value > 0
 
 
