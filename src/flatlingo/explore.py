@@ -133,7 +133,7 @@ def train_and_watch(
     weight: float,
     noise: float,
     family: str = "consistency",
-    rows: int = 96,
+    rows: int = 160,
     epochs: int = 4,
     seed: int = 1,
     watch: Callable[[pd.DataFrame], None] = lambda curve: None,
@@ -144,7 +144,7 @@ def train_and_watch(
         weight: λ of the regulariser; 0 for none.
         noise: share of the training labels that is redrawn.
         family: "consistency" or "fisher_penalty".
-        rows: training rows of mini-nli.
+        rows: training rows of mini-paraphrase.
         epochs: passes over them.
         seed: of everything random.
         watch: called after each measurement with the curve so far.
@@ -153,7 +153,9 @@ def train_and_watch(
         A row an epoch: `epoch`, `accuracy` on 100 clean validation rows (0..1), `trace` over 32 of them (nats²).
     """
     tokenizer = hub.load_tokenizer("mini-mbert")
-    task = load_task("mini-nli", languages=("en",), train_size=rows, validation_size=100, seed=seed, label_noise=noise)
+    task = load_task(
+        "mini-paraphrase", languages=("en",), train_size=rows, validation_size=100, seed=seed, label_noise=noise
+    )
     model = hub.load_model("mini-mbert", len(task.labels), seed=seed)
     validation = task.rows("en", "validation")
     batches = evaluation.batches(tokenizer, validation.select(range(32)), max_length=64, batch_size=32)

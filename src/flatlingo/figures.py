@@ -385,9 +385,10 @@ def run_figure(table: pd.DataFrame, run_id: str, y: str, *, history: list[dict],
         raise FlatlingoError(f"no run {run_id} in the table of {len(table)} rows")
     with plt.style.context(STYLE):
         fig, (left, middle, right) = plt.subplots(1, 3, figsize=(7.2, 2.6))
+        fig.get_layout_engine().set(wspace=0.08)
         _scatter(left, table, "trace", y, scale=100)
         ring = {"markersize": 13, "markerfacecolor": "none", "markeredgecolor": "black", "linestyle": "none"}
-        left.plot(chosen["trace"], 100 * chosen[y], marker="o", zorder=5, **ring)
+        left.plot(chosen["trace"], 100 * chosen[y], marker="o", zorder=5, clip_on=False, **ring)
         left.set(xscale="log", xlabel=TRACE, ylabel=analysis.HEADINGS.get(y, f"{y.replace('_', ' ')} (%)"))
         _plain_log_labels(left.xaxis)
         colour = FAMILIES[chosen["family"].iloc[0]].colour
