@@ -16,7 +16,7 @@ Bu, Mao & Xu 2022 (arXiv:2205.10683).
 """
 
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -117,8 +117,8 @@ def _bias_norm(pairs, grams):
 
 
 def _keep_normalised(module, inputs, output, grams, shared):
-    """The inputs, which autograd keeps anyway; normalised again by the first direction, for all."""
-    return cache(partial(_normalise, module, inputs.to(output.dtype)))
+    """The inputs, which autograd keeps anyway; normalised again when needed, which costs less than the memory would."""
+    return partial(_normalise, module, inputs.to(output.dtype))
 
 
 def _normalise(module: nn.Module, inputs: Tensor) -> Tensor:
