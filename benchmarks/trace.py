@@ -302,14 +302,17 @@ def errors(size: str, methods: list[str]) -> dict[str, dict]:
 
 def setting(size: str, tokens: int, methods: list[str], rounds: int, quality: dict[str, dict]) -> list[dict]:
     """One row a method for a model size and a length; `quality` is what `errors` found."""
+    able = [name for name in methods if "failed" not in quality[name]]
+    # first, for the memory that the methods take together is not left for another process
+    memory = {name: in_own_process(__file__, "--memory", name, "--sizes", size, "--tokens", tokens) for name in able}
     model, batch = make_model(size), make_batch(size, tokens)
-    working = {name: METHODS[name](model, batch) for name in methods if "failed" not in quality[name]}
+    working = {name: METHODS[name](model, batch) for name in able}
     seconds = interleaved(working, rounds, slow=SLOW)
     rows = []
     for name in methods:
         row = {"size": size, "T": tokens, "B": len(batch["input_ids"]), "method": name, **quality[name]}
         if name in working:
-            row |= in_own_process(__file__, "--memory", name, "--sizes", size, "--tokens", tokens)
+            row |= memory[name]
             median = statistics.median(seconds[name])
             row |= {"seconds": median, "examples/s": row["B"] / median, "rounds": len(seconds[name])}
             for floor in ("floor_full", "floor_act"):
