@@ -198,6 +198,14 @@ def test_damaged_checkpoint_is_refused(checkpoint, harm, message):
     assert str(error.value).startswith(str(checkpoint))
 
 
+def test_the_folder_of_a_run_leads_to_its_checkpoint(finetuned, tmp_path):
+    shutil.copytree(finetuned, tmp_path / "run" / "model")
+    for name in ("config.json", "result.json"):
+        (tmp_path / "run" / name).write_text("{}")
+    with pytest.raises(FlatlingoError, match=rf"its checkpoint is {tmp_path}/run/model"):
+        hub.load_classifier(tmp_path / "run")
+
+
 def test_head_of_another_size_is_refused(finetuned):
     with pytest.raises(FlatlingoError, match=r"classifier\.bias has shape \(3,\).* but \(2,\) was asked for"):
         hub.load_model(finetuned, 2)

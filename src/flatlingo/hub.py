@@ -243,6 +243,8 @@ def _config(folder: Path, source: str | Path) -> PreTrainedConfig:
     """The configuration, once it is certain that the checkpoint brings no code."""
     if not (folder / "config.json").is_file():
         raise FlatlingoError(f"{source}: no config.json in this folder; give the folder of a saved model")
+    if (folder / "result.json").is_file() and (folder / "model" / "config.json").is_file():
+        raise FlatlingoError(f"{source}: the folder of a run; its checkpoint is {Path(source) / 'model'}")
     try:
         for path in (folder / "config.json", folder / "tokenizer_config.json"):
             if path.is_file() and "auto_map" in json.loads(path.read_text(encoding="utf-8")):
