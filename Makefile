@@ -55,7 +55,7 @@ build/$(PRESET)/figures-$(SEEDS): $(DRAWN)
 
 # What a notebook is given besides the preset.
 ARGS_1_theory  := $(if $(filter smoke,$(PRESET)),-p pairs=10)
-ARGS_4_fisher_estimators := $(if $(filter smoke,$(PRESET)),-p draws=8)
+ARGS_4_fisher_estimators := $(if $(filter smoke,$(PRESET)),-p draws=6)
 ARGS_2_figure1 := -p store=$(STORE) -p seeds=$(SEEDS)
 ARGS_3_figure2 := $(ARGS_2_figure1)
 # It asks about differences between seeds: one seed of preset mini would tell less than the three recorded ones.
