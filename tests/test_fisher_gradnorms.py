@@ -13,6 +13,7 @@ from fisher_oracle import padded_batch, per_example_trace, perturbed
 from torch import nn
 
 from flatlingo.fisher import fisher_trace
+from flatlingo.fisher.gradnorms import GradientNorms
 
 LENGTHS = (9, 4, 7, 9, 3)
 SMALL = {"vocab_size": 40, "num_labels": 3, "pad_token_id": 0, "max_position_embeddings": 16, "hidden_size": 16}
@@ -263,6 +264,25 @@ def test_bfloat16_autocast(family):
     with torch.autocast("cpu", torch.bfloat16):
         rough = fisher_trace(model, [batch])
     assert rough.value == pytest.approx(exact.value, rel=0.03)
+
+
+@pytest.mark.parametrize("family", ["BERT", "ALBERT", "GPT-2"])
+def test_autocast_finds_weights_already_cast(family):
+    """The same norms to the last bit as when every call casts them anew, and float32 weights again afterwards."""
+    model, batch, _ = build(family)
+    before = {name: parameter.clone() for name, parameter in model.float().named_parameters()}
+    engine = GradientNorms(model, dict(model.named_parameters()), batch, model(**batch).logits)
+    autocast = torch.autocast("cpu", torch.bfloat16)
+    direction = torch.tensor([[1.0, -1.0, 0.5]]).expand(len(batch["input_ids"]), -1)
+    norms, dtypes = [], []
+    for contexts in ([engine, autocast], [autocast, engine]):  # weights are cast on entering under autocast
+        with contexts[0], contexts[1]:
+            engine.forward(batch)
+            norms.append(engine.backward(direction, last=True))
+            dtypes.append({m.weight.dtype for m in model.modules() if type(m) is nn.Linear})
+    assert dtypes == [{torch.float32}, {torch.bfloat16}]
+    assert torch.equal(*norms)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
 
 
 ADAPTERS = {  # peft configuration, covered without falling back

@@ -22,7 +22,8 @@ class GradientNorms:
     """Squared norms, per example and per parameter, of the gradient of a direction in logit space.
 
     A context manager: inside, the model's parameters are frozen and its modules hooked, so that a backward pass visits
-    activations only; all is undone on leaving, whatever happened.
+    activations only, and under autocast the weights of linear layers are in its precision; all is undone on leaving,
+    whatever happened.
 
     A parameter is *covered* if every use of it is a call of a module of a known kind: Linear, Conv1D, LayerNorm,
     RMSNorm or Embedding. The uses are counted in the autograd graph, so none goes unseen. If a parameter is not
@@ -67,6 +68,9 @@ class GradientNorms:
             for parameter in frozen:
                 stack.callback(parameter.requires_grad_, True)
                 parameter.requires_grad_(False)
+            for weight in self._cast_by_autocast():
+                stack.callback(setattr, weight, "data", weight.data)
+                weight.data = weight.data.to(torch.get_autocast_dtype(weight.device.type))
             if self._shorten:
                 stack.enter_context(first_token_only(self.model))
             for handle in self._hook(self._record):
@@ -119,6 +123,17 @@ class GradientNorms:
         sources = [self._anchor, *(self.parameters[name] for name in self._formed)]
         gradients = torch.autograd.grad(self._logits, sources, direction, retain_graph=retain_graph, allow_unused=True)
         return gradients[1:]
+
+    def _cast_by_autocast(self) -> list[nn.Parameter]:
+        """Weights that only linear layers use: autocast keeps no copy of frozen ones and would cast them every time."""
+        if not torch.is_autocast_enabled(self._anchor.device.type):
+            return []
+        uses = defaultdict(set)
+        for module in self.model.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                uses[parameter].add((type(module).forward, name))
+        covered = [parameter for name, parameter in self.parameters.items() if name not in self._formed]
+        return [p for p in covered if uses[p] == {(nn.Linear.forward, "weight")} and p.dtype == torch.float32]
 
     def _attention(self) -> AbstractContextManager:
         """Unfused attention in half precision on CPUs, where the way back through the fused one is ten times slower."""
