@@ -380,7 +380,7 @@ def plot(rows: list[dict], path) -> None:
                 ax.plot(value, height, "o", color="#0072B2" if row["method"].startswith("flatlingo") else "0.5")
                 ax.annotate(f"{value:.2f}", (value, height), (5, 0), textcoords="offset points", va="center", size=8)
         ax.axvline(1, color="0.8", linewidth=0.8, zorder=0)
-        ax.set(xscale="log", xlim=(0.3, 60), title=f"{size}, T = {tokens}", xlabel="time / floor_full")
+        ax.set(xscale="log", xlim=(0.25, 60), title=f"{size}, T = {tokens}", xlabel="time / floor_full")
         ax.set_xticks([0.5, 1, 2, 5, 10, 20, 50], labels=["0.5", "1", "2", "5", "10", "20", "50"])
         ax.minorticks_off()
         ax.set_yticks(range(len(names)), labels=names)
