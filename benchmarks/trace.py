@@ -5,10 +5,10 @@
 
 All methods of a setting run interleaved in one process, on one thread, in float32 (one of flatlingo's under bf16
 autocast too). Times are CPU seconds, ratios medians over rounds of the ratio within a round; methods marked slow run in
-two rounds. Memory is the peak of a process of its own over the loaded model. Errors are of the mean trace of four rows
-of 16 tokens against a float64 loop over examples and labels. A method that fails is reported with its reason. "spread"
-is the interquartile range of the ratio to floor_full over rounds, relative to its median. Results are written after
-each setting; settings measured before, if not measured again, are kept.
+two rounds. Memory is the peak of a process of its own over the loaded model, a dash if that was killed. Errors are of
+the mean trace of four rows of 16 tokens against a float64 loop over examples and labels. A method that fails is
+reported with its reason. "spread" is the interquartile range of the ratio to floor_full over rounds, relative to its
+median. Results are written after each setting; settings measured before, if not measured again, are kept.
 
 * floor_full: a forward pass and C - 1 backward passes with parameter gradients, which no method that forms them beats;
 * floor_act: the same without parameter gradients, a bound for any method that goes back through the network;
@@ -312,7 +312,7 @@ def setting(size: str, tokens: int, methods: list[str], rounds: int, quality: di
     for name in methods:
         row = {"size": size, "T": tokens, "B": len(batch["input_ids"]), "method": name, **quality[name]}
         if name in working:
-            row |= memory[name]
+            row |= {key: value for key, value in memory[name].items() if key != "failed"}
             median = statistics.median(seconds[name])
             row |= {"seconds": median, "examples/s": row["B"] / median, "rounds": len(seconds[name])}
             for floor in ("floor_full", "floor_act"):
