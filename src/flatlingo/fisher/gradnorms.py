@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatlingo.fisher.lastlayer import first_token_only
-from flatlingo.fisher.roles import EMBEDDING, LastGram, Role, agree, roles_of
+from flatlingo.fisher.roles import EMBEDDING, WEIGHT, LastGram, Role, agree, roles_of
 
 
 class GradientNorms:
@@ -125,15 +125,12 @@ class GradientNorms:
         return gradients[1:]
 
     def _cast_by_autocast(self) -> list[nn.Parameter]:
-        """Weights that only linear layers use: autocast keeps no copy of frozen ones and would cast them every time."""
+        """Weights of linear layers: autocast keeps no copy of frozen ones and would cast them in every pass."""
         if not torch.is_autocast_enabled(self._anchor.device.type):
             return []
-        uses = defaultdict(set)
-        for module in self.model.modules():
-            for name, parameter in module.named_parameters(recurse=False):
-                uses[parameter].add((type(module).forward, name))
-        covered = [parameter for name, parameter in self.parameters.items() if name not in self._formed]
-        return [p for p in covered if uses[p] == {(nn.Linear.forward, "weight")} and p.dtype == torch.float32]
+        roles = {name: role for _, uses in modules_using(self.model, self.parameters) for name, role in uses.items()}
+        covered = {name: p for name, p in self.parameters.items() if name not in self._formed}  # each has one role
+        return [p for name, p in covered.items() if roles.get(name) is WEIGHT and p.dtype == torch.float32]
 
     def _attention(self) -> AbstractContextManager:
         """Unfused attention in half precision on CPUs, where the way back through the fused one is ten times slower."""

@@ -181,7 +181,7 @@ def _head_bias_norm(pairs, grams):
     return _at_least_float32(cotangents).square().sum((1, 2))
 
 
-_WEIGHT = Role(_keep_inputs, _weight_norm)
+WEIGHT = Role(_keep_inputs, _weight_norm)
 _BIAS = Role(_keep_nothing, _bias_norm)
 _SCALE = Role(_keep_normalised, _scale_norm, _is_scaled)
 _HEAD_WEIGHT = Role(_keep_head_norms, _head_weight_norm)
@@ -193,7 +193,7 @@ def roles_of(module: nn.Module) -> dict[str, Role]:
     """The parameters of a module whose gradients have a known form; a subclass with its own forward has none."""
     forward = type(module).forward
     if forward in (nn.Linear.forward, Conv1D.forward):
-        return {"weight": _WEIGHT, "bias": _BIAS}
+        return {"weight": WEIGHT, "bias": _BIAS}
     if isinstance(module, PerHead):
         return {"weight": _HEAD_WEIGHT, "bias": _HEAD_BIAS}
     if forward is nn.LayerNorm.forward and len(module.normalized_shape) == 1:
