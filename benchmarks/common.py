@@ -112,7 +112,7 @@ def in_own_process(script: str, *arguments: object) -> dict:
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     if done.returncode:
-        return {"failed": (done.stderr.strip().splitlines() or ["no message"])[-1][:200]}
+        return {"failed": (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1][:200]}
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 

@@ -5,7 +5,7 @@
 
 All methods of a setting run interleaved in one process, on one thread, in float32 (one of flatlingo's under bf16
 autocast too). Times are CPU seconds, ratios medians over rounds of the ratio within a round; methods marked slow run in
-two rounds. Memory is the peak of a process of its own over the loaded model, a dash if that was killed. Errors are of
+two rounds. Memory is the peak of a process of its own over the loaded model, a dash if that failed. Errors are of
 the mean trace of four rows of 16 tokens against a float64 loop over examples and labels. A method that fails is
 reported with its reason. "spread" is the interquartile range of the ratio to floor_full over rounds, relative to its
 median. Results are written after each setting; settings measured before, if not measured again, are kept.
@@ -312,7 +312,7 @@ def setting(size: str, tokens: int, methods: list[str], rounds: int, quality: di
     for name in methods:
         row = {"size": size, "T": tokens, "B": len(batch["input_ids"]), "method": name, **quality[name]}
         if name in working:
-            row |= {key: value for key, value in memory[name].items() if key != "failed"}
+            row |= {"memory failed" if key == "failed" else key: value for key, value in memory[name].items()}
             median = statistics.median(seconds[name])
             row |= {"seconds": median, "examples/s": row["B"] / median, "rounds": len(seconds[name])}
             for floor in ("floor_full", "floor_act"):
@@ -433,6 +433,11 @@ def save(report: dict, output: str) -> None:
     """Write the report as JSON, as Markdown and as a plot."""
     rows, by_length, where = report["rows"], report["lengths"], report["environment"]
     failed = {row["method"]: row["failed"] for row in rows if "failed" in row}
+    failed |= {
+        f"memory of {row['method']} ({row['size']}, T = {row['T']})": row["memory failed"]
+        for row in rows
+        if "memory failed" in row
+    }
     columns = {"size": "", "T": "d", "B": "d", "method": "", "time / floor_full": ".2f", "time / floor_act": ".2f"}
     columns |= {"examples/s": ".3g", "peak MiB": ".0f", "error": ".0e", "spread": ".2f", "rounds": "d"}
     length_columns = {"size": "", "batches": "", "real tokens": ".2f", "examples/s": ".3g", "speed-up": ".2f"}
