@@ -64,7 +64,8 @@ def make_batch(size: str, tokens: int, examples: int | None = None, *, seed: int
 def interleaved(functions: dict, rounds: int, *, slow: tuple[str, ...] = ()) -> dict[str, list[float]]:
     """CPU seconds of each function, one after another in every round; slow ones in the first two rounds only.
 
-    One more round comes first and is not counted.
+    One more round comes first and is not counted. A function that does its work several times has the number as its
+    attribute `times`, and its seconds are divided by it.
     """
     seconds = {name: [] for name in functions}
     for number in range(-1, rounds):
@@ -74,7 +75,7 @@ def interleaved(functions: dict, rounds: int, *, slow: tuple[str, ...] = ()) -> 
             start = time.process_time()
             function()
             if number >= 0:
-                seconds[name].append(time.process_time() - start)
+                seconds[name].append((time.process_time() - start) / getattr(function, "times", 1))
     return seconds
 
 

@@ -5,13 +5,14 @@
 
 All methods of a setting run interleaved in one process, on one thread, in float32 (one of flatlingo's under bf16
 autocast too). Times are CPU seconds, ratios medians over rounds of the ratio within a round; methods marked slow run in
-two rounds. Memory is the peak of a process of its own over the loaded model, a dash if that failed. Errors are of
-the mean trace of four rows of 16 tokens against a float64 loop over examples and labels. A method that fails is
-reported with its reason. "spread" is the interquartile range of the ratio to floor_full over rounds, relative to its
-median. Results are written after each setting; settings measured before, if not measured again, are kept.
+two rounds. flatlingo's are a fourth of a call of four batches, for what a call sets up serves all of them. Memory is
+the peak of a process of its own over the loaded model, a dash if that failed. Errors are of the mean trace of four rows
+of 16 tokens against a float64 loop over examples and labels. A method that fails is reported with its reason. "spread"
+is the interquartile range of the ratio to floor_full over rounds, relative to its median. Results are written after
+each setting; settings measured before on this machine with these versions, if not measured again, are kept.
 
 * floor_full: a forward pass and C - 1 backward passes with parameter gradients, which no method that forms them beats;
-* floor_act: the same without parameter gradients, a bound for any method that goes back through the network;
+* floor_act: the same without parameter gradients, a bound for any method that goes back through all of the network;
 * opacus, nngeometry and curvlinops have no Tr(F) with C - 1 backward passes: opacus is given flatlingo's factor of the
   softmax covariance, nngeometry computes its own exact Fisher, and Hutchinson is *one* draw, which is no estimate yet
   (a relative error of 1 % needs thousands).
@@ -50,6 +51,7 @@ from flatlingo.fisher import fisher_trace, softmax_factor
 from flatlingo.fisher.gradnorms import GradientNorms
 
 matplotlib.use("agg")
+CALL = 4  # batches
 PEERS = ("opacus", "nngeometry", "curvlinops-for-pytorch", "backpack-for-pytorch")
 # Tokens of the English XNLI development pairs in mBERT's vocabulary: 97 quantiles, from the shortest to the longest.
 # fmt: off
@@ -106,14 +108,18 @@ def flatlingo(model, batch):
     with torch.no_grad():
         engine = GradientNorms(model, dict(model.named_parameters()), batch, model(**batch).logits)
 
-    def run():
-        with engine:
-            weights, directions = softmax_factor(engine.forward(batch))
-            total = torch.zeros_like(weights[:, 0])
-            for k in range(weights.shape[1]):
-                total += weights[:, k] * engine.backward(directions[:, k], last=k == LABELS - 2).sum(1)
+    def once():
+        weights, directions = softmax_factor(engine.forward(batch))
+        total = torch.zeros_like(weights[:, 0])
+        for k in range(weights.shape[1]):
+            total += weights[:, k] * engine.backward(directions[:, k], last=k == LABELS - 2).sum(1)
         return float(total.mean())
 
+    def run():
+        with engine:  # entered once in a call, however many batches come
+            return statistics.mean(once() for _ in range(CALL))
+
+    run.times = CALL
     return run
 
 
@@ -125,11 +131,16 @@ def flatlingo_bf16(model, batch):
         with torch.autocast("cpu", torch.bfloat16):
             return inner()
 
+    run.times = CALL
     return run
 
 
 def flatlingo_call(model, batch):
-    return lambda: fisher_trace(model, [batch]).value
+    def run():
+        return fisher_trace(model, [batch] * CALL).value
+
+    run.times = CALL
+    return run
 
 
 def loop(model, batch):
@@ -408,8 +419,13 @@ def main() -> None:
         return
     methods = list(dict.fromkeys(["floor_full", "floor_act", *options.methods]))
     path = RESULTS.joinpath(f"{options.output}.json")
-    report = json.loads(path.read_text()) if path.exists() else {"rows": [], "lengths": []}
-    report["environment"] = environment(*PEERS)
+    where = environment(*PEERS)
+    report = json.loads(path.read_text()) if path.exists() else {}
+    if report.get("environment") != where:
+        report = {"environment": where, "rows": [], "lengths": []}
+    report["GFLOP/s"] = {
+        str(dtype).removeprefix("torch."): product_rate(dtype) for dtype in (torch.float32, torch.bfloat16)
+    }
     for size in options.sizes:
         quality = errors(size, methods)
         for tokens in options.tokens:
@@ -420,6 +436,13 @@ def main() -> None:
             found = lengths(size, max(1, options.rounds // 2))
             report["lengths"] = replaced(report["lengths"], found, ("size",))
             save(report, options.output)
+
+
+def product_rate(dtype: torch.dtype, n: int = 1024) -> float:
+    """GFLOP/s of a product of two n × n matrices, the most that is to be had in a precision."""
+    x = torch.randn(n, n, dtype=dtype)
+    seconds = interleaved({"product": lambda: x @ x}, 9)["product"]
+    return 2 * n**3 / statistics.median(seconds) / 1e9
 
 
 def replaced(rows: list[dict], found: list[dict], keys: tuple[str, ...]) -> list[dict]:
@@ -441,7 +464,9 @@ def save(report: dict, output: str) -> None:
     columns = {"size": "", "T": "d", "B": "d", "method": "", "time / floor_full": ".2f", "time / floor_act": ".2f"}
     columns |= {"examples/s": ".3g", "peak MiB": ".0f", "error": ".0e", "spread": ".2f", "rounds": "d"}
     length_columns = {"size": "", "batches": "", "real tokens": ".2f", "examples/s": ".3g", "speed-up": ".2f"}
-    parts = [heading("Tr(F), side by side", where), markdown([r for r in rows if "failed" not in r], columns)]
+    rates = ", ".join(f"{rate:.0f} GFLOP/s in {dtype}" for dtype, rate in report["GFLOP/s"].items())
+    parts = [heading("Tr(F), side by side", where), f"A product of two 1024 × 1024 matrices: {rates}.\n"]
+    parts += [markdown([r for r in rows if "failed" not in r], columns)]
     if failed:
         parts += ["\n## What could not run\n", *(f"* {name}: {why}" for name, why in failed.items())]
     parts += ["\n## Rows as long as those of XNLI\n", markdown(by_length, length_columns), ""]

@@ -107,6 +107,18 @@ def test_short_texts_join_the_gram_matrices_of_a_shared_layer():
     assert_same(fisher_trace(model, [batch], by="parameter").contributions, per_example_trace(model, batch), rtol=1e-10)
 
 
+WIDE = {"max_position_embeddings": 80, "hidden_size": 96, "intermediate_size": 96, "embedding_size": 80}
+
+
+@pytest.mark.parametrize("prefix", ["Bert", "Albert"])
+@pytest.mark.parametrize("lengths", [(64, 20), (75, 75, 33), (20, 9)], ids=str)
+def test_gram_matrices_in_several_blocks(prefix, lengths):
+    config = getattr(transformers, f"{prefix}Config")(**ENCODER | WIDE)
+    model = perturbed(getattr(transformers, f"{prefix}ForSequenceClassification")(config))
+    batch = padded_batch(lengths)
+    assert_same(fisher_trace(model, [batch], by="parameter").contributions, per_example_trace(model, batch), rtol=1e-10)
+
+
 def test_default_and_explicit_position_ids_agree():
     model, batch, _ = build("BERT")
     explicit = batch | {"position_ids": torch.arange(9).expand(5, 9)}
@@ -264,6 +276,14 @@ def test_bfloat16_autocast(family):
     with torch.autocast("cpu", torch.bfloat16):
         rough = fisher_trace(model, [batch])
     assert rough.value == pytest.approx(exact.value, rel=0.03)
+
+
+def test_bfloat16_leaves_pytorchs_settings_alone():
+    model, batch, _ = build("BERT")
+    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    with torch.autocast("cpu", torch.bfloat16):
+        fisher_trace(model.float(), [batch])
+    assert torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed() == before
 
 
 @pytest.mark.parametrize("family", ["BERT", "ALBERT", "GPT-2"])

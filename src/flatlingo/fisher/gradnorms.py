@@ -137,7 +137,7 @@ class GradientNorms:
         device, dtype = self._anchor.device.type, next(iter(self.parameters.values())).dtype
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
-        return sdpa_kernel(SDPBackend.MATH) if device == "cpu" and dtype.itemsize == 2 else nullcontext()
+        return _unfused_attention() if device == "cpu" and dtype.itemsize == 2 else nullcontext()
 
     def _forget(self) -> None:
         self._logits, self._norms, self._waiting = None, {}, {}
@@ -200,6 +200,18 @@ class GradientNorms:
                 self._norms[name] = role.norm([(value, cotangent)], self._grams)
             else:
                 self._waiting[name, role].append((value, cotangent))
+
+
+@contextmanager
+def _unfused_attention() -> Iterator[None]:
+    """Attention from matrix products in half precision; PyTorch would copy their inputs to float32."""
+    allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()  # not of CUDA alone, whatever it is called
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(allowed)
 
 
 class _Start(torch.autograd.Function):

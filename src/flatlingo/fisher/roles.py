@@ -16,7 +16,7 @@ Bu, Mao & Xu 2022 (arXiv:2205.10683).
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import torch
@@ -30,6 +30,7 @@ from flatlingo.fisher.lastlayer import PerHead
 # multiplications, from 256 tokens in a layer of 128 or 1024 in one of 384. Below, the Gram matrices win although they
 # multiply more: half is symmetric, those of the inputs serve several layers and directions, and none is read twice.
 GRAM_LIMIT = 2
+BLOCK = 32  # tokens: larger blocks fold less of a Gram matrix, smaller ones are slower to multiply
 
 
 class Role(NamedTuple):
@@ -55,7 +56,7 @@ class LastGram:
         self.forget()
 
     def __call__(self, x: Tensor) -> Tensor:
-        """X Xᵀ over the tokens of each example, (B, T·T) from (B, T, d)."""
+        """X Xᵀ over the tokens of each example, folded, from (B, T, d)."""
         if self.of(x) is None:
             self._x, self._key, self._gram = x, _key(x), _gram(x)  # holding x keeps its address from being used again
         return self._gram
@@ -74,8 +75,36 @@ def _key(x: Tensor) -> tuple:
 
 
 def _gram(x: Tensor) -> Tensor:
-    """X Xᵀ over the tokens of each example, (B, T·T) from (B, T, d)."""
-    return _at_least_float32(x @ x.mT).flatten(1)
+    """X Xᵀ over the tokens of each example, folded, from (B, T, d)."""
+    return _folded(x, lambda rows, columns: _at_least_float32(x[:, rows] @ x[:, columns].mT))
+
+
+def _folded(x: Tensor, pairs: Callable[[slice, slice], Tensor]) -> Tensor:
+    """A symmetric function of two tokens of activations x (B, T, d), for each pair once: (B, n).
+
+    `pairs` gives its values (B, rows, columns). Blocks below the diagonal stand for those above too and are multiplied
+    by √2, so that the dot product of two folded matrices is that of the whole ones.
+    """
+    strips, block = [], _block(x)
+    for start in range(0, x.shape[1], block):
+        stop = min(start + block, x.shape[1])
+        strip = pairs(slice(start, stop), slice(0, stop))
+        if start:
+            strip[:, :, :start] *= 2**0.5
+        strips.append(strip.flatten(1))
+    return torch.cat(strips, dim=1) if len(strips) > 1 else strips[0]
+
+
+def _block(x: Tensor) -> int:
+    """Tokens a block: all in one where several would cost more than they save."""
+    folds = x.device.type == "cpu" and x.dtype.itemsize > 2 and not torch.is_grad_enabled()
+    return BLOCK if folds else x.shape[1]
+
+
+@lru_cache(maxsize=4)  # a batch asks for few lengths, and for each again and again
+def _every_pair(tokens: int, block: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What sums a folded matrix: the Gram matrix of ones, (n,)."""
+    return _gram(torch.ones(1, tokens, 1, dtype=dtype, device=device))[0]
 
 
 def _keep_inputs(module, inputs, output, grams, shared):
@@ -111,7 +140,7 @@ def _keep_nothing(module, inputs, output, grams, shared):
 def _bias_norm(pairs, grams):
     """‖∑ₜ gₜ‖² = ∑ₜₛ gₜ·gₛ, the sum of a Gram matrix that the weight has just asked for, unless in half precision."""
     if len(pairs) == 1 and (gram := grams.of(cotangents := pairs[0][1])) is not None and gram.dtype == cotangents.dtype:
-        return gram.sum(1).clamp_min(0)
+        return (gram @ _every_pair(cotangents.shape[1], _block(cotangents), gram.dtype, gram.device)).clamp_min(0)
     gradient = sum(_sum_tokens(cotangents) for _, cotangents in pairs)
     return gradient.square().sum(1)
 
@@ -146,13 +175,17 @@ def _is_scaled(module, inputs, output):
 def _keep_ids(module, inputs, output, grams, shared):
     """(ids, None) where uses must be joined, else (None, which ids agree); the ids of padding_idx become -1."""
     ids = inputs if module.padding_idx is None else inputs.masked_fill(inputs == module.padding_idx, -1)
-    return (ids, None) if shared else (None, _same(ids).to(torch.promote_types(output.dtype, torch.float32)))
+    return (ids, None) if shared else (None, _same(ids, output))
 
 
-def _same(ids: Tensor) -> Tensor:
-    """Whether two tokens of an example have one id, (B, T·T); padding has none, as autograd leaves its row at zero."""
+def _same(ids: Tensor, x: Tensor) -> Tensor:
+    """1 where two tokens of an example have one id, folded as the Gram matrix of x (B, T, d) is.
+
+    Padding has no id, as autograd leaves its row at zero.
+    """
     other = ids.masked_fill(ids < 0, -2)  # unlike -1
-    return (ids[:, :, None] == other[:, None, :]).flatten(1)
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return _folded(x, lambda rows, columns: (ids[:, rows, None] == other[:, None, columns]).to(dtype))
 
 
 def _embedding_norm(pairs, grams):
@@ -162,8 +195,7 @@ def _embedding_norm(pairs, grams):
     else:
         same, ids = None, torch.cat([ids for (ids, _), _ in pairs], dim=1)
         cotangents = torch.cat([cotangents for _, cotangents in pairs], dim=1)
-    gram = grams(cotangents)
-    return _dot(gram, _same(ids).to(gram.dtype) if same is None else same)
+    return _dot(grams(cotangents), _same(ids, cotangents) if same is None else same)
 
 
 def _keep_head_norms(module, inputs, output, grams, shared):
