@@ -76,7 +76,23 @@ def _key(x: Tensor) -> tuple:
 
 def _gram(x: Tensor) -> Tensor:
     """X Xᵀ over the tokens of each example, folded, from (B, T, d)."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _at_least_float32(_Gram.apply(x)).flatten(1)
     return _folded(x, lambda rows, columns: _at_least_float32(x[:, rows] @ x[:, columns].mT))
+
+
+class _Gram(torch.autograd.Function):
+    """X Xᵀ with one matrix product on the way back, where autograd, not knowing it symmetric, would take two."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x @ x.mT
+
+    @staticmethod
+    def backward(ctx, cotangent: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return (cotangent + cotangent.mT).to(x.dtype) @ x
 
 
 def _folded(x: Tensor, pairs: Callable[[slice, slice], Tensor]) -> Tensor:

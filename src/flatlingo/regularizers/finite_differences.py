@@ -1,6 +1,6 @@
 """The gradient of a squared gradient norm, 2 H g, from two ordinary gradients."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -102,25 +102,25 @@ def squared_norm_by_finite_differences(
     if norm == 0:
         return norm
     with torch.no_grad():
-        shifted = {name: named[name] + (radius / norm) * g for name, g in gradients.items()}
+        shifted = {name: torch.add(named[name], g, alpha=radius / float(norm)) for name, g in gradients.items()}
     for parameter in shifted.values():
         parameter.requires_grad_()
-    moved = torch.autograd.grad(F.cross_entropy(shifted_pass(shifted), labels), list(shifted.values()))
-    products = torch._foreach_sub(moved, list(gradients.values()))
-    torch._foreach_mul_(products, 2 * float(norm) / radius)
-    if not torch.stack(torch._foreach_norm(products)).isfinite().all():
+    differences = torch.autograd.grad(F.cross_entropy(shifted_pass(shifted), labels), list(shifted.values()))
+    torch._foreach_sub_(differences, list(gradients.values()))
+    scale = 2 * float(norm) / radius
+    if not (torch.stack(torch._foreach_norm(differences)) * scale).isfinite().all():
         raise FlatlingoError(f"the gradient at a distance of {radius:g} is not finite; use a smaller radius")
-    return _WithGradient.apply(norm.square(), products, *(named[name] for name in gradients))
+    return _WithGradient.apply(norm.square(), differences, scale, *(named[name] for name in gradients))
 
 
 class _WithGradient(torch.autograd.Function):
-    """A value whose gradient with respect to some parameters is given."""
+    """A value whose gradient with respect to some parameters is given, up to a scale."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, gradients: list[Tensor], *parameters: Tensor) -> Tensor:
-        ctx.gradients = gradients
+    def forward(ctx: Any, value: Tensor, gradients: Sequence[Tensor], scale: float, *parameters: Tensor) -> Tensor:
+        ctx.gradients, ctx.scale = gradients, scale
         return value.clone()
 
     @staticmethod
     def backward(ctx: Any, factor: Tensor) -> tuple:
-        return None, None, *(factor * gradient for gradient in ctx.gradients)
+        return None, None, None, *(factor * ctx.scale * gradient for gradient in ctx.gradients)

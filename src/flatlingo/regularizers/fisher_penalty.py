@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatlingo.errors import FlatlingoError
-from flatlingo.regularizers.base import logits_of
+from flatlingo.regularizers.base import logits_of, squared_norm
 from flatlingo.regularizers.finite_differences import RandomState, ShiftedPass, squared_norm_by_finite_differences
 from flatlingo.regularizers.periodic import PeriodicPenalty, check_differentiable_twice
 
@@ -154,4 +154,4 @@ def squared_gradient_norm(model: nn.Module, logits: Tensor, labels: Tensor, *, l
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
     gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
-    return sum(gradient.square().sum() for gradient in gradients if gradient is not None)
+    return sum(squared_norm(gradient) for gradient in gradients if gradient is not None)

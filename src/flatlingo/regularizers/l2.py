@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from flatlingo.errors import FlatlingoError
-from flatlingo.regularizers.base import Regularizer
+from flatlingo.regularizers.base import Regularizer, squared_norm
 
 
 class L2(Regularizer):
@@ -25,7 +25,7 @@ class L2(Regularizer):
         self, model: nn.Module, batch: Mapping[str, Tensor], outputs: Any
     ) -> tuple[Tensor, dict[str, float | Tensor]]:
         """Compute the term."""
-        distance = sum(parameter.square().sum() for parameter in _trainable(model))
+        distance = sum(squared_norm(parameter) for parameter in _trainable(model))
         return self.weight / 2 * distance, {"squared_distance": distance}
 
 
@@ -56,7 +56,7 @@ class L2SP(Regularizer):
         if self._anchors is None:
             raise FlatlingoError("L2SP does not know the initial weights; call start(model, seed=0) before training")
         pairs = zip(_trainable(model), self._anchors, strict=True)
-        distance = sum((parameter - anchor).square().sum() for parameter, anchor in pairs)
+        distance = sum(squared_norm(parameter - anchor) for parameter, anchor in pairs)
         return self.weight / 2 * distance, {"squared_distance": distance}
 
 
