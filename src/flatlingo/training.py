@@ -456,7 +456,8 @@ def _holds_texts(rows: Any) -> bool:
 def _warn_if_cut(rows: EncodedRows, tokenizer: PreTrainedTokenizerBase) -> None:
     full = [row for row, item in zip(rows.rows, rows.clean, strict=True) if len(item["input_ids"]) == rows.max_length]
     if full:
-        lengths = map(len, tokenizer([row["text_a"] for row in full], [row["text_b"] for row in full])["input_ids"])
+        texts = ([row[name] for row in full] for name in ("text_a", "text_b"))
+        lengths = map(len, tokenizer(*texts, verbose=False)["input_ids"])  # not verbose: they are longer on purpose
         if cut := sum(length > rows.max_length for length in lengths):
             warnings.warn(
                 f"{cut} of {len(rows)} training rows are longer than max_length {rows.max_length} and are cut",
