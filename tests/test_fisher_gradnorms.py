@@ -119,6 +119,16 @@ def test_gram_matrices_in_several_blocks(prefix, lengths):
     assert_same(fisher_trace(model, [batch], by="parameter").contributions, per_example_trace(model, batch), rtol=1e-10)
 
 
+def test_bfloat16_autocast_of_more_than_one_block():
+    """The Gram matrices of linear layers are whole then, those of embeddings, in float32, are not."""
+    model = perturbed(transformers.BertForSequenceClassification(transformers.BertConfig(**ENCODER | WIDE)))
+    batch = padded_batch((75, 33))
+    exact = fisher_trace(model.float(), [batch])
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = fisher_trace(model, [batch])
+    assert rough.groups == pytest.approx(exact.groups, rel=0.05)
+
+
 def test_default_and_explicit_position_ids_agree():
     model, batch, _ = build("BERT")
     explicit = batch | {"position_ids": torch.arange(9).expand(5, 9)}

@@ -28,7 +28,7 @@ from flatlingo.fisher.lastlayer import PerHead
 
 # The gradient itself (d × p numbers an example) replaces the Gram matrices where these cost this many times more
 # multiplications, from 256 tokens in a layer of 128 or 1024 in one of 384. Below, the Gram matrices win although they
-# multiply more: half is symmetric, those of the inputs serve several layers and directions, and none is read twice.
+# multiply more: nearly half is saved, those of the inputs serve several layers and directions, none is read twice.
 GRAM_LIMIT = 2
 BLOCK = 32  # tokens: larger blocks fold less of a Gram matrix, smaller ones are slower to multiply
 
