@@ -74,7 +74,7 @@ METHODS = {
     "Fisher penalty": (FisherPenalty, 9, "fisher_penalty"),
     "Fisher penalty, finite difference": (lambda: FisherPenalty(method="finite-difference"), 8, ""),
     "Fisher penalty, as published": (lambda: published_fisher, 9, ""),
-    "trace penalty": (TracePenalty, 15, "trace_penalty"),
+    "trace penalty": (TracePenalty, 9, "trace_penalty"),  # its gradients stop at the activations
     "gradient norm": (GradientNormPenalty, 9, "gradient_norm"),
     "L2": (lambda: L2(0.01), 3, "l2"),
     "L2-SP": (lambda: L2SP(0.01), 3, "l2_sp"),
@@ -178,18 +178,23 @@ def main() -> None:
     for row in rows:
         if "peak MiB" in row and "peak MiB" in rows[0]:
             row["memory"] = row["peak MiB"] / rows[0]["peak MiB"]
-    title = f"Training steps: {options.size}, T = {options.tokens}, B = {options.batch}"
     settings = {key: str(value) for key, value in vars(options).items() if key not in ("output", "memory")}
-    report = {"environment": environment(), "settings": settings, "rows": rows}
+    save({"environment": environment(), "settings": settings, "rows": rows}, options.output)
+
+
+def save(report: dict, output: str) -> None:
+    """Write the report as JSON and as Markdown."""
+    settings = report["settings"]
+    title = f"Training steps: {settings['size']}, T = {settings['tokens']}, B = {settings['batch']}"
     columns = {"method": "", "time": ".2f", "floor": ".2f", "time / floor": ".2f"}
     columns |= {"seconds": ".3g", "memory": ".2f", "peak MiB": ".0f"}
     note = (
         "Time and memory are ratios to a plain training step on the same batch; the floor is the passes a method "
         "needs. Weight decay, label smoothing, dropout and early stopping are plain steps.\n"
     )
-    text = "\n".join([heading(title, report["environment"]), note, markdown(rows, columns), ""])
-    write(RESULTS.joinpath(f"{options.output}.json"), json.dumps(report, indent=1) + "\n")
-    write(RESULTS.joinpath(f"{options.output}.md"), text)
+    text = "\n".join([heading(title, report["environment"]), note, markdown(report["rows"], columns), ""])
+    write(RESULTS.joinpath(f"{output}.json"), json.dumps(report, indent=1) + "\n")
+    write(RESULTS.joinpath(f"{output}.md"), text)
 
 
 if __name__ == "__main__":
