@@ -15,8 +15,8 @@ LNSR                        `LNSR(weight=1.0, layer=1)`                         
 xTune, example consistency  `XTune(CodeSwitching(tokenizer, lexicon), weight=5)`   Zheng et al. 2021
 weight-noise consistency    `WeightNoise(weight=1.0, sigma=1e-3)`                  Stickland & Murray 2021, eq. (1)
 any other consistency       `Consistency(perturbation, divergence, weight)`
-Fisher penalty              `FisherPenalty(weight=0.01)`                           Jastrzebski et al. 2021
-trace penalty               `TracePenalty(weight=0.01)`
+Fisher penalty              `FisherPenalty(weight=0.0003)`                         Jastrzebski et al. 2021
+trace penalty               `TracePenalty(weight=0.0003)`
 gradient-norm penalty       `GradientNormPenalty(weight=0.01)`                     Jastrzebski et al. 2021
 L2                          `L2(weight=0.01)`
 L2-SP                       `L2SP(weight=0.01)`                                    Li, Grandvalet & Davoine 2018

@@ -46,7 +46,7 @@ class TracePenalty(PeriodicPenalty):
     needs_pass_alone = True  # every row that is recorded counts as an example
     recomputable = False  # what the first pass recorded would not be what the backward pass uses
 
-    def __init__(self, weight: float = 0.01, every: int = 1):
+    def __init__(self, weight: float = 0.0003, every: int = 1):
         super().__init__(weight, every)
         self._model: nn.Module | None = None
         self._calls: list[Call] | None = None
