@@ -10,14 +10,21 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PRESET ?= mini
 SEEDS  ?= 1
+# Runs at a time; by default one a core or GPU.
+JOBS   ?=
+# Folder of rows in XTREME layout, for presets of real rows; by default the Hub's.
+DATA   ?=
 STORE  ?= build/$(PRESET)/store
 PARAMS ?=
-# The committed figures/ are drawn at preset mini; other presets draw beside them.
+# The committed figures are drawn at presets mini (figures/) and small (figures/small/); others draw beside them.
 FIGURES ?= $(if $(filter mini,$(PRESET)),figures,figures/$(PRESET))
+# What make installs: everything, at the versions of the lock.
+INSTALL := -c requirements.lock -e '.[study,notebooks,dev]'
 
 NOTEBOOKS := 0_start_here 1_theory 2_figure1 3_figure2 4_fisher_estimators 5_beyond_the_paper explore
 DRAWN     := $(NOTEBOOKS:%=build/$(PRESET)/%-$(SEEDS).ipynb)
-SOURCES   := $(wildcard src/flatlingo/*.py src/flatlingo/*/*.py src/flatlingo/*/*.tsv src/flatlingo/*.mplstyle src/flatlingo/presets/$(PRESET).yaml \
+SOURCES   := $(wildcard src/flatlingo/*.py src/flatlingo/*/*.py src/flatlingo/*/*.tsv src/flatlingo/*/*.mplstyle \
+    src/flatlingo/presets/$(PRESET).yaml src/flatlingo/presets/tasks/*.yaml \
     data/mini-mbert/*.safetensors data/mini-mbert/tokenizer.json)
 
 export PATH := $(abspath $(BIN)):$(PATH)
@@ -34,19 +41,34 @@ help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 setup: $(STAMP) ## install everything into .venv
-$(STAMP): requirements.lock requirements.in pyproject.toml
+$(STAMP): requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11) and "flatlingo needs Python 3.11 or newer: make setup PYTHON=...")'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(INSTALL)
 	touch $@
 
-figures: build/$(PRESET)/figures-$(SEEDS) ## train what is missing and draw every figure (PRESET=mini|smoke|paper, SEEDS=n)
+figures: build/$(PRESET)/figures-$(SEEDS) ## train what is missing and draw every figure (PRESET=mini|smoke|small|paper, SEEDS=n, JOBS=n runs at a time)
 figure1: build/$(PRESET)/2_figure1-$(SEEDS).ipynb ## only English accuracy against Tr(F)
 figure2: build/$(PRESET)/3_figure2-$(SEEDS).ipynb ## only the gain of the second stage against Tr(F)
 theory: build/$(PRESET)/1_theory-$(SEEDS).ipynb ## only equation (1)
 beyond: build/$(PRESET)/5_beyond_the_paper-$(SEEDS).ipynb ## only what the paper leaves open
 
-# Two notebooks at a time, except where they would share a GPU: theory and estimators keep one core busy, sweeps both.
+# What a notebook reads is swept before, of the plans that the preset has: hours that no kernel has to live through.
+HAS   := $(shell sed -n '/^plans:/,$$ s/^  \([a-z_]*\):.*/\1/p' src/flatlingo/presets/$(PRESET).yaml /dev/null)
+swept  = $(foreach plan,$(filter $(1),$(HAS)),build/$(PRESET)/$(plan)-$(SEEDS).swept)
+SWEPT_2_figure1 := $(call swept,nli)
+SWEPT_3_figure2 := $(call swept,paraphrase)
+# Notebook 5 asks about differences between seeds: of preset mini, one seed would tell less than those recorded.
+SWEPT_5_beyond_the_paper := $(if $(filter mini-1,$(PRESET)-$(SEEDS)),,$(call swept,nli paraphrase regularized_second_stage))
+SWEPT_explore := $(call swept,nli)
+SWEEP := --preset $(PRESET) --seeds $(SEEDS) --store $(STORE) $(if $(JOBS),--jobs $(JOBS)) $(if $(DATA),--data $(DATA)) \
+    $(if $(filter mini smoke,$(PRESET)),,--discard-weights)
+.PRECIOUS: build/$(PRESET)/%-$(SEEDS).swept
+build/$(PRESET)/%-$(SEEDS).swept: $(STAMP) $(SOURCES)
+	flatlingo sweep $* $(SWEEP)
+	mkdir -p $(@D) && touch $@
+
+# Two targets at a time, except where they would share a GPU: theory and estimators keep one core busy, sweeps both.
 MAKEFLAGS += $(if $(filter mini smoke,$(PRESET)),-j2)
 
 # The list of figures, made when any was drawn; a second call has nothing to do, and make says so.
@@ -56,13 +78,13 @@ build/$(PRESET)/figures-$(SEEDS): $(DRAWN)
 # What a notebook is given besides the preset.
 ARGS_1_theory  := $(if $(filter smoke,$(PRESET)),-p pairs=10)
 ARGS_4_fisher_estimators := $(if $(filter smoke,$(PRESET)),-p draws=6)
-ARGS_2_figure1 := -p store=$(STORE) -p seeds=$(SEEDS)
+ARGS_explore := -p store=$(STORE) -p seeds=$(SEEDS)
+ARGS_2_figure1 := $(ARGS_explore) $(if $(DATA),-p data=$(abspath $(DATA)))
 ARGS_3_figure2 := $(ARGS_2_figure1)
-# It asks about differences between seeds: one seed of preset mini would tell less than the three recorded ones.
-ARGS_5_beyond_the_paper := $(if $(filter mini-1,$(PRESET)-$(SEEDS)),,$(ARGS_2_figure1))
-ARGS_explore := $(ARGS_2_figure1)
+ARGS_5_beyond_the_paper := $(if $(SWEPT_5_beyond_the_paper),$(ARGS_2_figure1))
 # A notebook is executed under another name and moved when it succeeded, so that a failed one is built again.
-build/$(PRESET)/%-$(SEEDS).ipynb: notebooks/%.ipynb $(STAMP) $(SOURCES)
+.SECONDEXPANSION:
+build/$(PRESET)/%-$(SEEDS).ipynb: notebooks/%.ipynb $(STAMP) $(SOURCES) $$(SWEPT_$$*)
 	flatlingo notebook $< $@ -p preset=$(PRESET) $(ARGS_$*) $(PARAMS)
 
 test: $(STAMP) ## everything CI runs
@@ -93,10 +115,10 @@ pretrain: $(STAMP) ## rebuild the shipped encoder data/mini-mbert (about forty m
 	flatlingo pretrain --mini-world --start build/mini-mbert-2 --seed 2 --epochs 1 --claims 0.2 --output data/mini-mbert
 
 record: $(STAMP) ## refresh the recorded results (three seeds), the committed notebooks and figures
-	for plan in figure1 figure2 beyond; do \
+	for plan in nli paraphrase regularized_second_stage; do \
 	    flatlingo sweep $$plan --preset mini --seeds 3 --store data/recorded/mini --discard-weights; done
 	flatlingo sweep methods --preset mini --seeds 2 --store data/recorded/mini --discard-weights
-	python -m flatlingo.modelcard
+	python scripts/modelcard.py
 	rm -rf build/reference
 	for notebook in 2_figure1 3_figure2 5_beyond_the_paper; do \
 	    FLATLINGO_FIGURES=$(abspath build/reference) flatlingo notebook notebooks/$$notebook.ipynb \
@@ -104,7 +126,7 @@ record: $(STAMP) ## refresh the recorded results (three seeds), the committed no
 	mkdir -p tests/reference && cp build/reference/*.json tests/reference
 	for notebook in $(NOTEBOOKS); do \
 	    FLATLINGO_FIGURES=$(abspath figures) flatlingo notebook notebooks/$$notebook.ipynb notebooks/$$notebook.ipynb; done
-	python -m flatlingo.readme
+	python scripts/readme.py
 
 PEERS := build/peers-venv
 bench: $(PEERS)/.installed ## compare time, memory and error with other packages; for a quiet machine
@@ -114,23 +136,20 @@ bench: $(PEERS)/.installed ## compare time, memory and error with other packages
 # One package at a time: the benchmark names those that cannot be installed, and goes on without them.
 $(PEERS)/.installed: benchmarks/requirements-peers.txt $(STAMP)
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
-	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.lock -e .
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check $(INSTALL)
 	grep -v '^#' $< | xargs -n 1 $(PEERS)/bin/python -m pip install --quiet --no-deps || true
 	touch $@
 
 AUDIT := build/audit-venv
 lint: $(STAMP) $(AUDIT)/.installed ## ruff on code and notebooks; known vulnerabilities of the locked packages
 	ruff check && ruff format --check
-	@if $(AUDIT)/bin/python -c 'import requests as r; r.get("https://pypi.org/pypi/pip/23.2.1/json", timeout=10).raise_for_status()' \
-	    2>/dev/null; then \
-	    $(AUDIT)/bin/pip-audit --requirement requirements.lock --no-deps --disable-pip --progress-spinner off; \
-	else echo "pip-audit left out: no advisories from pypi.org (offline, or a mirror without them)"; fi
+	$(AUDIT)/bin/pip-audit --requirement requirements.lock --no-deps --disable-pip --progress-spinner off
 $(AUDIT)/.installed:
 	$(PYTHON) -m venv $(AUDIT)
 	$(AUDIT)/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
 	touch $@
 
-lock: $(STAMP) ## resolve requirements.in anew into requirements.lock
+lock: $(STAMP) ## resolve the packages of pyproject.toml anew into requirements.lock
 	$(BIN)/python -m pip install --quiet uv
-	uv pip compile requirements.in --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+	uv pip compile pyproject.toml --all-extras --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 	    --no-header --no-annotate -o requirements.lock

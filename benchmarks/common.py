@@ -1,4 +1,4 @@
-"""What the benchmarks share: models and batches, paired timing, memory of a process of its own, tables."""
+"""What the benchmarks share: models and batches, paired timing, memory of a process of its own, reports by machine."""
 
 import json
 import os
@@ -16,9 +16,10 @@ from transformers import BertConfig, BertForSequenceClassification
 
 RESULTS = Path(__file__).parent / "results"
 LABELS = 3
-# layers, hidden size, heads, vocabulary, examples a batch; "micro" is for trying a benchmark out
+# layers, hidden size, heads, vocabulary, examples a batch; "micro" and "mini" are for trying a benchmark out
 SIZES = {
     "micro": (1, 32, 2, 500, 4),
+    "mini": (2, 64, 2, 2400, 4),
     "tiny": (2, 128, 2, 30522, 32),
     "minilm": (6, 384, 12, 30522, 16),
     "mbert": (12, 768, 12, 119547, 4),
@@ -119,18 +120,61 @@ def in_own_process(script: str, *arguments: object) -> dict:
 
 def environment(*packages: str) -> dict[str, str]:
     """The machine and the versions of packages, `-` for those that are not installed."""
-    cpu = next((x.split(":")[1].strip() for x in _lines("/proc/cpuinfo") if x.startswith("model name")), "unknown")
     versions = {}
     for package in ("flatlingo", "torch", "transformers", *packages):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "-"
-    return {"cpu": cpu, "threads": str(torch.get_num_threads()), "python": platform.python_version(), **versions}
+    return {"cpu": cpu(), "threads": str(torch.get_num_threads()), "python": platform.python_version(), **versions}
 
 
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
+def cpu() -> str:
+    """The make of this machine's CPU, as Linux tells it, or else its architecture."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def read_report(path: Path, where: dict[str, str], *, lists: tuple[str, ...] = ("rows",)) -> dict:
+    """What a report holds already, without what this make of CPU measured with other versions.
+
+    Args:
+        path: a report: `environments` and whatever else there is one of a make of CPU, by make; and lists of rows, each
+            with its `cpu`.
+        where: this environment.
+        lists: the names of these lists.
+    """
+    report = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"environments": {}}
+    if report["environments"].get(where["cpu"]) != where:
+        for name in lists:
+            report[name] = [row for row in report.get(name, []) if row["cpu"] != where["cpu"]]
+    report["environments"][where["cpu"]] = where
+    return report
+
+
+def replaced(rows: list[dict], found: list[dict], keys: tuple[str, ...], order=None) -> list[dict]:
+    """The rows with those of the same make of CPU and setting replaced; makes stand beside each other.
+
+    Args:
+        rows: those of all makes.
+        found: new ones.
+        keys: what a setting is besides the make; none if a make has one setting only.
+        order: a function of a row by which settings are sorted; default as they come.
+    """
+    keys = ("cpu", *keys)
+    settings = {tuple(row[key] for key in keys) for row in found}
+    rows = [row for row in rows if tuple(row[key] for key in keys) not in settings] + found
+    first = {}
+    for row in rows:
+        first.setdefault(tuple(row.get(key) for key in (*keys[1:], "method", "batches")), len(first))
+    rows = sorted(rows, key=lambda row: first[tuple(row.get(key) for key in (*keys[1:], "method", "batches"))])
+    return sorted(rows, key=order) if order else rows
+
+
+def write_report(path: Path, report: dict, text: list[str]) -> None:
+    """Write a report as JSON, and its text as Markdown beside it; `path` has no ending."""
+    write(path.with_name(f"{path.name}.json"), json.dumps(report, indent=1) + "\n")
+    write(path.with_name(f"{path.name}.md"), "\n".join([*text, ""]))
 
 
 def write(path: Path, content: str) -> None:
@@ -156,6 +200,8 @@ def _cell(value, form: str) -> str:
     return value if isinstance(value, str) else format(value, form)
 
 
-def heading(title: str, where: dict[str, str]) -> str:
-    """Title and environment of a report."""
-    return f"# {title}\n\n{', '.join(f'{key} {value}' for key, value in where.items())}\n"
+def heading(title: str, report: dict) -> str:
+    """Title, and a line of environment and settings for each make of CPU."""
+    machines = [where | report.get("settings", {}).get(make, {}) for make, where in report["environments"].items()]
+    lines = [", ".join(f"{key} {value}" for key, value in machine.items()) for machine in machines]
+    return "\n\n".join([f"# {title}", *lines]) + "\n"

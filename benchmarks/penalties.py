@@ -14,10 +14,12 @@ import copy
 import json
 import statistics
 from contextlib import nullcontext
+from pathlib import Path
 
 import torch
 from common import (
     RESULTS,
+    cpu,
     environment,
     heading,
     in_own_process,
@@ -27,7 +29,9 @@ from common import (
     markdown,
     peak_memory,
     ratio,
-    write,
+    read_report,
+    replaced,
+    write_report,
 )
 from torch.nn.functional import cosine_similarity, cross_entropy
 
@@ -116,7 +120,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=30, help="of training before errors and spread are measured")
     parser.add_argument("--draws", type=int, default=12, help="label draws for the spread")
-    parser.add_argument("--output", default=RESULTS / "penalties", help="path without ending")
+    parser.add_argument("--output", type=Path, default=RESULTS / "penalties", help="path without ending")
     parser.add_argument("--memory", help="(internal) peak memory of one method")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -141,7 +145,12 @@ def main() -> None:
     references = {name: penalty_gradient(exact, batch, METHODS[name](), 0)[1] for name in REFERENCES}
     rows = []
     for name in METHODS:
-        row = {"method": name, "seconds": statistics.median(seconds[name]), "time": ratio(seconds, name, "plain")}
+        row = {
+            "cpu": cpu(),
+            "method": name,
+            "seconds": statistics.median(seconds[name]),
+            "time": ratio(seconds, name, "plain"),
+        }
         arguments = ("--size", options.size, "--tokens", options.tokens, "--batch", options.batch, "--memory", name)
         row |= in_own_process(__file__, *arguments)
         if name in MEASURED_ERRORS:
@@ -156,15 +165,16 @@ def main() -> None:
     for row in rows:
         if "peak MiB" in row and "peak MiB" in rows[0]:
             row["memory"] = row["peak MiB"] / rows[0]["peak MiB"]
+    report = read_report(options.output.with_suffix(".json"), environment())
     settings = {key: str(value) for key, value in vars(options).items() if key not in ("output", "memory")}
-    save({"environment": environment(), "settings": settings, "rows": rows}, options.output)
+    report.setdefault("settings", {})[cpu()] = settings
+    report["rows"] = replaced(report["rows"], rows, ())
+    save(report, options.output)
 
 
-def save(report: dict, output: str) -> None:
+def save(report: dict, output: Path) -> None:
     """Write the report as JSON and as Markdown."""
-    settings = report["settings"]
-    title = f"Penalties: {settings['size']}, T = {settings['tokens']}, B = {settings['batch']}"
-    ratios = {"method": "", "time": ".2f", "seconds": ".3g", "memory": ".2f", "peak MiB": ".0f"}
+    ratios = {"method": "", "cpu": "", "time": ".2f", "seconds": ".3g", "memory": ".2f", "peak MiB": ".0f"}
     quality = {
         "error, float32": ".1e",
         "1 - cosine, float32": ".1e",
@@ -177,9 +187,8 @@ def save(report: dict, output: str) -> None:
     }
     note = "Time and memory are ratios to the plain training gradient of the same batch.\n"
     columns = ratios | {name: form for name, form in quality.items() if any(name in row for row in report["rows"])}
-    text = "\n".join([heading(title, report["environment"]), note, markdown(report["rows"], columns), ""])
-    write(RESULTS.joinpath(f"{output}.json"), json.dumps(report, indent=1) + "\n")
-    write(RESULTS.joinpath(f"{output}.md"), text)
+    text = [heading("Penalties", report), note, markdown(report["rows"], columns)]
+    write_report(output, report, text)
 
 
 if __name__ == "__main__":

@@ -8,20 +8,24 @@ its own over the loaded model. The floor counts passes: a forward pass 1, a back
 alone), differentiating a gradient twice what computing it took; divided by the 3 of a plain step. Views are as long as
 the rows.
 
-"MVR, as published" and "Fisher penalty, as published" are the steps of run_mv_classify.py (Wang et al. 2021) and
-hf-sharpness (Cooper Stickland 2022), written anew from their description: two passes with one loss; and a double
+"consistency, as published" and "Fisher penalty, as published" are the steps of run_mv_classify.py (Wang et al. 2021)
+and hf-sharpness (Cooper Stickland 2022), written anew from their description: two passes with one loss; and a double
 backward under eager attention over the labels that `Categorical` draws.
 """
 
 import argparse
 import json
 import statistics
+from collections.abc import Callable
 from functools import cache
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from common import (
     RESULTS,
+    cpu,
     environment,
     heading,
     in_own_process,
@@ -31,60 +35,81 @@ from common import (
     markdown,
     peak_memory,
     ratio,
-    write,
+    read_report,
+    replaced,
+    write_report,
 )
 from transformers import BertTokenizer
 
-from flatlingo.regularizers import (
-    L2,
-    L2SP,
-    LNSR,
-    R3F,
-    R4F,
-    SAM,
-    SMART,
-    VAT,
-    CodeSwitching,
-    FisherPenalty,
-    GradientNormPenalty,
-    Mixout,
-    RDrop,
-    SubwordConsistency,
-    TracePenalty,
-    WeightNoise,
-    XTune,
-)
+from flatlingo import regularizers
+from flatlingo.regularizers import SAM, BothViews, CodeSwitching, FisherPenalty, RDrop, SubwordConsistency, XTune
+from flatlingo.study.families import family
 
 TOKENIZER = BertTokenizer(vocab={"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4})
-# name → what it is made of, and its floor in forward passes; the family in `flatlingo sweep methods`
-METHODS = {
-    "plain": (lambda: None, 3, "none"),
-    "MVR": (lambda: SubwordConsistency(TOKENIZER), 6, "consistency"),
-    "MVR, one pass": (lambda: SubwordConsistency(TOKENIZER, shared_pass=True), 6, ""),
-    "MVR, as published": (lambda: published_mvr, 6, ""),
-    "R3F": (R3F, 6, "r3f"),
-    "R4F": (R4F, 6, "r4f"),
-    "R-Drop": (RDrop, 6, "r_drop"),
-    "R-Drop, one pass": (lambda: RDrop(shared_pass=True), 6, ""),
-    "SMART": (SMART, 8, "smart"),
-    "VAT": (VAT, 8, "vat"),
-    "LNSR": (LNSR, 6, "lnsr"),
-    "xTune": (lambda: XTune(CodeSwitching(TOKENIZER, {"a": "b"})), 6, "xtune"),
-    "weight noise": (WeightNoise, 6, "weight_noise"),
-    "Fisher penalty": (FisherPenalty, 9, "fisher_penalty"),
-    "Fisher penalty, finite difference": (lambda: FisherPenalty(method="finite-difference"), 8, ""),
-    "Fisher penalty, as published": (lambda: published_fisher, 9, ""),
-    "trace penalty": (TracePenalty, 9, "trace_penalty"),  # its gradients stop at the activations
-    "gradient norm": (GradientNormPenalty, 9, "gradient_norm"),
-    "L2": (lambda: L2(0.01), 3, "l2"),
-    "L2-SP": (lambda: L2SP(0.01), 3, "l2_sp"),
-    "mixout": (Mixout, 3, "mixout"),
-    "SAM": (SAM, 6, "sam"),
-    "ASAM": (lambda: SAM(0.5, adaptive=True), 6, "asam"),
+PLAIN = family("none").title
+PASSES = {  # forward passes that a step of a family needs; of those left out, a step is a plain one
+    "none": 3,
+    "both_views": 6,
+    "consistency": 6,
+    "r3f": 6,
+    "r4f": 6,
+    "r_drop": 6,
+    "smart": 8,
+    "vat": 8,
+    "lnsr": 6,
+    "xtune": 6,
+    "weight_noise": 6,
+    "fisher_penalty": 9,
+    "trace_penalty": 9,  # its gradients stop at the activations
+    "gradient_norm": 9,
+    "l2": 3,
+    "l2_sp": 3,
+    "mixout": 3,
+    "sam": 6,
+    "asam": 6,
+}
+MADE = {  # of what cannot be made of nothing
+    "none": lambda: None,
+    "both_views": lambda: BothViews(TOKENIZER),
+    "consistency": lambda: SubwordConsistency(TOKENIZER),
+    "xtune": lambda: XTune(CodeSwitching(TOKENIZER, {"a": "b"})),
+    "l2": lambda: regularizers.L2(0.01),
+    "l2_sp": lambda: regularizers.L2SP(0.01),
+    "sam": SAM,
+    "asam": lambda: SAM(0.5, adaptive=True),
+}
+VARIANTS = {  # other ways to the same: of which family, what it is made of
+    "one pass": {
+        "consistency": lambda: SubwordConsistency(TOKENIZER, shared_pass=True),
+        "r_drop": lambda: RDrop(shared_pass=True),
+    },
+    "finite difference": {"fisher_penalty": lambda: FisherPenalty(method="finite-difference")},
+    "as published": {"consistency": lambda: published_consistency, "fisher_penalty": lambda: published_fisher},
 }
 
 
-def published_mvr(model, clean, view):
+class Method(NamedTuple):
+    """What a step is made of, its floor in forward passes, and its family ("" for a variant)."""
+
+    make: Callable[[], object]
+    passes: int
+    family: str
+
+
+def methods() -> dict[str, Method]:
+    """Every family with its variants, by title."""
+    found = {}
+    for name, passes in PASSES.items():
+        row = family(name)
+        found[row.title] = Method(MADE.get(name) or getattr(regularizers, row.how), passes, name)
+        for variant, makers in VARIANTS.items():
+            if name in makers:
+                fewer = 1 if variant == "finite difference" else 0
+                found[f"{row.title}, {variant}"] = Method(makers[name], passes - fewer, "")
+    return found
+
+
+def published_consistency(model, clean, view):
     """Loss of the authors' training loop, with λ = 0.6 and τ = 1."""
     first, second = model(**clean), model(**view, labels=clean["labels"])
     p, log_q = first.logits.softmax(1), second.logits.log_softmax(1)
@@ -101,11 +126,14 @@ def published_fisher(model, clean, view):
     return outputs.loss + 0.001 * sum(g.square().sum() for g in gradients) / len(labels)
 
 
+METHODS = methods()
+
+
 def gradient_of(model, clean, view, method):
     """A function that adds the gradient of task loss and term to the parameters'."""
     if method is None or isinstance(method, SAM):
         return lambda: model(**clean).loss.backward()
-    if method in (published_mvr, published_fisher):
+    if method in (published_consistency, published_fisher):
         return lambda: method(model, clean, view).backward()
     method.start(model, seed=0)
     batch = clean | {f"{method.name}/{column}": values for column, values in view.items()}
@@ -147,7 +175,7 @@ def prepared(options, name):
     model, optimiser = trained(options.size, "eager" if name == "Fisher penalty, as published" else "sdpa")
     clean, view = (make_batch(options.size, options.tokens, options.batch, seed=seed) for seed in (0, 1))
     clean["labels"] = torch.arange(options.batch) % model.config.num_labels
-    return step_of(model, optimiser, clean, view, METHODS[name][0]())
+    return step_of(model, optimiser, clean, view, METHODS[name].make())
 
 
 def main() -> None:
@@ -156,7 +184,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--output", default=RESULTS / "steps", help="path without ending")
+    parser.add_argument("--output", type=Path, default=RESULTS / "steps", help="path without ending")
     parser.add_argument("--memory", help="(internal) peak memory of one method")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -168,9 +196,9 @@ def main() -> None:
 
     seconds = interleaved({name: prepared(options, name) for name in METHODS}, options.rounds)
     rows = []
-    for name, (_, passes, family) in METHODS.items():
-        row = {"method": name, "family": family, "seconds": statistics.median(seconds[name])}
-        row |= {"time": ratio(seconds, name, "plain"), "floor": passes / METHODS["plain"][1]}
+    for name, method in METHODS.items():
+        row = {"cpu": cpu(), "method": name, "family": method.family, "seconds": statistics.median(seconds[name])}
+        row |= {"time": ratio(seconds, name, PLAIN), "floor": method.passes / METHODS[PLAIN].passes}
         row["time / floor"] = row["time"] / row["floor"]
         arguments = ("--size", options.size, "--tokens", options.tokens, "--batch", options.batch, "--memory", name)
         rows.append(row | in_own_process(__file__, *arguments))
@@ -178,23 +206,22 @@ def main() -> None:
     for row in rows:
         if "peak MiB" in row and "peak MiB" in rows[0]:
             row["memory"] = row["peak MiB"] / rows[0]["peak MiB"]
+    report = read_report(options.output.with_suffix(".json"), environment())
     settings = {key: str(value) for key, value in vars(options).items() if key not in ("output", "memory")}
-    save({"environment": environment(), "settings": settings, "rows": rows}, options.output)
+    report.setdefault("settings", {})[cpu()] = settings
+    report["rows"] = replaced(report["rows"], rows, ())
+    save(report, options.output)
 
 
-def save(report: dict, output: str) -> None:
+def save(report: dict, output: Path) -> None:
     """Write the report as JSON and as Markdown."""
-    settings = report["settings"]
-    title = f"Training steps: {settings['size']}, T = {settings['tokens']}, B = {settings['batch']}"
-    columns = {"method": "", "time": ".2f", "floor": ".2f", "time / floor": ".2f"}
+    columns = {"method": "", "cpu": "", "time": ".2f", "floor": ".2f", "time / floor": ".2f"}
     columns |= {"seconds": ".3g", "memory": ".2f", "peak MiB": ".0f"}
     note = (
         "Time and memory are ratios to a plain training step on the same batch; the floor is the passes a method "
         "needs. Weight decay, label smoothing, dropout and early stopping are plain steps.\n"
     )
-    text = "\n".join([heading(title, report["environment"]), note, markdown(report["rows"], columns), ""])
-    write(RESULTS.joinpath(f"{output}.json"), json.dumps(report, indent=1) + "\n")
-    write(RESULTS.joinpath(f"{output}.md"), text)
+    write_report(output, report, [heading("Training steps", report), note, markdown(report["rows"], columns)])
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """The slow and obvious Tr(F): one backward pass for each example and label, each parameter's gradient formed."""
 
+from contextlib import contextmanager
+from unittest.mock import patch
+
 import pandas as pd
 import torch
 
@@ -42,3 +45,14 @@ def perturbed(model, *, scale=0.2, seed=0):
         for parameter in model.parameters():
             parameter += scale * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
     return model
+
+
+@contextmanager
+def float64_inside():
+    """Transformers computes norms, rotations and some softmaxes in float32 even in a float64 model; not in here."""
+    with (
+        patch.object(torch, "float32", torch.float64),
+        patch.object(torch, "float", torch.float64),
+        patch.object(torch.Tensor, "float", torch.Tensor.double),
+    ):
+        yield

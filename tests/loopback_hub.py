@@ -8,14 +8,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
-COMMIT = "c0ffee" + "0" * 34
-INFO = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)/revision/main")
-TREE = re.compile(rf"/api/(models|datasets)/([^/]+/[^/]+)/tree/{COMMIT}")
-FILE = re.compile(rf"/(datasets/)?([^/]+/[^/]+)/resolve/{COMMIT}/(.+)")
+COMMIT = "c0ffee" + "0" * 34  # what main stands for
+INFO = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)/revision/(main|v1|[0-9a-f]{40})")
+TREE = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)/tree/[0-9a-f]{40}")
+FILE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([0-9a-f]{40})/(.+)")
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Serves `ROOT/models/OWNER/NAME/…` and `ROOT/datasets/OWNER/NAME/…` as repositories of one commit."""
+    """Serves `ROOT/models/OWNER/NAME/…` and `ROOT/datasets/OWNER/NAME/…` as repositories, the same at every commit."""
 
     protocol_version = "HTTP/1.1"
 
@@ -24,15 +24,16 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/":
             self._answer(b"")
         elif match := INFO.fullmatch(path):
-            self._describe(*match.groups(), lambda files: {"id": match[2], "sha": COMMIT, "siblings": files})
+            commit = {"main": COMMIT, "v1": COMMIT[::-1]}.get(match[3], match[3])
+            self._describe(match[1], match[2], lambda files: {"id": match[2], "sha": commit, "siblings": files})
         elif match := TREE.fullmatch(path):
             self._describe(*match.groups(), lambda files: files)
         elif (match := FILE.fullmatch(path)) and (
-            self.server.root / (match[1] or "models/") / match[2] / match[3]
+            path := self.server.root / (match[1] or "models/") / match[2] / match[4]
         ).is_file():
-            self.server.downloads.append((self.command, match[3]))
-            content = (self.server.root / (match[1] or "models/") / match[2] / match[3]).read_bytes()
-            self._answer(content, {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": COMMIT})
+            self.server.downloads.append((self.command, match[4]))
+            content = path.read_bytes()
+            self._answer(content, {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": match[3]})
         else:
             self._answer(b"", {"X-Error-Code": "EntryNotFound"}, status=404)
 

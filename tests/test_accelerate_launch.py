@@ -40,7 +40,7 @@ def test_losses_penalty_and_trace_agree(tmp_path):
     make_tokenizer().save_pretrained(encoder)
     # 40 steps of 8 rows; the penalty is too weak to matter, since its labels are drawn anew in every process
     sizes = SIZES | {"train_size": 320, "languages": ["en"]}
-    preset = write_preset(tmp_path, study=sizes, training={"batch_size": 8, "learning_rate": 1e-3})
+    preset = write_preset(tmp_path, setup=sizes, training={"batch_size": 8, "learning_rate": 1e-3})
     command = ["train", "--preset", preset, "--model", str(encoder), "--family", "fisher_penalty", "--weight", "1e-6"]
 
     def options(name):

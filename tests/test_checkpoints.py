@@ -3,14 +3,16 @@
 import logging
 import os
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny import make_model, make_rows, make_tokenizer
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from flatlingo import digests
-from flatlingo.checkpoints import Checkpoints
+from flatlingo import callbacks
+from flatlingo import files as digests
+from flatlingo.callbacks import Checkpoints
 from flatlingo.regularizers import FisherPenalty, SubwordConsistency
 from flatlingo.training import finetune
 
@@ -117,6 +119,20 @@ def test_code_in_a_checkpoint_is_never_run(stopped, tmp_path, file):
 def test_a_training_shorter_than_the_interval_writes_nothing(tmp_path, undisturbed):
     assert torch.equal(train(tmp_path / "work", Stop(), minutes=5.0), undisturbed)
     assert not (tmp_path / "work").exists() or not names(tmp_path / "work")
+
+
+@pytest.mark.parametrize(("processes", "agreements"), [(1, []), (2, [50, 100])])
+def test_processes_agree_on_a_checkpoint_in_every_50th_step_only(monkeypatch, tmp_path, processes, agreements):
+    seen, saved = [], []
+    monkeypatch.setattr(callbacks, "PartialState", lambda: SimpleNamespace(num_processes=processes))
+    monkeypatch.setattr(callbacks, "broadcast_object_list", lambda due: seen.append(step) or due)
+    checkpoints = Checkpoints(tmp_path, minutes=0)
+    for step in range(1, 121):
+        control = TrainerControl()
+        checkpoints.on_step_end(None, TrainerState(global_step=step), control)
+        saved += [step] if control.should_save else []
+    assert seen == agreements
+    assert saved == (agreements or list(range(1, 121)))
 
 
 def test_digests_of_files_outside_the_folder_are_refused(tmp_path):

@@ -1,16 +1,18 @@
 """The command line, run as a user runs it: a process of its own."""
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 
+HANGS = 600  # seconds: guards against hanging, on machines however busy
 
-def flatlingo(*arguments, cwd=None, **options):
-    return subprocess.run(
-        [sys.executable, "-m", "flatlingo", *map(str, arguments)], capture_output=True, text=True, cwd=cwd, **options
-    )
+
+def flatlingo(*arguments, cwd=None, python=(), **options):
+    command = [sys.executable, *python, "-m", "flatlingo", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=HANGS, **options)
 
 
 @pytest.fixture(scope="module")
@@ -31,33 +33,72 @@ def test_train_keeps_the_model_and_its_result(checkpoint):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["sweep", "figure1", "--preset", "mimi", "--store", "s"], "did you mean 'mini'"),
-        (["sweep", "figure1", "--preset", "smoke", "--store", "s", "--data", "nowhere"], "nowhere"),
-        (["sweep", "figure1", "--preset", "smoke", "--store", "s", "--model", "./nowhere"], "nowhere"),
-        (["trace", "./nowhere", "--task", "mini-nli"], "nowhere"),
-        (["trace", "mini-mbert", "--task", "mnli"], "unknown task"),
+        (["sweep", "nli", "--preset", "smoke"], "--store"),
+        (["sweep", "nli", "--preset", "smoke", "--store", "s", "--data", "nowhere"], "nowhere"),
+        (["sweep", "nli", "--preset", "smoke", "--store", "s", "--model", "./nowhere"], "nowhere"),
         (["trace", "mini-mbert", "--task", "mini-nli", "--language", "fr"], "fr"),
-        (["train", "--family", "magic", "--output", "o"], "family"),
-        (["train", "--family", "l2", "--weight", "-1", "--output", "o"], "weight"),
-        (["train", "--output", "."], "exists"),
-        (["pretrain", "--output", "o"], "text files, or --mini-world"),
         (["pretrain", "nowhere.txt", "--output", "o"], "nowhere.txt"),
-        (["pretrain", "nowhere.txt", "--output", "o", "--claims", "0.5"], "--claims"),
         (["notebook", "nowhere.ipynb", "o.ipynb"], "no notebook"),
     ],
     ids=lambda value: "-".join(value[:2]) if isinstance(value, list) else None,
 )
 def test_a_mistake_ends_with_one_message_and_leaves_nothing(tmp_path, arguments, says):
-    done = flatlingo(*arguments, cwd=tmp_path, timeout=60)
+    refused(tmp_path, flatlingo(*arguments, cwd=tmp_path), says)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["trace", "./nowhere", "--task", "mini-nli"], "nowhere"),
+        (["rank", "mini-mbert", "./nowhere", "--task", "mini-nli"], "nowhere"),
+        (["trace", "mini-mbert"], "--rows"),
+        (["sweep", "figure1", "--preset", "smoke", "--store", "s"], "unknown plan"),
+        (["sweep", "nli", "--preset", "mimi", "--store", "s"], "did you mean 'mini'"),
+        (["train", "--family", "magic", "--output", "o"], "family"),
+        (["train", "--family", "l2", "--weight", "-1", "--output", "o"], "weight"),
+        (["train", "--output", "."], "exists"),
+        (["status", "nowhere"], "nowhere"),
+        (["trace", "mini-mbert", "--task", "mnli"], "unknown task"),
+        (["pretrain", "--output", "o"], "text files, or --mini-world"),
+        (["pretrain", "nowhere.txt", "--output", "o", "--claims", "0.5"], "--claims"),
+    ],
+    ids=lambda value: "-".join(value[:2]) if isinstance(value, list) else None,
+)
+def test_a_mistake_in_an_argument_is_told_without_waiting_for_torch(tmp_path, arguments, says):
+    done = flatlingo(*arguments, cwd=tmp_path, python=["-X", "importtime"])
+    refused(tmp_path, done, says)
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "flatlingo.cli" in loaded
+    assert not {"torch", "transformers", "datasets"} & loaded
+
+
+def refused(folder, done, says):
+    """That a command ended with one message and has left nothing."""
     assert done.returncode == 2
-    assert says in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not list(tmp_path.iterdir())
+    message = re.sub("^import time:.*\n", "", done.stderr, flags=re.M)
+    assert says in message
+    assert "Traceback" not in message
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("lacking", "arguments", "extra"),
+    [
+        ("joblib", ["sweep", "nli", "--preset", "smoke", "--store", "s"], "study"),
+        ("submitit", ["sweep", "nli", "--preset", "smoke", "--store", "s"], "study"),
+        ("papermill", ["notebook", "a.ipynb", "b.ipynb"], "notebooks"),
+    ],
+)
+def test_what_an_extra_brings_is_named_where_it_is_not_installed(tmp_path, lacking, arguments, extra):
+    code = f"import sys; sys.modules[{lacking!r}] = None; from flatlingo.cli import main; main()"
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=HANGS)
+    refused(tmp_path, done, f'{lacking}, which is not installed: pip install "flatlingo[{extra}]"')
 
 
 def test_without_the_hub_a_name_fails_with_the_remedy(tmp_path):
-    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty"), "PATH": ""}
-    done = flatlingo("sweep", "figure1", "--preset", "paper", "--store", "s", cwd=tmp_path, env=environment)
+    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty"), "PATH": "", "FLATLINGO_CPU": "1"}
+    done = flatlingo("sweep", "nli", "--preset", "paper", "--store", "s", cwd=tmp_path, env=environment)
     assert done.returncode == 2
     assert "--data" in done.stderr or "hf download" in done.stderr
     assert "Traceback" not in done.stderr

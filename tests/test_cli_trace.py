@@ -10,7 +10,7 @@ import pytest
 from tiny import make_model, make_rows, make_tokenizer
 
 from flatlingo import cli
-from flatlingo.ranking import comparison, trace_of_rows
+from flatlingo.evaluation import comparison, trace_of_rows
 
 GROUPS = ["embeddings", "other embeddings", "encoder", "pooler", "head"]
 

@@ -1,13 +1,41 @@
 import random
+import warnings
+from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from datasets import Dataset
-from tiny import make_model, make_rows, make_tokenizer
+from datasets import ClassLabel, Dataset, Features, Value
+from tiny import SPECIAL, VOCABULARY, make_model, make_rows, make_tokenizer
+from transformers import (
+    BartConfig,
+    BartForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    LongformerConfig,
+    LongformerForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    T5Config,
+    T5ForSequenceClassification,
+    XLMRobertaConfig,
+    XLMRobertaForSequenceClassification,
+)
 
+from flatlingo.encoding import largest_length
 from flatlingo.errors import FlatlingoError
-from flatlingo.evaluation import accuracy, batches, memorisation, predictions
+from flatlingo.evaluation import (
+    accuracy,
+    batches,
+    comparison,
+    logits,
+    margins,
+    memorisation,
+    predictions,
+    trace_of_rows,
+)
+from flatlingo.fisher import FisherTrace, empirical_fisher, fisher_trace
 
 TOKENIZER = make_tokenizer()
 
@@ -97,9 +125,225 @@ def test_batches_of_rows_without_label_have_no_labels(rows):
 
 @pytest.mark.parametrize(
     ("broken", "message"),
-    [([], "no rows"), ([{"text_a": "the cat", "label": 0}], "text_b"), ([{"text_a": "a", "text_b": "b"}], "label")],
-    ids=["empty", "no text_b", "no label"],
+    [
+        ([], "no rows"),
+        ([{"text_b": "the cat", "label": 0}], "lack text_a"),
+        ([{"text_a": "a", "text_b": "b", "label": 0}, {"text_a": "a", "label": 0}], "all rows must have .*text_b"),
+        ([{"text_a": "a", "text_b": "b"}], "label"),
+    ],
+    ids=["empty", "no text_a", "half a pair", "no label"],
 )
 def test_unusable_rows_are_refused(model, broken, message):
     with pytest.raises(FlatlingoError, match=message):
         accuracy(model, TOKENIZER, broken, max_length=64)
+
+
+@pytest.mark.parametrize("columns", [["text_a"], ["text_a", "text_b"]], ids=["single", "pairs"])
+def test_each_row_in_its_own_place(columns):
+    model, tokenizer = make_model(dtype=torch.float64), make_tokenizer()
+    rows = [{column: row[column] for column in columns} for row in make_rows(7)]
+    trace = trace_of_rows(model, tokenizer, rows, max_length=20, batch_size=3)
+    for row, value in zip(rows, trace.per_example, strict=True):
+        encoded = tokenizer(*row.values(), truncation=True, max_length=20, return_tensors="pt")
+        assert value == pytest.approx(fisher_trace(model, [dict(encoded)]).value, rel=1e-10)
+
+
+def test_pairing_does_not_depend_on_the_tokenizer():
+    """Another tokenizer, another order of lengths: the rows stay paired."""
+    rows = make_rows(8)
+    letters = [piece for piece in VOCABULARY if len(piece.removeprefix("##")) == 1]
+    tokenizers = make_tokenizer(), make_tokenizer([*SPECIAL, *letters])
+    lengths = [[len(t(r["text_a"], r["text_b"])["input_ids"]) for r in rows] for t in tokenizers]
+    assert not np.array_equal(*(np.argsort(x, kind="stable") for x in lengths))
+    model = make_model(dtype=torch.float64)
+    for tokenizer in tokenizers:
+        trace = trace_of_rows(model, tokenizer, rows)
+        alone = [trace_of_rows(model, tokenizer, [row]).value for row in rows]
+        np.testing.assert_allclose(trace.per_example, alone, rtol=1e-10)
+
+
+def test_comparison_pairs_by_row():
+    parts = {name: np.random.default_rng(seed).lognormal(size=(50, 2)) for seed, name in enumerate("ab")}
+    traces = {n: FisherTrace(pd.DataFrame(x, columns=["encoder", "head"])) for n, x in parts.items()}
+    traces["c"] = FisherTrace(traces["a"].contributions + 10.0)
+    table = comparison(traces)
+    assert list(table["trace"]) == sorted(table["trace"])
+    first = table.index[0]
+    assert list(table.loc[first, ["difference", "difference_se"]]) == [0, 0]
+    for name, row in table.iterrows():
+        assert row["trace"] == pytest.approx(row["encoder"] + row["head"])
+        difference = pd.Series(traces[name].per_example - traces[first].per_example)
+        assert (row["difference"], row["difference_se"]) == pytest.approx((difference.mean(), difference.sem()))
+    assert table.loc["c", "difference"] - table.loc["a", "difference"] == pytest.approx(20)
+
+
+ROBERTA = {"pad_token_id": 1, "max_position_embeddings": 34}
+
+
+def make_xlmr(**config) -> XLMRobertaForSequenceClassification:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    config = {"vocab_size": len(VOCABULARY), "num_labels": 3, "type_vocab_size": 2} | sizes | ROBERTA | config
+    return XLMRobertaForSequenceClassification(XLMRobertaConfig(**config)).eval()
+
+
+LONG = [{"text_a": "the cat sleeps " * n, "label": 0} for n in (40, 1)]
+
+
+@pytest.mark.parametrize("measure", [trace_of_rows, logits], ids=["trace", "logits"])
+@pytest.mark.parametrize(("make", "largest"), [(make_model, 64), (make_xlmr, 32)], ids=["BERT", "XLM-R"])
+def test_the_largest_length_that_is_advised_is_the_largest_that_works(make, largest, measure):
+    model = make()
+    with pytest.raises(FlatlingoError, match=rf"100 tokens and the model {largest} positions.*max_length={largest}$"):
+        measure(model, TOKENIZER, LONG, max_length=100)
+    measure(model, TOKENIZER, LONG, max_length=largest)
+    with pytest.raises(FlatlingoError, match=f"{largest + 1} tokens"):
+        measure(model, TOKENIZER, LONG, max_length=largest + 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "largest"),
+    [
+        (lambda: make_model(), 64),
+        (lambda: make_xlmr(), 32),
+        (lambda: make_xlmr(pad_token_id=0), 33),
+        (lambda: RobertaForSequenceClassification(RobertaConfig(**SMALL)), 62),
+        (lambda: LongformerForSequenceClassification(LongformerConfig(**SMALL, attention_window=4)), 62),
+        (lambda: BartForSequenceClassification(BartConfig(**BART)), 64),
+        (lambda: T5ForSequenceClassification(T5Config(vocab_size=64, d_model=16, d_kv=8, d_ff=16, num_layers=1)), None),
+    ],
+    ids=["BERT", "XLM-R", "padding 0", "RoBERTa", "Longformer", "BART", "T5"],
+)
+def test_largest_length(make, largest):
+    """One token more fails in the model itself, which this follows; T5 counts distances only."""
+    model = make().eval()
+    assert largest_length(model) == largest
+    assert largest_length(model, make_tokenizer()) == (largest or make_tokenizer().model_max_length)
+    if largest:
+        model(torch.full((1, largest), 2))
+        with pytest.raises((IndexError, RuntimeError)):
+            model(torch.full((1, largest + 1), 2))
+
+
+SMALL = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+SMALL |= {"max_position_embeddings": 64}
+BART = {"vocab_size": 64, "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "max_position_embeddings": 64}
+BART |= {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+BART |= {"eos_token_id": 2}
+
+
+def make_llama(**config) -> LlamaForSequenceClassification:
+    settings = SMALL | {"vocab_size": len(VOCABULARY), "num_key_value_heads": 2, "num_labels": 3} | config
+    torch.manual_seed(0)
+    return LlamaForSequenceClassification(LlamaConfig(**settings)).eval()
+
+
+@pytest.mark.parametrize("make", [make_llama, partial(make_xlmr, max_position_embeddings=80)], ids=["decoder", "XLM-R"])
+def test_where_tokenizer_and_model_pad_differently_the_batch_size_changes_nothing(make):
+    """The tokenizer pads with id 0; Llama finds a row's end, and XLM-R its positions, by the configuration's id."""
+    model, rows = make(pad_token_id=VOCABULARY.index("z")).double(), make_rows(9)
+    alone = [model(**TOKENIZER(row["text_a"], row["text_b"], return_tensors="pt")).logits[0] for row in rows]
+    for size in (1, 4, 9):
+        found = logits(model, TOKENIZER, rows, max_length=30, batch_size=size)
+        np.testing.assert_allclose(found, torch.stack(alone).detach(), rtol=1e-5)
+    traces = [trace_of_rows(model, TOKENIZER, rows, batch_size=size).per_example for size in (1, 9)]
+    np.testing.assert_allclose(*traces, rtol=1e-8)
+
+
+def test_a_tokenizer_that_cannot_pad_is_refused():
+    tokenizer = make_tokenizer()
+    tokenizer.pad_token = None
+    for call in (
+        lambda: batches(tokenizer, make_rows(2), max_length=32, batch_size=2),
+        lambda: logits(make_model(), tokenizer, make_rows(2), max_length=32),
+    ):
+        with pytest.raises(FlatlingoError, match="no padding token"):
+            call()
+
+
+def test_margins_are_the_log_odds_of_the_label(model, rows):
+    predicted, margin = margins(model, TOKENIZER, rows, max_length=64, batch_size=8)
+    log_p = np.log(one_by_one(model, rows).astype(np.float64))
+    expected = [p[row["label"]] - np.delete(p, row["label"]).max() for p, row in zip(log_p, rows, strict=True)]
+    np.testing.assert_allclose(margin, expected, atol=1e-5)
+    assert margin.dtype == np.float32
+    np.testing.assert_array_equal(predicted, log_p.argmax(1))
+    assert np.mean(margin > 0) == accuracy(model, TOKENIZER, rows, max_length=64)
+    with pytest.raises(FlatlingoError, match="3 classes, 0 to 2"):
+        margins(model, TOKENIZER, [row | {"label": 3} for row in rows], max_length=64)
+
+
+# Classes and labels
+
+LABELS = ["entailment", "neutral", "contradiction"]
+
+
+def named(model, names):
+    model.config.id2label = dict(enumerate(names))
+    return model
+
+
+def of_task(rows) -> Dataset:
+    features = Features({"text_a": Value("string"), "text_b": Value("string"), "label": ClassLabel(names=LABELS)})
+    return Dataset.from_list([{name: row[name] for name in features} for row in rows], features=features)
+
+
+def permuted(order):
+    """The same classifier, its classes in another order."""
+    model = make_model()
+    with torch.no_grad():
+        for parameter in model.classifier.parameters():
+            parameter.copy_(parameter[order].clone())
+    return model
+
+
+@pytest.mark.parametrize(
+    "names", [LABELS, [name.upper() for name in LABELS], ["Entailment", "neutral", "contradictory"]]
+)
+def test_classes_in_another_order_are_matched_by_name_and_told(rows, names):
+    order = [2, 0, 1]
+    other = named(permuted(order), [names[label] for label in order])
+    same, rows = named(make_model(), names), of_task(rows)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        expected = logits(same, TOKENIZER, rows, max_length=64)
+    with pytest.warns(UserWarning, match=f"classes .{', '.join(names[i] for i in order)}. are matched with the labels"):
+        found = logits(other, TOKENIZER, rows, max_length=64)
+    np.testing.assert_array_equal(found, expected)
+    measures = {
+        "accuracy": lambda model: accuracy(model, TOKENIZER, rows, max_length=64),
+        "margins": lambda model: margins(model, TOKENIZER, rows, max_length=64)[1].tolist(),
+        "train accuracy": lambda model: memorisation(model, TOKENIZER, rows, max_length=64)["train_accuracy"],
+        "empirical Fisher": lambda model: trace_of_rows(model, TOKENIZER, rows, measure=empirical_fisher).value,
+    }
+    for what, measure in measures.items():
+        with pytest.warns(UserWarning, match="matched with the labels"):
+            assert measure(other) == pytest.approx(measure(same), rel=1e-6), what
+    trace = trace_of_rows(other, TOKENIZER, rows).value  # needs no labels, and says nothing
+    assert trace == pytest.approx(trace_of_rows(same, TOKENIZER, rows).value, rel=1e-5)
+
+
+@pytest.mark.parametrize("names", [["negative", "neutral", "positive"], ["entailment", "not_entailment", "x"]])
+def test_classes_that_are_not_the_labels_are_refused(rows, names):
+    model, rows = named(make_model(), names), of_task(rows)
+    for measure in (accuracy, partial(trace_of_rows, measure=empirical_fisher)):
+        with pytest.raises(FlatlingoError, match=rf"classes are {names[0]}, .* labels entailment, .*id2label"):
+            measure(model, TOKENIZER, rows, max_length=64)
+    assert trace_of_rows(model, TOKENIZER, rows).n == len(rows)
+
+
+@pytest.mark.parametrize("names", [["LABEL_0", "LABEL_1", "LABEL_2"], ["0", "1", "2"]])
+def test_classes_without_names_are_taken_in_their_order(model, rows, names):
+    found = logits(named(model, names), TOKENIZER, of_task(rows), max_length=64)
+    np.testing.assert_array_equal(found, logits(model, TOKENIZER, rows, max_length=64))
+
+
+def test_a_model_with_another_number_of_classes_is_refused(rows):
+    with pytest.raises(FlatlingoError, match="2 classes and the rows 3 labels"):
+        accuracy(make_model(labels=2), TOKENIZER, of_task(rows), max_length=64)
+
+
+def test_a_model_that_cannot_pad_is_refused():
+    model = make_model()
+    model.config.pad_token_id = None
+    with pytest.raises(FlatlingoError, match="no padding token"):
+        trace_of_rows(model, make_tokenizer(), make_rows(2))

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from huggingface_hub import constants
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     BertConfig,
@@ -23,6 +24,7 @@ from transformers.utils import logging
 
 from flatlingo import hub
 from flatlingo.errors import FlatlingoError
+from flatlingo.fisher import fisher_trace
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", "##s", "cat", "dog", "the", "."]
 SIZES = {"vocab_size": len(WORDS), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -119,6 +121,60 @@ def test_head_is_drawn_from_the_seed_and_the_global_generator_is_left_alone(pret
 def test_head_of_a_finetuned_checkpoint_is_kept(finetuned):
     saved = load_file(finetuned / "model.safetensors")["classifier.weight"]
     assert torch.equal(hub.load_model(finetuned, 3, seed=99).classifier.weight, saved)
+
+
+LABELS = ["entailment", "neutral", "contradiction"]
+
+
+@pytest.fixture(params=["bert", "xlm-roberta"])
+def named_classifier(request, tmp_path):
+    """Folder of a classifier whose head has one layer or two and names its classes in an order of its own."""
+    save_pretrained(PRETRAINED[request.param](), tmp_path / "encoder")
+    model = hub.load_model(tmp_path / "encoder", ["contradiction", "entailment", "neutral"], seed=1)
+    torch.nn.init.normal_([m for m in model.modules() if isinstance(m, torch.nn.Linear)][-1].bias)
+    save_pretrained(model, tmp_path / "classifier")
+    return tmp_path / "classifier"
+
+
+def logits_of(model):
+    with torch.no_grad():
+        return model(torch.tensor([[2, 5, 6, 3]])).logits[0]
+
+
+def test_names_of_classes_are_saved_with_the_model(named_classifier):
+    config = json.loads((named_classifier / "config.json").read_text())
+    assert config["id2label"] == {"0": "contradiction", "1": "entailment", "2": "neutral"}
+
+
+def test_a_head_with_its_classes_in_another_order_is_put_into_the_labels_order(named_classifier):
+    as_saved = logits_of(hub.load_model(named_classifier, ["contradiction", "entailment", "neutral"]))
+    with pytest.warns(UserWarning, match="classes .contradiction, entailment, neutral. are put into the labels' order"):
+        model = hub.load_model(named_classifier, LABELS)
+    torch.testing.assert_close(logits_of(model), as_saved[[1, 2, 0]])
+    assert list(model.config.id2label.values()) == LABELS
+
+
+def test_a_head_of_other_classes_is_initialised_anew(named_classifier):
+    names = ["bad", "middling", "good"]
+    with pytest.warns(UserWarning, match="whose classes are contradiction, .* is initialised anew for bad"):
+        one, same, other = (hub.load_model(named_classifier, names, seed=seed) for seed in (5, 5, 6))
+    saved = hub.load_model(named_classifier, ["contradiction", "entailment", "neutral"])
+    torch.testing.assert_close(logits_of(one), logits_of(same), rtol=0, atol=0)
+    for name, parameter in one.named_parameters():
+        if name.startswith(f"{one.base_model_prefix}."):
+            assert torch.equal(parameter, saved.get_parameter(name))
+        elif name.endswith("bias"):
+            assert not parameter.any()
+        else:
+            assert not torch.equal(parameter, saved.get_parameter(name))
+            assert not torch.equal(parameter, other.get_parameter(name))
+
+
+def test_a_head_with_named_classes_is_kept_for_a_number_of_labels_and_its_names_are_told(named_classifier):
+    with pytest.warns(UserWarning, match="keeps the checkpoint's head, whose classes are contradiction, entailment"):
+        model = hub.load_model(named_classifier, 3)
+    saved = hub.load_model(named_classifier, ["contradiction", "entailment", "neutral"])
+    torch.testing.assert_close(logits_of(model), logits_of(saved), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -280,7 +336,7 @@ def test_missing_folder_is_named_without_asking_the_hub(source):
 def test_shipped_encoder_has_a_name(pretrained, monkeypatch):
     monkeypatch.setitem(hub.SHIPPED, "mini-mbert", pretrained)
     assert hub.load_model("mini-mbert", 3).config.hidden_size == 16
-    assert hub.fingerprint("mini-mbert") == hub.fingerprint(pretrained)
+    assert hub.provenance("mini-mbert") == hub.provenance(pretrained)
     monkeypatch.setitem(hub.SHIPPED, "mini-mbert", pretrained / "nowhere")
     with pytest.raises(FlatlingoError, match="make pretrain"):
         hub.load_model("mini-mbert", 3)
@@ -327,17 +383,129 @@ def test_rows_from_the_cache(unreachable):
     assert rows.to_dict() == {"premise": ["Ja.", "Nein."], "label": [0, 2]}
 
 
-def test_fingerprint_follows_what_decides_the_model(checkpoint):
-    first = hub.fingerprint(checkpoint)
+# Adapters
+
+
+def trained(model):
+    """The adapter and the head as training would leave them: other than they were initialised."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name))))
+    return model.eval()
+
+
+LORA = {"r": 2, "target_modules": ["query"]}
+
+
+def save_adapter(base, folder, kind):
+    """A fine-tuned classifier with an adapter, saved by peft, with its head, or by transformers, without."""
+    model = hub.load_model(base, 3, seed=2)
+    model.name_or_path = str(base)
+    if kind == "peft":
+        model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", **LORA))
+    else:
+        model.add_adapter(LoraConfig(**LORA))
+    save_pretrained(trained(model), folder)
+    return model
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", ["peft", "add_adapter"])
+def test_an_adapter_is_put_on_its_base_model(finetuned, tmp_path, kind):
+    saved = save_adapter(finetuned, tmp_path / "adapter", kind)
+    model, tokenizer = hub.load_classifier(tmp_path / "adapter")
+    assert tokenizer.tokenize("dogs") == ["dog", "##s"]  # the base model's
+    batch = dict(tokenizer("the cat", "the dogs.", return_tensors="pt"))
+    torch.testing.assert_close(model(**batch).logits, saved(**batch).logits, rtol=0, atol=0)
+    assert not model.training
+    of_adapter = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert all("lora_" in name or "classifier" in name for name in of_adapter)
+    assert any("classifier" in name for name in of_adapter) == (kind == "peft")
+    trace = fisher_trace(model, [batch])
+    assert trace.value > 0
+    merged = model.merge_and_unload() if kind == "peft" else None
+    if merged is not None:
+        torch.testing.assert_close(merged(**batch).logits, saved(**batch).logits)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_the_tokenizer_beside_an_adapter_is_taken(finetuned, tmp_path):
+    save_adapter(finetuned, tmp_path / "adapter", "peft")
+    tokenizer = hub.load_tokenizer(finetuned)
+    tokenizer.model_max_length = 17
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    assert hub.load_tokenizer(tmp_path / "adapter").model_max_length == 17
+
+
+ADAPTER_DAMAGES = {
+    "no base": (lambda f: edit_config(f, "adapter_config.json", base_model_name_or_path=None), "names no base model"),
+    "base gone": (
+        lambda f: edit_config(f, "adapter_config.json", base_model_name_or_path="./gone"),
+        r"the base model of this adapter: \./gone: no such folder",
+    ),
+    "another base": (lambda f: edit_config(f, "adapter_config.json", target_modules=["nonesuch"]), "does not fit"),
+    "unknown kind": (lambda f: edit_config(f, "adapter_config.json", peft_type="NONESUCH"), "does not fit"),
+    "broken settings": (
+        lambda f: (f / "adapter_config.json").write_text("{"),
+        "configuration cannot be read, adapter_",
+    ),
+    "pickle": (
+        lambda f: (f / "adapter_model.safetensors").rename(f / "adapter_model.bin"),
+        r"adapter_model\.bin is a pickle.*'adapter_model\.safetensors'",
+    ),
+    "broken weights": (
+        lambda f: (f / "adapter_model.safetensors").write_bytes(b"xx"),
+        "adapter_model.safetensors cannot",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize(("harm", "message"), ADAPTER_DAMAGES.values(), ids=ADAPTER_DAMAGES)
+def test_a_damaged_adapter_is_refused(finetuned, tmp_path, harm, message):
+    save_adapter(finetuned, tmp_path / "adapter", "peft")
+    harm(tmp_path / "adapter")
+    with pytest.raises(FlatlingoError, match=message) as error:
+        hub.load_classifier(tmp_path / "adapter")
+    assert str(error.value).startswith(str(tmp_path / "adapter"))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_adapter_on_a_pooler_that_nobody_saved_is_refused(pretrained, tmp_path):
+    """The encoder has no pooler: the one that the adapter was trained with was drawn, and not saved."""
+    save_adapter(pretrained, tmp_path / "adapter", "peft")
+    with pytest.raises(FlatlingoError, match=r"neither this adapter nor its base .*pooler\.dense.*modules_to_save"):
+        hub.load_classifier(tmp_path / "adapter")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_adapter_is_no_encoder_to_start_from(finetuned, tmp_path):
+    save_adapter(finetuned, tmp_path / "adapter", "peft")
+    with pytest.raises(FlatlingoError, match="folder of an adapter.*merge_and_unload"):
+        hub.load_model(tmp_path / "adapter", 3)
+
+
+def test_provenance_of_a_folder_follows_what_decides_the_model(checkpoint):
+    first = hub.provenance(checkpoint)
+    assert (first["source"], first["revision"]) == ("files", None)
     (checkpoint / "README.md").write_text("A model card.")
-    assert hub.fingerprint(checkpoint) == first
+    assert hub.provenance(checkpoint) == first
     edit_config(checkpoint, hidden_dropout_prob=0.2)
-    second = hub.fingerprint(checkpoint)
+    second = hub.provenance(checkpoint)
     weights_like(checkpoint, "add", "extra")
-    assert len({first, second, hub.fingerprint(checkpoint)}) == 3
+    assert len({found["sha256"] for found in (first, second, hub.provenance(checkpoint))}) == 3
 
 
-def test_fingerprint_of_a_hub_id_is_none_and_a_missing_folder_is_an_error():
-    assert hub.fingerprint("google-bert/bert-base-multilingual-cased") is None
+def test_provenance_of_a_hub_id_is_the_commit_and_a_missing_folder_is_an_error(monkeypatch, tmp_path):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    mbert = "google-bert/bert-base-multilingual-cased"
+    assert hub.provenance(mbert) == {"source": mbert, "revision": None, "sha256": None}
+    assert hub.provenance(mbert, "a" * 40)["revision"] == "a" * 40
+    references = tmp_path / "models--google-bert--bert-base-multilingual-cased" / "refs"
+    references.mkdir(parents=True)
+    (references / "main").write_text("b" * 40)
+    assert hub.provenance(mbert)["revision"] == "b" * 40
     with pytest.raises(FlatlingoError, match="no such folder"):
-        hub.fingerprint("./nowhere")
+        hub.provenance("./nowhere")

@@ -11,18 +11,20 @@ import pytest
 import yaml
 from datasets import ClassLabel, Dataset, Features, Value
 from huggingface_hub import constants
-from loopback_hub import loopback_hub
+from loopback_hub import COMMIT, loopback_hub
 from tiny import SIZES, make_model, make_rows, make_tokenizer, write_preset
 
 from flatlingo import hub
 from flatlingo.errors import FlatlingoError
-from flatlingo.sweeps import sweep
-from flatlingo.tasks import REAL
+from flatlingo.study.sweep import sweep
+from flatlingo.taskfiles import load_description
+from flatlingo.tasks import load_task, provenance
 
 MBERT, XNLI, PAWSX = "google-bert/bert-base-multilingual-cased", "facebook/xnli", "google-research-datasets/paws-x"
 TEXT = {"xnli": ("premise", "hypothesis"), "pawsx": ("sentence1", "sentence2")}
 HUB = {"xnli": XNLI, "pawsx": PAWSX}
 CLASSES = {"xnli": ["entailment", "neutral", "contradiction"], "pawsx": ["0", "1"]}
+NOBODY = "http://127.0.0.1:9"  # nobody listens there
 ROWS = {("en", "train"): 32, ("en", "validation"): 24, ("de", "validation"): 24}
 
 
@@ -55,7 +57,7 @@ def folders(tmp_path_factory):
             folder.mkdir(parents=True, exist_ok=True)
             shown = [{name: row[name] for name in features} for row in table]
             Dataset.from_list(shown, features=features).to_parquet(folder / f"{split}-00000-of-00001.parquet")
-            lines = [(row["text_a"], row["text_b"], REAL[task].words[row["label"]]) for row in rows]
+            lines = [(row["text_a"], row["text_b"], CLASSES[task][row["label"]]) for row in rows]
             name = f"{'train' if split == 'train' else 'dev'}-{language}.tsv"
             pd.DataFrame(lines).to_csv(root / "data" / task / name, sep="\t", header=False, index=False)
     return root
@@ -71,25 +73,26 @@ def online(monkeypatch, tmp_path):
 
 
 def preset_of(folder, task):
-    """Preset smoke on a task of preset paper and its model, cut to one run."""
-    path = write_preset(folder, figure1={"none": [0]}, figure2={"none": [0]})
-    settings = yaml.safe_load(Path(path).read_text()) | {"model": MBERT}
-    figure = settings["figure1" if task == "xnli" else "figure2"]
-    figure["study"] |= {"task": task, "label_noise": 0.0, "train_size": 24, "languages": SIZES["languages"]}
-    figure["study"] |= {"trace_examples": 8, "validation_size": None}
+    """Preset smoke on a task and the model of preset paper, cut to one run."""
+    path = write_preset(folder, nli={"none": [0]}, paraphrase={"none": [0]})
+    settings = yaml.safe_load(Path(path).read_text()) | {"encoder": MBERT}
+    setup = settings["plans"]["nli" if task == "xnli" else "paraphrase"]["setup"]
+    setup |= {"task": task, "label_noise": 0.0, "train_size": 24, "languages": SIZES["languages"]}
+    setup |= {"validation_size": None}
+    setup["measurement"] |= {"trace_examples": 8, "target_examples": 8}
     if task == "pawsx":
-        figure["study"]["adaptation"]["languages"] = ["de"]
+        setup["second_stage"]["languages"] = ["de"]
     Path(path).write_text(yaml.safe_dump(settings, sort_keys=False))
     return path
 
 
-@pytest.mark.parametrize(("task", "figure"), [("xnli", "figure1"), ("pawsx", "figure2")])
-def test_a_sweep_from_the_hub_its_cache_and_folders_is_the_same(folders, online, tmp_path, task, figure):
+@pytest.mark.parametrize(("task", "plan"), [("xnli", "nli"), ("pawsx", "paraphrase")])
+def test_a_sweep_from_the_hub_its_cache_and_folders_is_the_same(folders, online, tmp_path, task, plan):
     preset = preset_of(tmp_path, task)
 
     def result(store, **given):
-        table = sweep(figure, preset=preset, store=tmp_path / store, jobs=1, progress=False, **given)
-        return table.drop(columns=["run_id", "seconds"]).to_dict("records")
+        table = sweep(plan, preset=preset, store=tmp_path / store, jobs=1, progress=False, **given)
+        return table.drop(columns=["run_id", "seconds"])
 
     with loopback_hub(folders) as server:
         online(server.endpoint)
@@ -101,8 +104,58 @@ def test_a_sweep_from_the_hub_its_cache_and_folders_is_the_same(folders, online,
         [*rows, "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
     )
     # the server is gone
-    assert result("cache") == from_hub
-    assert result("folders", model=str(folders / "models" / MBERT), data=folders / "data") == from_hub
+    pd.testing.assert_frame_equal(result("cache"), from_hub)
+    of_folders = result("folders", model=str(folders / "models" / MBERT), data=folders / "data")
+    pd.testing.assert_frame_equal(of_folders, from_hub)
+
+
+LOADERS = {
+    "model": lambda revision: hub.load_model(MBERT, 3, seed=1, revision=revision),
+    "tokenizer": lambda revision: hub.load_tokenizer(MBERT, revision=revision),
+    "rows": lambda revision: hub.load_rows(XNLI, "en", "train", revision=revision),
+}
+
+
+@pytest.mark.parametrize("load", LOADERS.values(), ids=LOADERS)
+def test_a_revision_is_asked_for_kept_and_told(folders, online, load, tmp_path):
+    """A commit, a tag (v1) or the newest; then from the cache, which has each of them."""
+    revisions = {"a" * 40: "a" * 40, "v1": COMMIT[::-1], None: COMMIT}
+    with loopback_hub(folders) as server:
+        online(server.endpoint)
+        for revision, commit in revisions.items():
+            load(revision)
+            [name] = [path.name for path in (tmp_path / "cache").glob(f"*/snapshots/{commit}")]
+            assert name == commit
+        with pytest.raises(FlatlingoError, match="download failed"):
+            load("nonesuch")
+    online(NOBODY)
+    for revision in revisions:
+        load(revision)
+    with pytest.raises(FlatlingoError, match=r"cannot be reached.*--revision bbbbb"):
+        load("b" * 40)
+
+
+def test_the_commit_of_a_revision_is_that_of_the_hub_and_then_of_the_cache(folders, online):
+    with loopback_hub(folders) as server:
+        online(server.endpoint)
+        assert [hub.commit(MBERT, revision, "model") for revision in (None, "v1")] == [COMMIT, COMMIT[::-1]]
+        assert hub.commit("somebody/nothing", None, "model") is None
+        assert hub.commit(XNLI, "main", "dataset") == COMMIT
+        assert not server.downloads
+        hub.load_tokenizer(MBERT, revision="v1")
+    online(NOBODY)
+    assert hub.provenance(MBERT, "v1") == {"source": MBERT, "revision": COMMIT[::-1], "sha256": None}
+    assert hub.commit(MBERT, None, "model") is None
+    assert hub.commit(MBERT, "b" * 40, "model") == "b" * 40
+
+
+def test_tasks_ask_for_the_revision_that_their_description_pins(folders, online, tmp_path):
+    with loopback_hub(folders) as server:
+        online(server.endpoint)
+        load_task("xnli", languages=["en", "de"])
+    pinned = load_description("xnli").hub.revision
+    assert [path.name for path in (tmp_path / "cache").glob("*/snapshots/*")] == [pinned]
+    assert provenance("xnli") == {"source": XNLI, "revision": pinned, "sha256": None}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What `make figures` builds, and when: the real Makefile, with a stand-in for the command that executes notebooks."""
+"""What `make figures` builds, and when: the real Makefile, with a stand-in for the commands that it calls."""
 
 import os
 import shutil
@@ -6,10 +6,12 @@ import subprocess
 
 import pytest
 
-from flatlingo.paths import ROOT
+from flatlingo.files import ROOT
+from flatlingo.study.presets import known_presets, load_preset
 
 STAND_IN = """#!/bin/sh
-# flatlingo notebook SOURCE OUTPUT ...: say so, and copy it or fail
+# flatlingo notebook SOURCE OUTPUT ...: say so, and copy it or fail; flatlingo sweep PLAN ...: say so
+test "$1" = notebook || { echo "sweeping $2"; exit 0; }
 echo "executing $2"
 case "$2" in *"$BROKEN"*) test -z "$BROKEN" || { cp "$2" "${3%.ipynb}.failed.ipynb"; exit 1; };; esac
 mkdir -p "$(dirname "$3")" && cp "$2" "$3"
@@ -19,7 +21,7 @@ mkdir -p "$(dirname "$3")" && cp "$2" "$3"
 @pytest.fixture
 def checkout(tmp_path):
     """A checkout whose set-up is done."""
-    for name in ("Makefile", "requirements.in", "requirements.lock", "pyproject.toml", "notebooks", "src"):
+    for name in ("Makefile", "requirements.lock", "pyproject.toml", "notebooks", "src"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)
     for name in ("data/mini-mbert/model.safetensors", "data/mini-mbert/tokenizer.json", "figures/figure1.png"):
@@ -56,7 +58,7 @@ def test_a_second_call_has_nothing_to_do_and_says_so(checkout):
         ("notebooks/2_figure1.ipynb", ["2_figure1.ipynb"]),
         ("src/flatlingo/presets/mini.yaml", None),
         ("src/flatlingo/fisher/trace.py", None),
-        ("src/flatlingo/paper.mplstyle", None),
+        ("src/flatlingo/report/paper.mplstyle", None),
         ("data/mini-mbert/model.safetensors", None),
         ("src/flatlingo/presets/paper.yaml", []),
         ("figures/figure1.png", []),
@@ -75,6 +77,7 @@ def test_what_depends_on_a_touched_file_is_built_again(checkout, touched, rebuil
     executed = make(checkout, "figures")[1]
     assert sorted(executed) == sorted(everything if rebuilt is None else rebuilt)  # two are built at a time
     assert planned.count("flatlingo notebook") == len(executed)
+    assert planned.count("flatlingo sweep") == (2 if rebuilt is None else 0)
 
 
 def test_a_failed_notebook_is_kept_for_reading_and_built_next_time(checkout):
@@ -102,3 +105,36 @@ def test_with_one_seed_of_preset_mini_the_questions_about_seeds_are_asked_of_the
     planned = make(checkout, "-n", "beyond", *asked)[0].stdout
     (command,) = (line for line in planned.splitlines() if line.startswith("flatlingo notebook"))
     assert ("store=" in command) is trained
+
+
+@pytest.mark.parametrize("preset", known_presets())
+def test_what_a_notebook_reads_is_swept_before(checkout, preset):
+    planned = make(checkout, "-n", "figures", f"PRESET={preset}", "SEEDS=2")[0].stdout.splitlines()
+    swept = [line.split()[2] for line in planned if line.startswith("flatlingo sweep")]
+    assert sorted(swept) == sorted({"nli", "paraphrase", "regularized_second_stage"} & set(load_preset(preset).plans))
+    notebook = next(at for at, line in enumerate(planned) if line.startswith("flatlingo notebook notebooks/2_figure1"))
+    assert any(line.startswith("flatlingo sweep nli") for line in planned[:notebook])
+
+
+@pytest.mark.parametrize(
+    ("asked", "options"),
+    [
+        (("PRESET=mini",), ""),
+        (("PRESET=small",), "--discard-weights"),
+        (("PRESET=paper", "JOBS=2", "DATA=rows"), "--jobs 2 --data rows --discard-weights"),
+    ],
+    ids=["mini", "small", "paper, jobs, rows"],
+)
+def test_sweeps_keep_no_weights_that_fill_a_disk_and_take_jobs_and_rows(checkout, asked, options):
+    planned = make(checkout, "-n", "figure1", *asked)[0].stdout
+    (command,) = (line for line in planned.splitlines() if line.startswith("flatlingo sweep"))
+    preset = asked[0].partition("=")[2]
+    assert command.split() == (
+        f"flatlingo sweep nli --preset {preset} --seeds 1 --store build/{preset}/store {options}".split()
+    )
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no repository")
+@pytest.mark.parametrize(("folder", "ignored"), [("figures", 1), ("figures/small", 1), ("figures/paper", 0)])
+def test_figures_of_the_recorded_presets_are_committed_others_ignored(folder, ignored):
+    assert subprocess.run(["git", "check-ignore", "-q", f"{folder}/figure1.png"], cwd=ROOT).returncode == ignored

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from flatlingo.paths import ROOT
+from flatlingo.files import ROOT
 
 CONFTEST = ROOT / "notebooks" / "conftest.py"
 spec = importlib.util.spec_from_file_location("notebooks_conftest", CONFTEST)

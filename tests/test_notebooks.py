@@ -9,7 +9,7 @@ import nbformat
 import papermill
 import pytest
 
-from flatlingo.paths import ROOT
+from flatlingo.files import ROOT
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TAGS = {"parameters", "nbval-check-output", "nbval-ignore-output"}

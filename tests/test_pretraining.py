@@ -173,7 +173,7 @@ def test_the_command_line_has_the_same_defaults():
 
 
 def test_the_shipped_encoder_says_what_it_is():
-    from flatlingo.paths import MINI_MBERT
+    from flatlingo.files import MINI_MBERT
 
     facts = json.loads((MINI_MBERT / "pretraining.json").read_text())
     card = (MINI_MBERT / "README.md").read_text()

@@ -10,12 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import VOCABULARY, make_tokenizer
 
-from flatlingo import experiment
 from flatlingo.errors import FlatlingoError
-from flatlingo.experiment import Preset, load_preset, plan
 from flatlingo.rowfiles import read_rows
 from flatlingo.segmentation import WordPieceSampler
-from flatlingo.tasks import REAL, load_task
+from flatlingo.study.presets import Preset, expand, load_preset
+from flatlingo.taskfiles import load_description
+from flatlingo.tasks import load_task
 
 # The same examples on every machine; files are written anew for each.
 settings.register_profile(
@@ -63,12 +63,12 @@ def write_xnli(folder, english, german):
 
 
 @settings(max_examples=15)
-@given(rows=st.lists(st.tuples(CELL, CELL, st.sampled_from(REAL["xnli"].words)), min_size=2, max_size=6))
+@given(rows=st.lists(st.tuples(CELL, CELL, st.sampled_from(load_description("xnli").labels)), min_size=2, max_size=6))
 def test_a_folder_of_rows_is_read_whole(rows, tmp_path):
     content = "".join("\t".join(row) + "\n" for row in rows).encode()
     write_xnli(tmp_path, content, content)
     read = load_task("xnli", data=tmp_path, languages=["en", "de"]).rows("de", "validation")
-    assert [(row["text_a"], row["text_b"], REAL["xnli"].words[row["label"]]) for row in read] == rows
+    assert [(row["text_a"], row["text_b"], load_description("xnli").labels[row["label"]]) for row in read] == rows
 
 
 @settings(max_examples=80)
@@ -106,15 +106,15 @@ def test_pieces_of_any_known_words_make_the_words_again(words, p, seed):
     rate=st.floats(1e-8, 1.0),
     weights=st.lists(st.floats(0, 1e6), min_size=1, max_size=4, unique_by=lambda weight: f"{weight:g}"),
 )
-def test_any_valid_preset_survives_its_file_and_every_run_has_an_id_of_its_own(name, epochs, rate, weights, tmp_path):
+def test_any_valid_preset_survives_its_file_and_every_run_has_a_name_of_its_own(name, epochs, rate, weights, tmp_path):
     values = load_preset("smoke").model_dump(mode="json") | {"name": name}
-    values["figure1"]["study"]["training"] |= {"epochs": epochs, "learning_rate": rate}
-    values["figure1"]["conditions"] = {"none": [0], "consistency": weights}
+    values["plans"]["nli"]["setup"]["training"] |= {"epochs": epochs, "learning_rate": rate}
+    values["plans"]["nli"]["conditions"] = {"none": [0], "consistency": weights}
     path = tmp_path / "any.yaml"
     path.write_text(yaml.safe_dump(values))
     preset = load_preset(str(path))
     assert preset == Preset.model_validate(values)
-    ids = [config.run_id for config in plan("figure1", preset, seeds=2)]
+    ids = [spec.name for spec in expand("nli", preset, seeds=2)]
     assert len(set(ids)) == len(ids) == 2 * (1 + len(weights))
     assert not any(separator in run_id for run_id in ids for separator in "/\\")
 
@@ -124,7 +124,7 @@ def test_any_valid_preset_survives_its_file_and_every_run_has_an_id_of_its_own(n
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
         lambda inner: (
             st.lists(inner, max_size=3)
-            | st.dictionaries(st.sampled_from(["name", "model", "figure1", "figure2", "study", "x"]), inner, max_size=4)
+            | st.dictionaries(st.sampled_from(["name", "encoder", "plans", "nli", "setup", "x"]), inner, max_size=4)
         ),
         max_leaves=8,
     )
@@ -133,4 +133,4 @@ def test_any_other_yaml_is_refused_as_a_preset(values, tmp_path):
     path = tmp_path / "any.yaml"
     path.write_text(yaml.safe_dump(values))
     with pytest.raises(FlatlingoError, match=r"preset any\.yaml"):
-        experiment.load_preset(str(path))
+        load_preset(str(path))

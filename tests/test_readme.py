@@ -1,20 +1,24 @@
 """The README says what was measured and what its commands print, and its links lead somewhere."""
 
 import doctest
+import importlib.util
 import re
 
 import pytest
 
-from flatlingo import readme
 from flatlingo.errors import FlatlingoError
-from flatlingo.paths import ROOT
+from flatlingo.files import ROOT
+from flatlingo.study.presets import PLANS
 
+spec = importlib.util.spec_from_file_location("readme", ROOT / "scripts" / "readme.py")
+readme = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(readme)
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 def test_its_numbers_are_those_of_the_figures():
-    assert readme.parts(README, "results")[1] == readme.results(), "refresh with: python -m flatlingo.readme"
+    assert readme.parts(README, "results")[1] == readme.results(), "refresh with: python scripts/readme.py"
 
 
 def test_its_tour_prints_what_it_says(tmp_path):
@@ -46,3 +50,9 @@ def test_links_to_binder_and_colab_name_notebooks_that_exist():
     paths = re.findall(r"(?:mybinder|colab)\S+?(notebooks/[\w]+\.ipynb)", README.replace("%2F", "/"))
     assert len(paths) >= 2
     assert all((ROOT / path).is_file() for path in paths)
+
+
+def test_its_commands_name_plans_that_exist():
+    named = re.findall(r"flatlingo (?:sweep|status DIR|status /shared/runs) ([a-z]\w*)", README)
+    assert len(named) >= 4
+    assert set(named) <= set(PLANS)

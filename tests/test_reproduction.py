@@ -8,10 +8,12 @@ from numbers import Number
 
 import pytest
 
-from flatlingo import experiment, study
+from flatlingo.files import ROOT
 from flatlingo.notebooks import run_notebook
-from flatlingo.paths import ROOT
-from flatlingo.store import open_store
+from flatlingo.study.presets import expand, load_preset
+from flatlingo.study.run import run
+from flatlingo.study.sources import Sources
+from flatlingo.study.store import open_store
 
 REFERENCE = ROOT / "tests" / "reference"
 NOTEBOOKS = {"5_beyond_the_paper": "beyond", "2_figure1": "figure1", "3_figure2": "figure2"}  # the first trains all
@@ -35,21 +37,28 @@ def differences(expected, found, at=""):
 
 
 def cheapest_recorded(number):
-    """The recorded runs of preset mini that took the least time, each of another family."""
+    """The recorded runs of plan nli of preset mini that took the least time, each of another family."""
     runs = open_store("recorded", "mini")
-    configs = experiment.plan("figure1", experiment.load_preset("mini"), seeds=3)
+    configs = filter(None, map(runs.find, expand("nli", load_preset("mini"), seeds=3)))
     by_family = {}
     for config in sorted(configs, key=lambda config: runs.result(config)["seconds"]):
         by_family.setdefault(config.condition.family, config)
     return list(by_family.values())[:number]
 
 
-@pytest.mark.parametrize("config", cheapest_recorded(2), ids=lambda config: f"{config.condition.label}-s{config.seed}")
+@pytest.mark.parametrize("config", cheapest_recorded(2), ids=lambda config: config.name)
 def test_a_recorded_run_trained_again_agrees_with_the_record(config):
     recorded = open_store("recorded", "mini").result(config)
     recorded.pop("seconds")
-    result, *_ = study.run(config)
-    assert list(differences(recorded, json.loads(json.dumps(result)))) == []
+    found = run(config.spec, Sources.of(load_preset("mini"), config.plan))
+    assert list(differences(recorded, json.loads(json.dumps(found.result)))) == []
+
+
+def test_the_recorded_runs_are_those_of_the_shipped_encoder_and_rows():
+    preset, runs = load_preset("mini"), open_store("recorded", "mini")
+    for plan in preset.plans:
+        sources = Sources.of(preset, plan)
+        assert [config for config in sources.resolve(sources.specs(plan, preset)) if config not in runs] == []
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,10 @@
 """Rows of a user's own: what is read, and that whatever is wrong is named with its line."""
 
+import csv
 import json
 import random
 
+import pandas as pd
 import pytest
 
 from flatlingo.errors import FlatlingoError
@@ -31,6 +33,29 @@ def test_tsv_is_read_without_quoting_and_without_missing_values(write, start, en
 def test_jsonl_is_read(write):
     lines = [json.dumps(row | {"label": "yes"}, ensure_ascii=bool(i)) for i, row in enumerate(PAIRS)]
     assert read_rows(write("rows.jsonl", "\n".join(lines))) == PAIRS
+
+
+AWKWARD = [{"text_a": 'He said "no".', "text_b": '"'}, {"text_a": "a\tb", "text_b": "two\nlines"}, *PAIRS]
+
+
+@pytest.mark.parametrize("quoting", [csv.QUOTE_MINIMAL, csv.QUOTE_ALL, csv.QUOTE_NONNUMERIC])
+@pytest.mark.parametrize("index", [False, True], ids=["", "index"])
+@pytest.mark.parametrize("rows", [AWKWARD, AWKWARD[:1], AWKWARD[1:2], PAIRS[1:]], ids=["all", "quotes", "tabs", "none"])
+def test_rows_that_pandas_writes_are_read(tmp_path, rows, index, quoting):
+    path = tmp_path / "rows.tsv"
+    pd.DataFrame(rows).assign(label=range(len(rows))).to_csv(path, sep="\t", index=index, quoting=quoting)
+    assert read_rows(path) == rows
+
+
+def test_json_lines_that_pandas_writes_are_read(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    pd.DataFrame(AWKWARD).to_json(path, orient="records", lines=True)
+    assert read_rows(path) == AWKWARD
+
+
+def test_the_line_of_a_bad_row_counts_line_ends_within_texts(write):
+    with pytest.raises(FlatlingoError, match="line 4: text_b"):
+        read_rows(write("rows.tsv", 'text_a\ttext_b\n"one ""1""\nmore"\ttwo\none\t\n'))
 
 
 def test_single_texts(write):

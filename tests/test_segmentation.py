@@ -69,10 +69,16 @@ def test_without_rejections_it_is_the_tokenizer(tokenizer, text, mode):
 @pytest.mark.parametrize("pair", [("english", "chinese"), ("german", "empty"), ("chinese", "special tokens")])
 def test_pairs_are_encoded_and_truncated_like_the_tokenizer(tokenizer, pair, max_length):
     texts = [TEXTS[name] for name in pair]
-    sampled = WordPieceSampler(tokenizer, p=0.0).encode_pair(*texts, max_length=max_length, rng=random.Random(0))
+    sampled = WordPieceSampler(tokenizer, p=0.0).encode(*texts, max_length=max_length, rng=random.Random(0))
     # as a batch of one: called on single texts, the tokenizer drops an empty second text and its [SEP]
     batch = tokenizer(*([text] for text in texts), truncation=True, max_length=max_length)
     assert sampled == {column: values[0] for column, values in batch.items()}
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_single_texts_are_encoded_like_the_tokenizer(tokenizer, text):
+    sampled = WordPieceSampler(tokenizer, p=0.0).encode(text, max_length=15, rng=random.Random(0))
+    assert sampled == {name: values[0] for name, values in tokenizer([text], truncation=True, max_length=15).items()}
 
 
 @pytest.mark.parametrize("mode", ["faithful", "clean"])
@@ -109,7 +115,7 @@ def test_nothing_is_lost_in_clean_mode(tokenizer, p):
 
 def test_decoding_a_clean_sample_gives_the_text_back(tokenizer):
     sampler = WordPieceSampler(tokenizer, 0.5, "clean")
-    encoded = sampler.encode_pair("the bird understands", "schläft grün", max_length=64, rng=random.Random(4))
+    encoded = sampler.encode("the bird understands", "schläft grün", max_length=64, rng=random.Random(4))
     assert tokenizer.decode(encoded["input_ids"], skip_special_tokens=True) == "the bird understands schläft grün"
 
 

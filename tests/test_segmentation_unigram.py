@@ -86,7 +86,7 @@ def trained(tmp_path_factory):
 @pytest.mark.parametrize("settings", [{"nbest": 1}, {"alpha": 1e6}, {"alpha": 1e6, "nbest": 5}], ids=str)
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
 def test_without_randomness_it_is_the_tokenizer(tokenizer, text, settings):
-    sampled = UnigramSampler(tokenizer, **settings).encode_pair(text, "cat", max_length=64, rng=random.Random(0))
+    sampled = UnigramSampler(tokenizer, **settings).encode(text, "cat", max_length=64, rng=random.Random(0))
     batch = tokenizer([text], ["cat"])  # as a batch of one: called on single texts, a tokenizer drops an empty text
     assert sampled == {column: values[0] for column, values in batch.items()}
 
@@ -95,10 +95,16 @@ def test_without_randomness_it_is_the_tokenizer(tokenizer, text, settings):
 @pytest.mark.parametrize("pair", [("english", "chinese"), ("chinese", "empty"), ("special tokens", "english")])
 def test_pairs_are_truncated_like_the_tokenizer(tokenizer, pair, max_length):
     texts = [TEXTS[name] for name in pair]
-    sampled = UnigramSampler(tokenizer, nbest=1).encode_pair(*texts, max_length=max_length, rng=random.Random(0))
+    sampled = UnigramSampler(tokenizer, nbest=1).encode(*texts, max_length=max_length, rng=random.Random(0))
     batch = tokenizer(*([text] for text in texts), truncation=True, max_length=max_length)
     assert sampled == {column: values[0] for column, values in batch.items()}
     assert len(sampled["input_ids"]) <= max_length
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS)
+def test_single_texts_are_encoded_like_the_tokenizer(tokenizer, text):
+    sampled = UnigramSampler(tokenizer, nbest=1).encode(text, max_length=9, rng=random.Random(0))
+    assert sampled == {name: values[0] for name, values in tokenizer([text], truncation=True, max_length=9).items()}
 
 
 @pytest.mark.parametrize("nbest", [-1, 4])
@@ -123,7 +129,7 @@ def test_segmentations_have_their_exact_probabilities(tokenizer, word, alpha, nb
 def test_decoding_a_sample_gives_the_text_back(tokenizer, alpha):
     sampler, rng = UnigramSampler(tokenizer, alpha), random.Random(4)
     for _ in range(20):
-        encoded = sampler.encode_pair("the cat understands", "大猫, über", max_length=64, rng=rng)
+        encoded = sampler.encode("the cat understands", "大猫, über", max_length=64, rng=rng)
         assert tokenizer.unk_token_id not in encoded["input_ids"]
         assert tokenizer.decode(encoded["input_ids"], skip_special_tokens=True) == "the cat understands 大猫, über"
 
@@ -135,7 +141,7 @@ def test_ids_are_those_of_the_sentencepiece_model_with_xlm_rs_offset_of_one(trai
         "understanding cats",
         random.Random(0),
     )
-    drawn = {tuple(sampler.encode_pair(text, "cat", max_length=64, rng=rng)["input_ids"]) for _ in range(60)}
+    drawn = {tuple(sampler.encode(text, "cat", max_length=64, rng=rng)["input_ids"]) for _ in range(60)}
     cat = [i + 1 for i in original.nbest_encode("cat", nbest_size=3)[0]]
     best = original.nbest_encode(text, nbest_size=3)
     assert {ids[1 : ids.index(2)] for ids in drawn} == {tuple(i + 1 for i in ids) for ids in best}

@@ -1,12 +1,19 @@
+import csv
+import json
 import os
+import subprocess
+import sys
 from collections import Counter
 
 import pandas as pd
 import pytest
+import yaml
+from datasets import ClassLabel, Dataset, Features, Value
 from huggingface_hub import constants
 
 from flatlingo.errors import FlatlingoError
-from flatlingo.tasks import fingerprint, load_task
+from flatlingo.taskfiles import load_description
+from flatlingo.tasks import load_task, provenance
 
 LANGUAGES = ("en", "de", "es", "zh")
 XNLI_LABELS = ("entailment", "neutral", "contradiction")
@@ -49,7 +56,8 @@ def pawsx(tmp_path):
 
 
 def sentences(task, split):
-    return {text for language in task.languages for row in table(task, language, split) for text in row[1:3]}
+    columns = [name for name in ("text_a", "text_b") if name in task.rows("en", split).column_names]
+    return {text for language in task.languages for name in columns for text in task.rows(language, split)[name]}
 
 
 def table(task, language, split):
@@ -119,14 +127,14 @@ def test_other_training_languages_are_read_where_there_are_files(xnli):
         (b"one\ttwo\n", "2 columns where there must be 3"),
         (b"one\ttwo\tneutral\tmore\n", "4 columns"),
         (b"\n", "0 columns"),
-        (b"one\ttwo\tcontradictory\n", "label 'contradictory'; the labels are entailment, neutral, contradiction"),
-        (b"one\ttwo\t-\n", "label '-'"),
+        (b"one\ttwo\tcontradicts\n", "label 'contradicts'; the labels are entailment, neutral, contradiction"),
+        (b"one\ttwo\t1\n", "label '1'; the labels are entailment"),
         (b"one\t \tneutral\n", "an empty text"),
         (b"one\tz\xfcrich\tneutral\n", "not UTF-8"),
         (b"one\rtwo\tthree\tneutral\n", "new-line character"),
         (b"one\t" + b"long " * 40_000 + b"\tneutral\n", "field larger than"),
     ],
-    ids=["2 columns", "4 columns", "blank", "label", "gold label -", "empty text", "latin-1", "stray CR", "huge"],
+    ids=["2 columns", "4 columns", "blank", "label", "number", "empty text", "latin-1", "stray CR", "huge"],
 )
 def test_malformed_line_is_named(xnli, line, message):
     path = xnli / "xnli" / "dev-es.tsv"
@@ -295,9 +303,7 @@ def hub_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     repository = tmp_path / "cache" / "datasets--google-research-datasets--paws-x"
-    (repository / "refs").mkdir(parents=True)
-    (repository / "refs" / "main").write_text("0" * 40)
-    folder = repository / "snapshots" / ("0" * 40)
+    folder = repository / "snapshots" / load_description("pawsx").hub.revision
     for language in LANGUAGES:
         hub_file(folder, language, "validation", pawsx_rows(language, missing=MISSING.get(language, ())))
     hub_file(folder, "en", "train", pawsx_rows("train", 60))
@@ -327,7 +333,10 @@ def test_unlabelled_hub_rows_are_dropped(hub_cache):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"label": 2}, "labels in de validation are not those of pawsx"), ({"id": range(40)}, "in another order")],
+    [
+        ({"label": 2}, "paws-x, de validation: label .*2.* is not one of pawsx: different, paraphrase"),
+        ({"id": range(40)}, "in another order"),
+    ],
     ids=["label", "ids"],
 )
 def test_unexpected_hub_rows(hub_cache, changes, message):
@@ -372,6 +381,359 @@ def test_label_noise_touches_training_labels_only():
     changed = sum(a != b for a, b in zip(train["label"], train["clean_label"], strict=True)) / 300
     assert 0.2 < changed < 0.6
     assert validation["label"] == validation["clean_label"]
+    assert task.rows("de", "adapt_validation")["label"] == task.rows("de", "adapt_validation")["clean_label"]
+
+
+# Label noise
+
+
+def wrong(rows):
+    return sum(label != clean for label, clean in zip(rows["label"], rows["clean_label"], strict=True)) / len(rows)
+
+
+@pytest.fixture
+def large(tmp_path):
+    """Files of 900 rows, every one with a premise of its own."""
+    for name in ("train-en", "train-de", "dev-en", "dev-de"):
+        rows = [(f"{name} {i}", f"hypothesis {name} {i}", XNLI_LABELS[i % 3]) for i in range(900)]
+        write(tmp_path / "xnli" / f"{name}.tsv", rows)
+    return {"task": "xnli", "data": tmp_path, "languages": ["en", "de"]}
+
+
+@pytest.mark.parametrize("world", ["files", "mini"])
+def test_a_share_of_the_labels_of_both_stages_is_redrawn_and_the_rest_is_clean(large, world):
+    mini = {"task": "mini-nli", "languages": ["en", "de"], "train_size": 900, "validation_size": 900}
+    arguments = large if world == "files" else mini
+    noisy, clean = load_task(**arguments, label_noise=0.3), load_task(**arguments)
+    for split in ("train", "adapt_train"):
+        rows = noisy.rows("en", split)
+        assert rows["clean_label"] == clean.rows("en", split)["label"]
+        # of 0.3 a third falls on the label that was there; three standard deviations
+        assert wrong(rows) == pytest.approx(0.2, abs=3 * (0.2 / 3 / len(rows)) ** 0.5)
+        assert set(rows["label"]) == {0, 1, 2}
+    for split in ("validation", "adapt_validation"):
+        assert noisy.rows("en", split)["label"] == clean.rows("en", split)["label"]
+
+
+def test_exactly_the_share_is_redrawn(large):
+    changed = {
+        row["row_id"]
+        for seed in range(30)  # whatever a row's label is redrawn to, it changes with one of many other draws
+        for row in load_task(**large, label_noise=0.01, train_size=100, seed=seed).rows("en", "train")
+        if row["label"] != row["clean_label"]
+    }
+    assert 10 < len(changed) <= 30  # one row of 100 a seed
+
+
+def test_label_noise_is_the_same_in_every_language_and_follows_the_seed(large):
+    one, same, other = (load_task(**large, label_noise=0.5, seed=seed) for seed in (1, 1, 2))
+    for split in ("train", "adapt_train"):
+        assert one.rows("en", split)["label"] == one.rows("de", split)["label"] == same.rows("en", split)["label"]
+        assert one.rows("en", split)["label"] != other.rows("en", split)["label"]
+    assert one.rows("en", "adapt_train")["clean_label"] == other.rows("en", "adapt_train")["clean_label"]
+
+
+def test_the_second_stage_may_have_noise_of_its_own(large):
+    task = load_task(**large, label_noise=0.3, second_stage_noise=0.0)
+    assert wrong(task.rows("en", "train")) > 0
+    assert "clean_label" not in task.rows("en", "adapt_train").column_names
+    task = load_task(**large, second_stage_noise=0.3)
+    assert "clean_label" not in task.rows("en", "train").column_names
+    assert wrong(task.rows("de", "adapt_train")) > 0
+
+
+def test_without_noise_real_rows_have_one_label(xnli):
+    assert load_task("xnli", data=xnli).rows("en", "train").column_names == ["row_id", "text_a", "text_b", "label"]
+
+
+def test_rows_name_their_labels(xnli):
+    rows = load_task("xnli", data=xnli, label_noise=0.5).rows("en", "train")
+    assert rows.features["label"].names == rows.features["clean_label"].names == list(XNLI_LABELS)
+
+
+# Files as people have them
+
+
+SAID = 'She said "yes".'
+
+
+def csv_written(path, rows, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, delimiter="\t", **options).writerows(rows)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"lineterminator": "\n"}, {"quoting": csv.QUOTE_ALL}, {"quoting": csv.QUOTE_NONNUMERIC}],
+    ids=["csv", "LF", "all quoted", "words quoted"],
+)
+@pytest.mark.parametrize("text", [SAID, '"', '"all of it"', '""', "a\tb", "two\nlines", 'only, a "', "plain"])
+def test_files_of_a_csv_writer_give_the_texts_that_were_written(xnli, options, text):
+    rows = xnli_rows("train", 60)
+    rows[7] = (text, "and so on", "neutral")
+    rows[8] = (SAID, "and on", "neutral")
+    csv_written(xnli / "xnli" / "train-en.tsv", rows, **options)
+    task = load_task("xnli", data=xnli)
+    assert [row[1:3] for row in table(task, "en", "train")] == [row[:2] for row in rows]
+    quoted = 60 if "quoting" in options else 1 + any(sign in text for sign in '"\t\n')
+    assert task.counts.set_index(["language", "split"]).loc[("en", "train"), "quoted"] == quoted
+    assert f"train without the quotes of a CSV writer around texts: en {quoted}" in task.describe()
+
+
+def test_one_text_that_no_csv_writer_wrote_makes_a_file_a_plain_one(xnli):
+    rows = xnli_rows("train", 60)
+    rows[3] = ('"She said ""yes""."', "and so on", "neutral")
+    rows[40] = ('"No", he said.', "and on", "neutral")
+    write(xnli / "xnli" / "train-en.tsv", rows)
+    task = load_task("xnli", data=xnli)
+    assert [row[1:3] for row in table(task, "en", "train")] == [row[:2] for row in rows]
+    assert task.counts["quoted"].sum() == 0
+
+
+def test_a_malformed_row_after_a_text_of_two_lines_is_named_by_its_own_line(xnli):
+    csv_written(xnli / "xnli" / "dev-de.tsv", [('one "1"\nand more', "two", "neutral"), ("one", "two", "maybe")])
+    with pytest.raises(FlatlingoError, match=r"dev-de.tsv, line 3: label 'maybe'"):
+        load_task("xnli", data=xnli)
+
+
+# XNLI-1.0/xnli.dev.tsv
+XNLI_COLUMNS = [
+    *(
+        "language",
+        "gold_label",
+        "sentence1_binary_parse",
+        "sentence2_binary_parse",
+        "sentence1_parse",
+        "sentence2_parse",
+    ),
+    *("sentence1", "sentence2", "promptID", "pairID", "genre", "label1", "label2", "label3", "label4", "label5"),
+    *("sentence1_tokenized", "sentence2_tokenized", "match"),
+]
+
+
+@pytest.mark.parametrize("kind", ["tsv", "jsonl"])
+def test_the_original_release_of_xnli(tmp_path, kind):
+    """All languages in one file, by name; labels that annotators did not agree on; training rows as translated."""
+    records = [
+        dict.fromkeys(XNLI_COLUMNS, "x")
+        | {"language": language, "sentence1": a, "sentence2": b, "gold_label": label, "pairID": str(i)}
+        for language in ("de", "en", "fr")
+        for i, (a, b, label) in enumerate(xnli_rows(language))
+    ]
+    records[4]["gold_label"] = "-"
+    lines = (
+        ["\t".join(XNLI_COLUMNS), *("\t".join(record.values()) for record in records)]
+        if kind == "tsv"
+        else [json.dumps(record) for record in records]
+    )
+    write(tmp_path / "XNLI-1.0" / f"xnli.dev.{kind}", [(line,) for line in lines])
+    train = [(a, b, label.replace("contradiction", "contradictory")) for a, b, label in xnli_rows("train", 60)]
+    folder = tmp_path / "XNLI-MT-1.0" / "multinli"
+    write(folder / "multinli.train.en.tsv", [("premise", "hypo", "label"), *train])
+    task = load_task("xnli", data=tmp_path, languages=["en", "de"])
+    assert table(task, "en", "validation") == [
+        (i, a, b, XNLI_LABELS.index(label)) for i, (a, b, label) in enumerate(xnli_rows("en"))
+    ]
+    assert [row[0] for row in table(task, "de", "validation")] == [i for i in range(12) if i != 4]
+    assert table(task, "en", "train")[2] == (2, "train premise 0", "train hypothesis 2", 2)
+    assert "validation without de 1 (blank or unlabelled)" in task.describe()
+
+
+def test_files_of_all_languages_need_the_column_that_tells_them_apart(tmp_path):
+    path = describe(tmp_path, train="train", validation="dev", language="lang")
+    rows = [{"review": f"review {i} in {x}", "stars": 1 + i % 2 * 4, "lang": x} for i in range(6) for x in ("en", "fr")]
+    write(tmp_path / "files" / "train.jsonl", [(json.dumps(row),) for row in rows if row["lang"] == "en"])
+    write(tmp_path / "files" / "dev.jsonl", [(json.dumps(row),) for row in rows])
+    task = load_task(path)
+    assert task.rows("fr", "validation")["text_a"] == [f"review {i} in fr" for i in range(6)]
+    assert [key for key in task.splits if key[1] == "train"] == [("en", "train")]
+    for row in rows:
+        del row["lang"]
+    write(tmp_path / "files" / "dev.jsonl", [(json.dumps(row),) for row in rows])
+    with pytest.raises(FlatlingoError, match="dev.jsonl, line 1: a file of all languages must have the column 'lang'"):
+        load_task(path)
+    write(tmp_path / "files" / "dev.tsv", [(row["review"], str(row["stars"])) for row in rows])
+    with pytest.raises(FlatlingoError, match="dev.tsv, line 1: a file of all languages must have the column 'lang'"):
+        load_task(path)
+
+
+def test_the_original_release_of_pawsx(tmp_path):
+    for language in LANGUAGES:
+        rows = [(str(i + 1), *row) for i, row in enumerate(pawsx_rows(language, missing=MISSING.get(language, ())))]
+        write(tmp_path / "x-final" / language / "dev_2k.tsv", [("id", "sentence1", "sentence2", "label"), *rows])
+    train = [(str(i + 1), *row) for i, row in enumerate(pawsx_rows("train", 60))]
+    write(tmp_path / "x-final" / "en" / "train.tsv", [("id", "sentence1", "sentence2", "label"), *train])
+    task = load_task("pawsx", data=tmp_path)
+    assert table(task, "en", "train")[0] == (0, "train 0", "train variant 0", 0)
+    assert set(task.rows("de", "validation")["row_id"]) == set(range(40)) - {4, 30}
+
+
+def test_rows_of_other_ids_are_not_translations(tmp_path, pawsx):
+    for language in ("en", "de"):
+        rows = [(str(i + (language == "de")), *row) for i, row in enumerate(pawsx_rows(language))]
+        write(pawsx / "pawsx" / f"dev-{language}.tsv", [("id", "sentence1", "sentence2", "label"), *rows])
+    with pytest.raises(FlatlingoError, match="validation rows of de are in another order"):
+        load_task("pawsx", data=pawsx)
+
+
+# Tasks of one's own
+
+
+REVIEWS = {
+    "name": "reviews",
+    "labels": ["bad", "good"],
+    "texts": "review",
+    "label": "stars",
+    "spellings": {"bad": [1, 2], "good": [4, 5]},
+    "languages": ["en", "fr"],
+    "folder": "files",
+}
+
+
+def describe(where, **changes):
+    path = where / "reviews.yaml"
+    path.write_text(yaml.safe_dump({key: value for key, value in (REVIEWS | changes).items() if value is not None}))
+    return path
+
+
+def reviews(folder, language, split="dev", n=10, kind="tsv"):
+    rows = [{"id": i, "review": f"{language} {split} review {i}", "stars": (1, 5, 4, 2)[i % 4]} for i in range(n)]
+    path = folder / "files" / "reviews" / f"{split}-{language}.{kind}"
+    lines = (
+        ["id\treview\tstars", *("\t".join(map(str, row.values())) for row in rows)]
+        if kind == "tsv"
+        else map(json.dumps, rows)
+    )
+    write(path, [(line,) for line in lines])
+
+
+@pytest.mark.parametrize("kind", ["tsv", "jsonl"])
+def test_single_texts_of_ones_own(tmp_path, kind):
+    reviews(tmp_path, "en", "train", 20, kind)
+    for language in ("en", "fr"):
+        reviews(tmp_path, language, kind=kind)
+    task = load_task(describe(tmp_path))
+    assert (task.name, task.labels, task.languages) == ("reviews", ("bad", "good"), ("en", "fr"))
+    assert task.rows("fr", "validation").column_names == ["row_id", "text_a", "label"]
+    assert task.rows("fr", "validation")[1] == {"row_id": 1, "text_a": "fr dev review 1", "label": 1}
+    assert task.rows("en", "train")["label"][:4] == [0, 1, 1, 0]
+    assert [len(task.rows("en", half)) for half in HALVES] == [5, 5]
+    assert sentences(task, "adapt_train").isdisjoint(sentences(task, "adapt_validation"))
+
+
+@pytest.mark.parametrize("kind", ["tsv", "jsonl"])
+def test_xnli_under_other_names_is_the_same_task(xnli, tmp_path, kind):
+    """Other labels, columns and paths for the same rows."""
+    names = {"entailment": "follows", "neutral": "open", "contradiction": "clash"}
+    for name in ("train-en", *(f"dev-{language}" for language in LANGUAGES)):
+        rows = [line.split("\t") for line in (xnli / "xnli" / f"{name}.tsv").read_text().splitlines()]
+        rows = [{"verdict": names[label], "then": b, "said": a} for a, b, label in rows]
+        lines = ["verdict\tthen\tsaid", *("\t".join(row.values()) for row in rows)]
+        path = tmp_path / "mine" / f"{name}.{kind}"
+        write(path, [(line,) for line in (lines if kind == "tsv" else map(json.dumps, rows))])
+    path = describe(
+        tmp_path,
+        labels=list(names.values()),
+        texts=["said", "then"],
+        label="verdict",
+        spellings=None,
+        languages=list(LANGUAGES),
+        folder=None,
+        train="mine/train-{language}",
+        validation="mine/dev-{language}",
+    )
+    mine, theirs = load_task(path, data=tmp_path), load_task("xnli", data=xnli)
+    for language, split in theirs.splits:
+        assert table(mine, language, split) == table(theirs, language, split)
+
+
+def test_a_task_of_ones_own_on_the_hub(hub_cache, tmp_path):
+    """The rows of PAWS-X under another description; the columns and the folder of a split are told."""
+    changes = {"folder": None, "texts": "sentence1", "label": "label", "languages": ["en", "de"]}
+    source = {"id": "google-research-datasets/paws-x", "revision": load_description("pawsx").hub.revision}
+    task = load_task(describe(tmp_path, **changes, spellings=None, hub=source))
+    assert task.rows("de", "validation")[6] == {"row_id": 6, "text_a": "de 6", "label": 0}
+    task = load_task(describe(tmp_path, **changes, spellings={"bad": [1], "good": [0]}, hub=source))
+    assert task.rows("de", "validation")[6] == {"row_id": 6, "text_a": "de 6", "label": 1}
+
+
+def test_labels_on_the_hub_are_matched_by_the_names_that_it_gives(hub_cache, tmp_path):
+    features = Features({"review": Value("string"), "label": ClassLabel(names=["good", "bad"])})
+    rows = Dataset.from_list([{"review": f"review {i}", "label": i % 2} for i in range(8)], features=features)
+    for split in ("train", "validation"):
+        rows.to_parquet(hub_cache / "en" / f"{split}-00000-of-00001.parquet")
+    source = {"id": "google-research-datasets/paws-x", "revision": load_description("pawsx").hub.revision}
+    path = describe(tmp_path, folder=None, label="label", spellings=None, languages="en", hub=source)
+    assert load_task(path).rows("en", "train")["label"][:3] == [1, 0, 1]
+    with pytest.raises(FlatlingoError, match="label 'good' is not one of reviews: poor, fine"):
+        load_task(
+            describe(
+                tmp_path,
+                folder=None,
+                label="label",
+                spellings=None,
+                languages="en",
+                hub=source,
+                labels=["poor", "fine"],
+            )
+        )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": None}, "task reviews.yaml: labels: Field required"),
+        ({"labels": ["yes"]}, "labels: Tuple should have at least 2"),
+        ({"labels": [True, "b"]}, r"labels.0: .*string \(YAML reads yes, no, on and off"),
+        ({"texts": ["a", "b", "c"]}, "texts: .*at most 2"),
+        ({"colour": "red"}, "colour: Extra inputs"),
+        ({"spellings": {"god": ["5"]}}, "spellings: unknown label 'god'; did you mean 'good'"),
+        ({"spellings": {"good": ["bad"]}}, "'bad' stands for two things"),
+        ({"train": "reviews/train"}, "train: reviews/train is the same file for every language"),
+        ({"hub": {"id": "a/b", "splits": 3}}, "hub.splits: Extra"),
+        ({"name": "xnli"}, "name: xnli is a task that comes with flatlingo"),
+        ({"name": "../xnli"}, "name: .*pattern"),
+        ({"languages": ["fr"]}, "must include en"),
+        ({"folder": None}, "names neither a folder nor a data set on the Hub"),
+        ({"folder": "elsewhere"}, r"elsewhere/reviews: no such folder; the data folder must hold reviews/train-en.tsv"),
+        (
+            {"texts": ["text", "headline"]},
+            "train-en.tsv, line 1: label 'stars'; the labels are bad",
+        ),
+        (
+            {"texts": "text"},
+            r"line 1: 3 columns where there must be 2.* first line must name their columns .text, stars",
+        ),
+        ({"label": "colour"}, "line 1: 3 columns where there must be 2"),
+        (
+            {"spellings": {"bad": [1, 2], "good": [4]}},
+            "train-en.tsv, line 3: label '5'; the labels are bad .1, 2., good",
+        ),
+    ],
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
+)
+def test_what_is_wrong_with_a_description_or_its_files_is_named(tmp_path, changes, message):
+    reviews(tmp_path, "en", "train", 20)
+    for language in ("en", "fr"):
+        reviews(tmp_path, language)
+    with pytest.raises(FlatlingoError, match=message):
+        load_task(describe(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(("content", "message"), [("labels: [a", "not a YAML file"), (None, "cannot be read: No such")])
+def test_a_description_that_cannot_be_read(tmp_path, content, message):
+    path = tmp_path / "mine.yaml"
+    if content:
+        path.write_text(content)
+    with pytest.raises(FlatlingoError, match=rf"task .*mine.yaml.*{message}"):
+        load_description(path)
+
+
+def test_descriptions_are_read_without_the_libraries_that_train():
+    code = "import sys; from flatlingo import taskfiles as t; t.load_description('xnli'); print('torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.stdout.strip() == "False"
 
 
 # Wrong arguments
@@ -380,14 +742,14 @@ def test_label_noise_touches_training_labels_only():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "pawsX"}, "unknown task 'pawsX'; did you mean 'pawsx'"),
-        ({"name": "mini-nli", "languages": ["en", "fr"]}, "unknown language 'fr'"),
-        ({"name": "xnli", "languages": ["en", "ja"]}, "xnli: unknown language 'ja'"),
-        ({"name": "mini-nli", "languages": ["de"]}, "must include en"),
-        ({"name": "mini-nli", "data": "."}, "takes no data folder"),
-        ({"name": "mini-nli", "label_noise": 1.5}, "label_noise is 1.5"),
-        ({"name": "xnli", "data": ".", "label_noise": 0.1}, "xnli takes no label_noise"),
-        ({"name": "mini-nli", "train_size": 0}, "train_size must be at least 1"),
+        ({"task": "pawsX"}, "unknown task 'pawsX'; did you mean 'pawsx'"),
+        ({"task": "mini-nli", "languages": ["en", "fr"]}, "unknown language 'fr'"),
+        ({"task": "xnli", "languages": ["en", "ja"]}, "xnli: unknown language 'ja'"),
+        ({"task": "mini-nli", "languages": ["de"]}, "must include en"),
+        ({"task": "mini-nli", "data": "."}, "takes no data folder"),
+        ({"task": "mini-nli", "label_noise": 1.5}, "label_noise is 1.5"),
+        ({"task": "xnli", "data": ".", "label_noise": -0.1}, "label_noise is -0.1"),
+        ({"task": "mini-nli", "train_size": 0}, "train_size must be at least 1"),
     ],
     ids=lambda value: " ".join(map(str, value.values())) if isinstance(value, dict) else "",
 )
@@ -408,20 +770,39 @@ def test_unknown_language_or_split_of_a_task(xnli, language, split, message):
 # Fingerprints
 
 
-def test_fingerprint_follows_the_files_that_are_used(xnli):
-    first = fingerprint("xnli", xnli, ["en", "de"])
+def test_provenance_follows_the_files_that_are_used(xnli):
+    first = provenance("xnli", xnli, ["en", "de"])
     write(xnli / "xnli" / "dev-es.tsv", xnli_rows("new"))
-    assert fingerprint("xnli", xnli, ["en", "de"]) == first
+    assert provenance("xnli", xnli, ["en", "de"]) == first
     write(xnli / "xnli" / "train-en.tsv", xnli_rows("new"))
-    assert fingerprint("xnli", xnli, ["en", "de"]) != first
+    assert provenance("xnli", xnli, ["en", "de"]) != first
 
 
-def test_fingerprints_tell_tasks_apart_and_need_no_hub():
-    assert fingerprint("mini-nli", None) == fingerprint("mini-nli", None)
-    assert len({fingerprint(name, None) for name in ("xnli", "pawsx", "mini-nli", "mini-paraphrase")}) == 4
+def test_provenances_tell_tasks_apart_and_need_no_hub():
+    found = [provenance(name) for name in ("xnli", "pawsx", "mini-nli", "mini-paraphrase")]
+    assert [p["source"] for p in found] == [
+        "facebook/xnli",
+        "google-research-datasets/paws-x",
+        "generated",
+        "generated",
+    ]
+    assert (
+        [p["sha256"] is None for p in found] == [p["revision"] is not None for p in found] == [True, True, False, False]
+    )
+    assert found[2]["sha256"] != found[3]["sha256"]
+    assert provenance("mini-nli", languages=["en"]) != found[2]
 
 
-def test_fingerprint_names_a_missing_file(xnli):
+def test_provenance_of_a_task_of_ones_own_follows_its_description(tmp_path):
+    for language, split in (("en", "train"), ("en", "dev"), ("fr", "dev")):
+        reviews(tmp_path, language, split)
+    first = provenance(describe(tmp_path))
+    assert first["source"] == "files"
+    assert provenance(describe(tmp_path, folder=str(tmp_path / "files"))) == first  # the same rows elsewhere
+    assert provenance(describe(tmp_path, labels=["good", "bad"])) != first
+
+
+def test_provenance_names_a_missing_file(xnli):
     (xnli / "xnli" / "dev-es.tsv").unlink()
     with pytest.raises(FlatlingoError, match=r"dev-es\.tsv: no such file"):
-        fingerprint("xnli", xnli)
+        provenance("xnli", xnli)

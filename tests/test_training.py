@@ -1,7 +1,7 @@
 import copy
 import random
 from collections import Counter
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pytest
@@ -9,11 +9,14 @@ import torch
 import torch.nn.functional as F
 from tiny import make_model, make_rows, make_tokenizer
 from torch.utils.data import DataLoader
-from transformers import DataCollatorWithPadding, EarlyStoppingCallback, Trainer, TrainingArguments
+from transformers import DataCollatorWithPadding, EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
 
-from flatlingo.encoding import EncodedRows, PairCollator, encode
+from flatlingo import devices
+from flatlingo.encoding import EncodedRows, LengthGroupedSampler, PairCollator, encode
 from flatlingo.errors import FlatlingoError
 from flatlingo.evaluation import accuracy, batches
+from flatlingo.fisher.trace import fisher_trace
+from flatlingo.lossrecord import READ_EVERY
 from flatlingo.regularizers import (
     L2,
     L2SP,
@@ -30,8 +33,11 @@ from flatlingo.regularizers import (
     RDrop,
     Regularizer,
     SubwordConsistency,
+    TracePenalty,
     WeightNoise,
     XTune,
+    finite_differences,
+    periodic,
 )
 from flatlingo.training import RegularizedTrainer, adapt, finetune
 
@@ -80,7 +86,7 @@ def arguments(folder, **settings) -> TrainingArguments:
 
 def trainer_of(folder, *, rows=None, regularizers=(), model=None, settings=None, **kwargs) -> RegularizedTrainer:
     return RegularizedTrainer(
-        model=model or make_model(),
+        model=model or (None if "model_init" in kwargs else make_model()),
         args=arguments(folder, **settings or {}),
         train_dataset=rows or make_rows(16),
         processing_class=TOKENIZER,
@@ -118,6 +124,147 @@ class Breaking(Regularizer):
         return outputs.logits.sum() * (float("nan") if self.calls == 3 else 0.0), {}
 
 
+@pytest.fixture
+def bf16(monkeypatch):
+    """Let bf16 be used, emulated where the CPU has none: slow, and the same numbers."""
+    monkeypatch.setattr(devices, "has_bf16", lambda: True)
+
+
+class Seeing(Regularizer):
+    """Adds nothing, remembers under which autocast the clean pass ran."""
+
+    name = "seeing"
+
+    def __init__(self):
+        super().__init__(weight=1.0)
+        self.dtypes = set()
+
+    def start(self, model, *, seed):
+        model.bert.pooler.dense.register_forward_hook(lambda _module, _inputs, output: self.dtypes.add(output.dtype))
+
+    def __call__(self, model, batch, outputs):
+        return outputs.logits.new_zeros(()), {}
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("float32", torch.float32), ("bf16", torch.bfloat16)],
+)
+@pytest.mark.parametrize("stage", ["finetune", "adapt"])
+@pytest.mark.usefixtures("bf16")
+def test_precision_is_what_was_asked_for_whatever_the_launcher_says(monkeypatch, precision, dtype, stage):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no" if precision == "bf16" else "bf16")
+    seeing = Seeing()
+    trained = {"finetune": finetune, "adapt": adapt}[stage]
+    trained(make_model(), TOKENIZER, make_rows(8), regularizers=[seeing], precision=precision, **SETTINGS)
+    assert seeing.dtypes == {dtype}
+
+
+@pytest.mark.parametrize("capabilities", [{}, {"avx512_f": True, "avx512_bf16": False}], ids=["none", "older"])
+def test_bf16_is_refused_where_the_cpu_would_emulate_it(monkeypatch, capabilities):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    with pytest.raises(FlatlingoError, match="cpu has no bf16 of its own.*precision: float32"):
+        train(precision="bf16")
+
+
+@pytest.mark.parametrize(("name", "capability", "native"), [("Tesla T4", (7, 5), False), ("NVIDIA A10", (8, 6), True)])
+def test_gpus_have_bf16_from_compute_capability_8(monkeypatch, name, capability, native):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _device: name)
+    assert devices.has_bf16() == native
+    if not native:
+        with pytest.raises(FlatlingoError, match=f"{name} has no bf16.*precision: float32"):
+            train(precision="bf16")
+
+
+def test_unknown_precisions_are_refused():
+    with pytest.raises(FlatlingoError, match="unknown precision 'fp16'.*known: float32, bf16"):
+        train(precision="fp16")
+
+
+def assert_float32(model):
+    """No autocast is left: `forward` is the class's, and a row's logits do not depend on the batch it is in."""
+    assert not {"forward", "_original_forward", "_is_accelerate_prepared"} & vars(model).keys()
+    ((batch,), fours) = (batches(TOKENIZER, make_rows(32), max_length=32, batch_size=size) for size in (32, 4))
+    model.eval()
+    with torch.no_grad():
+        small = torch.cat([model(**four).logits for four in fours])
+        torch.testing.assert_close(small, model(**batch).logits, rtol=1e-4, atol=1e-5)
+    assert small.dtype == torch.float32
+
+
+deep = partial(make_model, dropout=0.1, hidden_size=64, num_hidden_layers=12, num_attention_heads=4)
+
+
+@pytest.mark.usefixtures("bf16")
+@pytest.mark.parametrize("kind", [*KINDS.values(), TracePenalty, SAM], ids=[*KINDS, "trace_penalty", "sam"])
+def test_after_bf16_the_model_computes_in_float32_again(kind):
+    model = deep()
+    how = {"sam": SAM(0.05)} if kind is SAM else {"regularizers": [kind(0.01)]}
+    finetune(model, TOKENIZER, make_rows(8), precision="bf16", **how, **SETTINGS)
+    assert_float32(model)
+    trace = fisher_trace(model, batches(TOKENIZER, make_rows(8), max_length=32, batch_size=8)).value
+    exact = copy.deepcopy(model).double()
+    assert trace == pytest.approx(
+        fisher_trace(exact, batches(TOKENIZER, make_rows(8), max_length=32, batch_size=8)).value, rel=1e-4
+    )
+
+
+@pytest.mark.usefixtures("bf16")
+@pytest.mark.parametrize("made", ["given", "model_init"])
+def test_any_use_of_a_bf16_trainer_gives_the_model_back(tmp_path, made):
+    settings = {"bf16": True, "max_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "use_cpu": True}
+    how = {"model": None, "model_init": lambda: deep()} if made == "model_init" else {"model": deep()}
+    trainer = RegularizedTrainer(
+        args=arguments(tmp_path, **settings),
+        train_dataset=make_rows(8),
+        eval_dataset=make_rows(8),
+        processing_class=TOKENIZER,
+        max_length=64,
+        **how,
+    )
+    for use in (
+        trainer.evaluate,
+        lambda: trainer.predict(make_rows(4)),
+        trainer.train,
+        trainer.evaluate,
+        trainer.train,
+    ):
+        use()
+        assert_float32(trainer.model)
+    last, again = (
+        [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry][-1],
+        trainer.evaluate(),
+    )
+    assert again["eval_loss"] == last, "under autocast, as in training"
+
+
+class Raising(Regularizer):
+    """Fails at once."""
+
+    name = "raising"
+
+    def __call__(self, model, batch, outputs):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.usefixtures("bf16")
+def test_a_bf16_training_that_fails_gives_the_model_back():
+    model = deep()
+    with pytest.raises(KeyboardInterrupt):
+        train(Raising(1.0), model=model, precision="bf16")
+    assert_float32(model)
+
+
+@pytest.mark.usefixtures("bf16")
+def test_a_forward_of_ones_own_comes_back_after_bf16():
+    model = make_model()
+    own = model.forward = partial(type(model).forward, model)
+    train(model=model, precision="bf16", epochs=1)
+    assert model.forward is own
+
+
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_training_lowers_the_loss_and_is_reproducible_bit_by_bit(kind):
     first, log = train(kind(0.01))
@@ -127,6 +274,15 @@ def test_training_lowers_the_loss_and_is_reproducible_bit_by_bit(kind):
     assert not torch.equal(weights(first), plain())
     losses = [entry["loss/task"] for entry in log if "loss/task" in entry]
     assert np.mean(losses[-3:]) < np.mean(losses[:3])
+
+
+@pytest.mark.parametrize("kind", ["consistency", "clean consistency", "xtune", "fisher_penalty"])
+def test_single_texts_are_trained_on(kind):
+    rows = [{name: value for name, value in row.items() if name != "text_b"} for row in make_rows(16)]
+    model = make_model(dropout=0.1)
+    log = finetune(model, TOKENIZER, rows, regularizers=[KINDS[kind](0.1)], **SETTINGS | {"epochs": 8})
+    losses = [entry["loss/task"] for entry in log if "loss/task" in entry]
+    assert losses[-1] < losses[0]
 
 
 def test_other_seeds_train_other_weights():
@@ -197,7 +353,7 @@ def test_log_holds_the_loss_and_its_terms():
     for entry in entries:
         assert sum(entry[f"loss/{name}"] for name in names) == pytest.approx(entry["loss"], rel=1e-5)
         assert entry["loss/l2"] == pytest.approx(0.05 * entry["l2/squared_distance"], rel=1e-5)
-        assert entry["consistency/kl"] >= 0
+        assert entry["consistency/kl"] > 1e-6  # the second view is another one
 
 
 def test_trained_model_is_in_eval_mode_and_nothing_is_written(tmp_path, monkeypatch):
@@ -256,6 +412,69 @@ def test_views_made_in_workers_train_the_same_weights_bit_for_bit(workers):
 def test_a_loss_that_is_not_finite_names_step_and_term():
     with pytest.raises(FlatlingoError, match=r"step 3.*breaking = nan"):
         train(Breaking(1.0))
+
+
+def test_a_loss_that_is_not_finite_is_told_with_its_step_and_term_when_losses_are_read(tmp_path):
+    breaking, settings = Breaking(1.0), {"logging_strategy": "no", "num_train_epochs": 40}
+    trainer = trainer_of(tmp_path, regularizers=[breaking], settings=settings | {"per_device_train_batch_size": 8})
+    with pytest.raises(FlatlingoError, match=r"step 3.*breaking = nan"):
+        trainer.train()
+    assert breaking.calls == READ_EVERY
+    trainer = trainer_of(tmp_path, regularizers=[Breaking(1.0)], settings=settings | {"max_steps": 5})
+    with pytest.raises(FlatlingoError, match=r"step 3.*breaking = nan"):
+        trainer.train()
+
+
+def test_no_checkpoint_holds_weights_that_are_not_finite(tmp_path):
+    settings = {"logging_strategy": "no", "save_strategy": "steps", "save_steps": 2, "max_steps": 6}
+    with pytest.raises(FlatlingoError, match=r"step 3.*breaking = nan"):
+        trainer_of(tmp_path, regularizers=[Breaking(1.0)], settings=settings).train()
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-2"]
+
+
+class Waits(TrainerCallback):
+    """Counts how often the fourth and the fifth step would wait for a GPU."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            self.profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+            self.profile.start()
+        if state.global_step == 5:
+            self.profile.stop()
+
+    def a_step(self) -> float:
+        def outside(event) -> bool:
+            inside = ("Optimizer.", "enumerate(DataLoader)")  # whose numbers are on the CPU
+            return event is None or (not event.name.startswith(inside) and outside(event.cpu_parent))
+
+        waits = [e for e in self.profile.events() if e.name in ("aten::_local_scalar_dense", "aten::equal")]
+        return sum(map(outside, waits)) / 2
+
+
+@pytest.mark.parametrize(
+    ("terms", "sam", "passes"),
+    [
+        ([], None, 1),
+        (["l2_sp", "mixout"], None, 1),
+        (["consistency", "r3f", "weight_noise"], None, 4),
+        (["fisher_penalty", "gradient_norm"], None, 1),
+        (["finite differences"], None, 2),
+        (["trace_penalty"], None, 1),
+        (["smart"], None, 3),
+        ([], SAM(0.05), 2),
+    ],
+    ids=lambda value: "+".join(value) or "plain" if isinstance(value, list) else "",
+)
+def test_a_step_waits_for_a_gpu_once_a_pass_only(monkeypatch, tmp_path, terms, sam, passes):
+    """Where transformers asks whether there is padding; `is_seen` does not ask a GPU."""
+    others = {"trace_penalty": TracePenalty, "finite differences": partial(FisherPenalty, method="finite-difference")}
+    for module in (periodic, finite_differences):
+        monkeypatch.setattr(module, "is_seen", lambda condition: False)
+    waits, regularizers = Waits(), [(KINDS | others)[term](0.01) for term in terms]
+    settings = {"max_steps": 6, "logging_strategy": "no", "per_device_train_batch_size": 4}
+    rows = make_rows(32)
+    trainer_of(tmp_path, rows=rows, regularizers=regularizers, sam=sam, settings=settings, callbacks=[waits]).train()
+    assert waits.a_step() == passes
 
 
 def test_a_model_with_broken_weights_names_the_task_loss():
@@ -500,6 +719,144 @@ def test_texts_without_pieces_are_counted(text):
         train(KINDS["consistency"](0.1), rows=rows, epochs=1)
 
 
+@pytest.mark.parametrize("kind", [*KINDS.values(), TracePenalty], ids=[*KINDS, "trace_penalty"])
+def test_terms_act_on_the_model_that_model_init_makes(tmp_path, kind):
+    trained, prototype = [], make_model(dropout=0.1)
+    for made in ({"model": copy.deepcopy(prototype)}, {"model_init": lambda: copy.deepcopy(prototype)}):
+        trainer = trainer_of(tmp_path, regularizers=[kind(0.1)], settings={"max_steps": 3}, **made)
+        trainer.train()
+        trained.append(weights(trainer.model))
+    assert torch.equal(*trained)
+
+
+def test_every_training_with_model_init_begins_anew(tmp_path):
+    trainer = trainer_of(
+        tmp_path,
+        model_init=lambda: make_model(dropout=0.1),
+        regularizers=[KINDS[kind](0.1) for kind in ("l2_sp", "mixout", "r4f", "vat")],
+        settings={"max_steps": 2},
+    )
+    trained = []
+    for _ in range(2):
+        trainer.train()
+        trained.append(weights(trainer.model))
+    assert torch.equal(*trained)
+
+
+@pytest.mark.parametrize("kind", ["l2_sp", "mixout", "r4f", "r3f"])
+def test_a_model_may_change_between_trainer_and_training(tmp_path, kind):
+    def changed(model):
+        model.bert.encoder.layer[0] = make_model(dropout=0.1, seed=1).bert.encoder.layer[1]
+        model.classifier = make_model(seed=2).classifier
+        model.bert.embeddings.requires_grad_(True)
+        return model
+
+    trained = []
+    for late in (False, True):
+        model = make_model(dropout=0.1)
+        model.bert.embeddings.requires_grad_(False)
+        model = model if late else changed(model)
+        trainer = trainer_of(tmp_path, model=model, regularizers=[KINDS[kind](0.1)], settings={"max_steps": 3})
+        if late:
+            changed(model)
+        trainer.train()
+        trained.append(weights(model))
+    assert torch.equal(*trained)
+
+
+@pytest.mark.parametrize("where", ["clean pass", "pass at the moved weights"])
+def test_sam_after_running_out_of_memory_is_as_with_smaller_batches_from_the_start(tmp_path, where):
+    class Tight(type(make_model())):
+        passes = 0
+
+        def forward(self, *args, **columns):
+            self.passes += 1
+            if columns["input_ids"].shape[0] > 4 and self.passes == (1 if where == "clean pass" else 2):
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+            return super().forward(*args, **columns)
+
+    trained, failed = [], 1 if where == "clean pass" else 2
+    for size in (8, 4):
+        model = make_model()
+        model.__class__ = Tight
+        settings = {"auto_find_batch_size": True, "per_device_train_batch_size": size, "max_steps": 2, "optim": "sgd"}
+        settings |= {"learning_rate": 0.1, "max_grad_norm": 0.0}
+        rows, terms = make_rows(1) * 16, [KINDS["l2_sp"](0.1)]  # in any order the same
+        trainer_of(tmp_path, model=model, rows=rows, regularizers=terms, sam=SAM(0.05), settings=settings).train()
+        trained.append(weights(model))
+        assert model.passes == 2 * 2 + (failed if size == 8 else 0)
+    torch.testing.assert_close(*trained, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sam_is_refused_for_weights_in_half_precision_before_training(tmp_path, dtype):
+    with pytest.raises(FlatlingoError, match="SAM.*lost in the rounding.*load the model in float32"):
+        trainer_of(tmp_path, model=make_model(dtype=dtype), sam=SAM())
+
+
+CLASSES = "a whole number .* from 0 to 2, for the 3 labels"
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "message"),
+    [
+        ({"label": -1}, {}, f"label of row 3 is -1, not {CLASSES}"),
+        ({"label": 3}, {}, f"label of row 3 is 3, not {CLASSES}"),
+        ({"label": None}, {}, f"label of row 3 is None, not {CLASSES}"),
+        ({"label": 1.0}, {}, f"label of row 3 is 1.0, not {CLASSES}"),
+        ({"label": float("nan")}, {}, f"label of row 3 is nan, not {CLASSES}"),
+        ({"label": "neutral"}, {}, f"label of row 3 is 'neutral', not {CLASSES}"),
+        ({"label": True}, {}, f"label of row 3 is True, not {CLASSES}"),
+        ({"label": [1.0, 0.0, 1.0]}, {}, f"label of row 3 is .*, not {CLASSES}"),
+        ({"text_b": None}, {}, "text_b of row 3 is None, not a text"),
+        ({"text_a": float("nan")}, {}, "text_a of row 3 is nan, not a text"),
+        ({"text_b": 7, "row_id": "x7"}, {}, "text_b of row 'x7' is 7, not a text"),
+        ({"label": float("inf")}, {"labels": 1}, "label of row 3 is inf, not a number"),
+        ({"label": 1}, {"problem_type": "multi_label_classification"}, "label of row 0 is .*, not a list of 3 floats"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("which", ["rows", "eval_rows"])
+def test_rows_that_cannot_be_learnt_are_named_before_training(changes, settings, message, which):
+    rows = make_rows(8)
+    rows[3] |= changes
+    given = {"rows": make_rows(8), "eval_rows": make_rows(4)} | {which: rows}
+    if settings.get("problem_type"):
+        given = {which: rows, "rows": rows}
+    with pytest.raises(FlatlingoError, match=message):
+        train(model=make_model(**settings), **given)
+
+
+@pytest.mark.parametrize("column", ["text_b", "label"])
+def test_rows_that_lack_a_column_are_named_before_training(column):
+    rows = make_rows(8)
+    del rows[5][column]
+    with pytest.raises(FlatlingoError, match=f"row 5 has no {column}"):
+        train(rows=rows)
+
+
+@pytest.mark.parametrize(
+    ("settings", "label"),
+    [
+        ({"labels": 1}, float),
+        ({"labels": 1}, int),
+        ({"problem_type": "multi_label_classification"}, lambda y: [float(y == c) for c in range(3)]),
+        ({}, np.int64),
+    ],
+    ids=["regression", "regression on whole numbers", "several labels at once", "NumPy's integers"],
+)
+def test_labels_of_the_models_own_kind_are_learnt(settings, label, tmp_path):
+    rows = [row | {"label": label(row["label"])} for row in make_rows(8)]
+    trainer = trainer_of(tmp_path, model=make_model(**settings), rows=rows, settings={"max_steps": 2})
+    assert trainer.train().training_loss > 0
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
+def test_label_smoothing_is_a_share(share):
+    with pytest.raises(FlatlingoError, match="label smoothing.*from 0 to 1"):
+        train(label_smoothing=share)
+
+
 def test_adapting_leaves_the_first_stage_untouched():
     english, _ = train()
     before = copy.deepcopy(english.state_dict())
@@ -515,3 +872,48 @@ def test_second_stage_takes_regularizers():
     free = adapt(english, TOKENIZER, rows, **SETTINGS)
     held = adapt(english, TOKENIZER, rows, regularizers=[L2SP(100.0)], **SETTINGS)
     assert (weights(held) - weights(english)).norm() < (weights(free) - weights(english)).norm()
+
+
+def batches_of(sampler, size):
+    order = list(sampler)
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def test_rows_grouped_by_length_are_each_trained_once_per_epoch_in_batches_of_like_length():
+    rows = EncodedRows(make_rows(203), TOKENIZER, max_length=32)
+    lengths = np.array([len(item["input_ids"]) for item in rows.clean])
+    sampler = LengthGroupedSampler(rows, 8, seed=1)
+    first = batches_of(sampler, 8)
+    assert sorted(position for batch in first for position in batch) == list(range(203))
+    assert [len(batch) for batch in first] == [8] * 25 + [3]
+    padded = sum(lengths[batch].max() * len(batch) for batch in first)
+    shuffled = batches_of(np.random.default_rng(0).permutation(203), 8)
+    assert padded < lengths.sum() + 0.2 * (sum(lengths[b].max() * len(b) for b in shuffled) - lengths.sum())
+    longest = [lengths[batch].max() for batch in first[:-1]]
+    assert longest != sorted(longest)
+    assert longest != sorted(longest, reverse=True)
+    assert batches_of(sampler, 8) == first, "the same epoch again"
+    rows.set_epoch(1)
+    assert batches_of(sampler, 8) != first
+
+
+def test_training_on_grouped_rows_resumes_as_if_never_stopped(tmp_path):
+    def trainer(folder, **settings):
+        defaults = {"per_device_train_batch_size": 4, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 4}
+        model, terms = make_model(dropout=0.1), [KINDS["clean consistency"](0.1)]
+        return trainer_of(
+            folder,
+            rows=make_rows(12),
+            model=model,
+            regularizers=terms,
+            group_by_length=True,
+            settings=defaults | settings,
+        )
+
+    whole, resumed = trainer(tmp_path), trainer(tmp_path / "resumed", save_strategy="no")
+    whole.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert torch.equal(weights(whole.model), weights(resumed.model))
+    ungrouped = resumable(tmp_path / "other", "clean consistency", save_strategy="no")
+    ungrouped.train()
+    assert not torch.equal(weights(whole.model), weights(ungrouped.model))

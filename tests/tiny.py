@@ -7,7 +7,8 @@ import torch
 import yaml
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
-from flatlingo.experiment import load_preset
+from flatlingo.study.presets import RunConfig, load_preset
+from flatlingo.study.sources import Sources
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LETTERS = "abcdefghijklmnopqrstuvwxyzäöüß"
@@ -51,23 +52,36 @@ def make_rows(n: int, *, labels: int = 3, seed: int = 0) -> list[dict]:
     return [{"row_id": i, "text_a": text(), "text_b": text(), "label": rng.randrange(labels)} for i in range(n)]
 
 
-SIZES = {"validation_size": 16, "trace_examples": 8, "languages": ["en", "de"]}
+SIZES = {"validation_size": 16, "measurement": {"trace_examples": 8}, "languages": ["en", "de"]}
 
 
 def write_preset(
     folder: Path,
     *,
-    figure1: dict | None = None,
-    figure2: dict | None = None,
-    study: dict | None = None,
+    nli: dict | None = None,
+    paraphrase: dict | None = None,
+    setup: dict | None = None,
     training: dict | None = None,
 ) -> str:
-    """Path of a copy of preset smoke with other conditions and, for figure 1, other sizes."""
+    """Path of a copy of preset smoke with other conditions and, for plan nli, another setup."""
     settings = load_preset("smoke").model_dump(mode="json")
-    for figure, conditions in {"figure1": figure1, "figure2": figure2}.items():
-        settings[figure]["conditions"] = conditions or settings[figure]["conditions"]
-    settings["figure1"]["study"] |= study or {}
-    settings["figure1"]["study"]["training"] |= training or {}
+    plans = settings["plans"]
+    for plan, conditions in {"nli": nli, "paraphrase": paraphrase}.items():
+        plans[plan]["conditions"] = conditions or plans[plan]["conditions"]
+    plans["nli"]["setup"] |= setup or {}
+    plans["nli"]["setup"]["training"] |= training or {}
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(settings, sort_keys=False))
     return str(path)
+
+
+def resolved(plan: str, preset: str, seeds: int | list[int] | None = None, **where) -> list[RunConfig]:
+    """The configurations of a plan's runs, with the provenance of encoder and rows."""
+    settings = load_preset(preset)
+    sources = Sources.of(settings, plan, **where)
+    return sources.resolve(sources.specs(plan, settings, seeds))
+
+
+def sources_of(plan: str, preset: str, **where) -> Sources:
+    """Where encoder and rows of a preset's plan lie."""
+    return Sources.of(load_preset(preset), plan, **where)

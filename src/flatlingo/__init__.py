@@ -1,6 +1,7 @@
 """Measure and regularise the trace of the Fisher information of multilingual classifiers.
 
 The public names, each imported when it is first used: `import flatlingo` itself loads neither torch nor transformers.
+One whose packages come with an extra (`pip install "flatlingo[study]"`) says so if they are not there.
 """
 
 from importlib import import_module
@@ -13,6 +14,7 @@ _HOME = {
     "Regularizer": "regularizers",
     "Consistency": "regularizers",
     "SubwordConsistency": "regularizers",
+    "BothViews": "regularizers",
     "R3F": "regularizers",
     "R4F": "regularizers",
     "RDrop": "regularizers",
@@ -40,11 +42,11 @@ _HOME = {
     "load_model": "hub",
     "load_classifier": "hub",
     "load_tokenizer": "hub",
-    "sweep": "sweeps",
-    "correlation": "analysis",
-    "figure1": "figures",
-    "figure2": "figures",
-    "save_figure": "figures",
+    "sweep": "study.sweep",
+    "correlation": "report.statistics",
+    "figure1": "report.figures",
+    "figure2": "report.figures",
+    "save_figure": "report.saving",
 }
 __all__ = list(_HOME)
 
@@ -52,7 +54,14 @@ __all__ = list(_HOME)
 def __getattr__(name: str):
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    try:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    except ModuleNotFoundError as error:
+        from flatlingo.extras import missing
+
+        if explained := missing(error):
+            raise explained from error
+        raise
 
 
 def __dir__() -> list[str]:

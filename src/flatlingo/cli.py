@@ -1,17 +1,22 @@
-"""The command line: `flatlingo trace | rank | train | sweep | status | pretrain | notebook`."""
+"""The command line: `flatlingo trace | rank | train | sweep | status | calibrate | pretrain | notebook`."""
 
 import json
 import math
 import shutil
 import sys
+import tempfile
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
-import yaml
 
 from flatlingo.errors import FlatlingoError
+from flatlingo.extras import missing
+from flatlingo.files import replacing
+from flatlingo.study.families import FAMILIES
+from flatlingo.study.presets import PLANS, Condition, load_preset, validated
+from flatlingo.taskfiles import MINI, load_description
 
 app = typer.Typer(
     help="Measure and regularise the trace of the Fisher information, Tr(F), of multilingual classifiers.",
@@ -20,7 +25,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-RowsTaskOption = Annotated[str | None, typer.Option("--task", help="xnli, pawsx, mini-nli or mini-paraphrase")]
+TASKS = "xnli, pawsx, mini-nli, mini-paraphrase, or a YAML file that describes a task of your own"
+RowsTaskOption = Annotated[str | None, typer.Option("--task", help=TASKS)]
+TaskOption = Annotated[str | None, typer.Option("--task", help=f"another task than the plan's: {TASKS}")]
 RowsOption = Annotated[
     Path | None, typer.Option("--rows", help="instead of a task: a .tsv or .jsonl file with text_a and maybe text_b")
 ]
@@ -32,7 +39,7 @@ ExamplesOption = Annotated[int | None, typer.Option(min=2, help="the first N val
 BatchOption = Annotated[int, typer.Option(min=1, help="rows a batch; fewer need less memory")]
 ProgressOption = Annotated[bool, typer.Option(help="show a progress bar, on the error stream")]
 LengthOption = Annotated[int, typer.Option(min=8, help="longest input in pieces; longer ones are cut")]
-PresetOption = Annotated[str, typer.Option(help="smoke, mini, paper, xlmr, or a YAML file")]
+PresetOption = Annotated[str, typer.Option(help="smoke, mini, small, paper, xlmr, or a YAML file")]
 CheckpointsOption = Annotated[
     float, typer.Option(min=0, help="minutes between two checkpoints, from which a killed training goes on")
 ]
@@ -54,13 +61,7 @@ SeedsOption = Annotated[int | None, typer.Option(min=1, help="how many seeds; th
 PretrainedOption = Annotated[str | None, typer.Option(help="another pre-trained model than the preset's")]
 
 
-class Figure(StrEnum):
-    """The figures a sweep can compute, and the study of all methods."""
-
-    figure1 = "figure1"
-    figure2 = "figure2"
-    methods = "methods"
-    beyond = "beyond"
+PLAN_HELP = ", ".join(PLANS)
 
 
 class Launcher(StrEnum):
@@ -84,6 +85,7 @@ def trace(
     progress: ProgressOption = True,
 ) -> None:
     """Exact Tr(F) of a checkpoint on a task's validation rows or on rows of your own, per module group."""
+    _refuse_missing(model)
     result = _trace(model, _rows(task, rows, data, language, examples), max_length, batch_size, progress=progress)
     table = result.to_frame()
     if output is Output.json:
@@ -110,10 +112,12 @@ def rank(
     progress: ProgressOption = True,
 ) -> None:
     """Order checkpoints by Tr(F) on the same rows, the flattest first; differences to it are paired by row."""
-    from flatlingo.ranking import comparison
-
     if len(set(models)) < len(models):
         raise FlatlingoError("a checkpoint is given twice; give each once")
+    for model in models:
+        _refuse_missing(model)
+    from flatlingo.evaluation import comparison
+
     texts = _rows(task, rows, data, language, examples)
     traces = {}
     for number, model in enumerate(models, start=1):
@@ -130,29 +134,41 @@ def rank(
         typer.echo(table.rename_axis(None).to_string(float_format="{:.4g}".format))
 
 
-def _rows(task, file, data, language, examples) -> list[dict]:
+def _refuse_missing(source: str) -> None:
+    """A path that does not exist is told before the libraries are loaded that would look for it on the Hub."""
+    path = Path(source).expanduser()
+    if (source.startswith((".", "/", "~")) or source.count("/") > 1) and not path.exists():
+        raise FlatlingoError(
+            f"{source}: no such folder; give a folder that holds config.json and model.safetensors, or a Hub id"
+        )
+
+
+def _rows(task: str | None, file: Path | None, data: Path | None, language: str, examples: int | None) -> list[dict]:
     """The rows to measure on: a file's, or a task's validation rows."""
+    if (task is None) == (file is None):
+        raise FlatlingoError("say which rows to measure on: give --task, or a file of your own with --rows")
+    if task is not None and task not in MINI:
+        load_description(task)
     from flatlingo.rowfiles import read_rows
     from flatlingo.tasks import load_task
 
-    if (task is None) == (file is None):
-        raise FlatlingoError("say which rows to measure on: give --task, or a file of your own with --rows")
     if file is not None:
         return read_rows(file)[:examples]
     languages = tuple(dict.fromkeys(("en", language)))
     return list(load_task(task, data=data, languages=languages).rows(language, "validation"))[:examples]
 
 
-def _trace(model, rows, max_length, batch_size, *, progress):
-    from flatlingo import hub, study
-    from flatlingo.ranking import trace_of_rows
+def _trace(model: str, rows: list[dict], max_length: int, batch_size: int, *, progress: bool):
+    from flatlingo import hub
+    from flatlingo.devices import device
+    from flatlingo.evaluation import trace_of_rows
 
     classifier, tokenizer = hub.load_classifier(model)
     classes = 1 + max((row.get("label", 0) for row in rows), default=0)
     if classifier.config.num_labels < classes:
         raise FlatlingoError(f"{model} tells {classifier.config.num_labels} classes apart, the task has {classes}")
     return trace_of_rows(
-        classifier.to(study.device()), tokenizer, rows, max_length=max_length, batch_size=batch_size, progress=progress
+        classifier.to(device()), tokenizer, rows, max_length=max_length, batch_size=batch_size, progress=progress
     )
 
 
@@ -174,11 +190,12 @@ def train(
     output: Annotated[
         Path, typer.Option(help="folder for the fine-tuned checkpoint and its result.json; must not exist")
     ],
-    figure: Annotated[Figure, typer.Option(help="whose study to train: task, sizes and measurements")] = Figure.figure1,
-    family: Annotated[str, typer.Option(help="none, consistency, fisher_penalty, l2, … (see the presets)")] = "none",
+    plan: Annotated[str, typer.Option(help=f"whose task, sizes and measurements: {PLAN_HELP}")] = "nli",
+    family: Annotated[str, typer.Option(help=f"one of {', '.join(FAMILIES)}")] = "none",
     weight: Annotated[float, typer.Option(help="weight of the regulariser, or its probability, radius, …")] = 0.0,
     preset: PresetOption = "mini",
     seed: Annotated[int, typer.Option(min=0)] = 1,
+    task: TaskOption = None,
     data: DataOption = None,
     model: PretrainedOption = None,
     checkpoint_minutes: CheckpointsOption = 5.0,
@@ -188,44 +205,64 @@ def train(
 
     Under `accelerate launch -m flatlingo train` several processes or GPUs share each batch.
     """
-    from accelerate import PartialState
-
-    from flatlingo import experiment, study, watching
-    from flatlingo.checkpoints import Checkpoints
-
+    settings = load_preset(preset)
+    settings.plan(plan)
+    condition = validated(Condition, {"family": family, "weight": weight}, "condition")
     if output.exists():
         raise FlatlingoError(f"{output} exists; give a new folder")
-    condition = experiment.validated(experiment.Condition, {"family": family, "weight": weight}, "condition")
-    plan = experiment.plan(figure.value, experiment.load_preset(preset), seeds=[seed], data=data, model=model)
-    config = plan[0].model_copy(update={"condition": condition})
+    _refuse_unwritable(output)
+    from flatlingo import callbacks
+    from flatlingo.devices import is_first_process
+    from flatlingo.study.run import run
+    from flatlingo.study.sources import Sources
+
+    sources = Sources.of(settings, plan, model=model, task=task, data=data)
+    spec = sources.specs(plan, settings, seeds=[seed])[0].model_copy(update={"condition": condition})
+    (config,) = sources.resolve([spec])
+    sources.check(spec)
     work = output.with_name(f".{output.name}.work")
-    result, trained, tokenizer = study.run(
-        config,
-        data,
-        checkpoints=Checkpoints(work / config.run_id, minutes=checkpoint_minutes),
-        callbacks=[watching.MinuteLines(), *([watching.tensorboard(tensorboard)] if tensorboard else [])],
+    boards = [callbacks.tensorboard(tensorboard)] if tensorboard else []
+    finished = run(
+        spec,
+        sources,
+        work=work / config.run_id,
+        checkpoint_minutes=checkpoint_minutes,
+        callbacks=[callbacks.MinuteLines(), *boards],
     )
-    if not PartialState().is_main_process:
+    if not is_first_process():
         return
-    temporary = output.with_name(f".{output.name}.part")
-    trained.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    (temporary / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    temporary.rename(output)
+    with replacing(output) as temporary:
+        finished.model.save_pretrained(temporary)
+        finished.tokenizer.save_pretrained(temporary)
+        (temporary / "result.json").write_text(_json(finished.result) + "\n", encoding="utf-8")
     shutil.rmtree(work, ignore_errors=True)
-    accuracies = ", ".join(f"{language} {100 * value:.1f} %" for language, value in result["accuracy"].items())
-    typer.echo(f"accuracy: {accuracies}; {100 * result['train_accuracy']:.1f} % on the English rows it was trained on")
-    typer.echo("Tr(F) = {value:.4g} ± {standard_error:.2g} nats², {examples} examples".format(**result["trace"]))
+    accuracies = ", ".join(f"{code} {100 * value:.1f} %" for code, value in finished.result["accuracy"].items())
+    fitted = f"{100 * finished.result['train_accuracy']:.1f} % on the English rows it was trained on"
+    typer.echo(f"accuracy: {accuracies}; {fitted}")
+    typer.echo(
+        "Tr(F) = {value:.4g} ± {standard_error:.2g} nats², {examples} examples".format(**finished.result["trace"])
+    )
+
+
+def _refuse_unwritable(output: Path) -> None:
+    """Find out before training whether the folder can be made."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=".flatlingo-"):
+            pass
+    except OSError as error:
+        raise FlatlingoError(f"{output} cannot be made: {error.strerror}; give another folder") from error
 
 
 @app.command()
 def sweep(
-    figure: Annotated[Figure, typer.Argument(help="figure1, figure2, methods or beyond")],
+    plan: Annotated[str, typer.Argument(help=PLAN_HELP)],
     store: Annotated[
         Path | None, typer.Option(help="folder of finished runs; only what is missing from it is computed")
     ] = None,
     preset: PresetOption = "mini",
     seeds: SeedsOption = None,
+    task: TaskOption = None,
     data: DataOption = None,
     model: PretrainedOption = None,
     launcher: Annotated[
@@ -238,19 +275,25 @@ def sweep(
     discard_weights: Annotated[bool, typer.Option(help="do not keep the fine-tuned weights")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only tell what it will take, from timed steps")] = False,
 ) -> None:
-    """Train every condition of a figure that a store lacks, and print the table. Kill it and call it again freely."""
-    from flatlingo import estimate, sweeps
-
+    """Train every condition of a plan that a store lacks, and print the table. Kill it and call it again freely."""
+    load_preset(preset).plan(plan)
     if dry_run:
-        typer.echo(estimate.estimate(figure.value, preset=preset, seeds=seeds, data=data, model=model))
+        from flatlingo.study.estimate import estimate
+
+        typer.echo(estimate(plan, preset=preset, seeds=seeds, task=task, data=data, model=model))
         return
     if store is None:
         raise FlatlingoError("give the folder of finished runs: --store DIR (or --dry-run to see what it will take)")
-    table = sweeps.sweep(
-        figure.value,
+    if model is not None:
+        _refuse_missing(model)
+    from flatlingo.study.sweep import sweep
+
+    table = sweep(
+        plan,
         preset=preset,
         store=store.resolve(),
         seeds=seeds,
+        task=task,
         data=data and data.resolve(),
         model=model,
         launcher=launcher.value,
@@ -260,33 +303,76 @@ def sweep(
         checkpoint_minutes=checkpoint_minutes,
         tensorboard=tensorboard and tensorboard.resolve(),
     )
-    typer.echo(table.drop(columns=["run_id", "family", "weight"]).to_string(index=False, float_format="{:.3f}".format))
+    shown = table.drop(columns=["run_id", "plan", "task", "encoder", "family", "weight"])
+    typer.echo(shown.dropna(axis=1, how="all").to_string(index=False, float_format="{:.3f}".format))
 
 
 @app.command()
 def status(
     store: Annotated[Path, typer.Argument(help="folder of finished runs")],
-    figure: Annotated[Figure | None, typer.Argument(help="figure1, figure2, methods or beyond; all by default")] = None,
+    plan: Annotated[str | None, typer.Argument(help=f"{PLAN_HELP}; all by default")] = None,
     preset: PresetOption = "mini",
     seeds: SeedsOption = None,
+    task: TaskOption = None,
     data: DataOption = None,
     model: PretrainedOption = None,
 ) -> None:
     """Tell what a sweep has finished, what is running, failed or missing, and the time left."""
-    from flatlingo import experiment, status
-    from flatlingo.store import Store
-
+    settings = load_preset(preset)
+    plans = [plan] if plan else list(settings.plans)
+    for name in plans:
+        settings.plan(name)
     if not store.is_dir():
         raise FlatlingoError(f"{store}: no such folder; give the --store of a sweep")
-    runs, settings = Store(store), experiment.load_preset(preset)
-    for name in [figure.value] if figure else settings.plans:
-        table = status.status(experiment.plan(name, settings, seeds=seeds, data=data, model=model), runs)
+    from flatlingo.study import status
+    from flatlingo.study.sources import Sources
+    from flatlingo.study.store import Store
+
+    runs = Store(store)
+    for name in plans:
+        sources = Sources.of(settings, name, model=model, task=task, data=data)
+        table = status.status(sources.resolve(sources.specs(name, settings, seeds)), runs)
         typer.echo(f"{name}: {status.summary(table)}")
         told = table[(table["state"] != "missing") & ((table["state"] != "finished") | (table["detail"] != ""))]
         for run in told.itertuples():
             typer.echo(f"  {run.run_id}  {run.state}  {run.detail}")
     if foreign := runs.foreign():
         typer.echo(f"neither a run nor the store's own, left alone: {', '.join(foreign)}")
+
+
+@app.command()
+def calibrate(
+    plan: Annotated[str, typer.Argument(help="a plan with a calibration: nli or paraphrase")],
+    store: Annotated[Path, typer.Option(help="folder of finished runs; only what is missing from it is computed")],
+    output: Annotated[Path, typer.Option(help="CSV file for the runs and the weights found")],
+    preset: PresetOption = "mini",
+    task: TaskOption = None,
+    data: DataOption = None,
+    model: PretrainedOption = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="runs at a time; one a core or GPU by default")] = None,
+) -> None:
+    """Find the weights at which every family has 3/4, 1/2, 1/4 and 1/10 of the unregularised model's Tr(F).
+
+    On seeds of their own, from Tr(F) and the fit of the training rows alone. Prints the conditions for the preset.
+    """
+    load_preset(preset).plan(plan)
+    if model is not None:
+        _refuse_missing(model)
+    from flatlingo.study import calibration
+
+    found, weights = calibration.calibrate(
+        plan,
+        preset=preset,
+        store=store.resolve(),
+        task=task,
+        data=data and data.resolve(),
+        model=model,
+        jobs=jobs,
+    )
+    calibration.write(output, found, weights)
+    typer.echo(found.to_string(index=False, float_format="{:.4g}".format))
+    typer.echo(weights.to_string(index=False, float_format="{:.4g}".format))
+    typer.echo(calibration.conditions(weights))
 
 
 @app.command()
@@ -316,12 +402,12 @@ def pretrain(
     ] = None,
 ) -> None:
     """Pre-train a small multilingual BERT; a killed call resumes when repeated."""
-    from flatlingo import pretraining
-
     if bool(texts) == mini_world:
         raise FlatlingoError("give text files, or --mini-world, and not both")
     if texts and claims is not None:
         raise FlatlingoError("--claims says what the mini world's corpus is made of; leave it out with text files")
+    from flatlingo import pretraining
+
     settings = pretraining.Pretraining(
         layers, hidden, heads, vocabulary, max_length, epochs, batch_size, learning_rate, seed=seed
     )
@@ -348,20 +434,20 @@ def notebook(
     ] = None,
 ) -> None:
     """Execute a notebook through papermill; unknown parameters are refused."""
-    from flatlingo.notebooks import run_notebook
+    from flatlingo.notebooks import read_parameters, run_notebook
 
-    pairs = [text.partition("=") for text in parameter or []]
-    for name, equals, _ in pairs:
-        if not equals:
-            raise FlatlingoError(f"parameter {name!r} has no value; write -p {name}=VALUE")
+    parameters = read_parameters(parameter or [])
     typer.echo(f"{source} -> {output}")
-    run_notebook(source, output, {name: yaml.safe_load(value) for name, _, value in pairs}, log=True)
+    run_notebook(source, output, parameters, log=True)
 
 
 def main() -> None:
     """Run the command line; mistakes of the user end with a message and exit code 2, without a traceback."""
     try:
         app()
-    except FlatlingoError as error:
-        typer.echo(f"flatlingo: {error}", err=True)
+    except (FlatlingoError, ModuleNotFoundError) as error:
+        explained = error if isinstance(error, FlatlingoError) else missing(error)
+        if explained is None:
+            raise
+        typer.echo(f"flatlingo: {explained}", err=True)
         sys.exit(2)

@@ -11,6 +11,10 @@ class FlatlingoError(ValueError):
     """
 
 
+class DivergedError(FlatlingoError):
+    """A training whose loss is not finite any more: a result of its settings, which a repetition would have too."""
+
+
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     """The message for a name that is not known, with the nearest known one.
 

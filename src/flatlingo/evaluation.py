@@ -1,23 +1,39 @@
-"""Accuracy of a classifier, and how far it has memorised wrong labels."""
+"""Measures of a classifier on rows of text: accuracy, memorised labels, Tr(F), and checkpoints compared by it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
+from datasets import ClassLabel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from flatlingo.encoding import batches, indexed_batches
+from flatlingo.encoding import PairCollator, batches, check_length, encode, indexed_batches, padding_id
 from flatlingo.errors import FlatlingoError
+from flatlingo.fisher import FisherTrace, empirical_fisher, fisher_trace
+from flatlingo.labels import class_names, label_order
 
-__all__ = ["accuracy", "batches", "evaluating", "memorisation", "predictions"]
+__all__ = [
+    "accuracy",
+    "batches",
+    "comparison",
+    "evaluating",
+    "logits",
+    "margins",
+    "memorisation",
+    "predictions",
+    "trace_of_rows",
+]
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put a model in eval mode without gradients, and every module back into its own mode afterwards."""
+    # not inference_mode: it is no faster here, and a tensor that a model keeps from it cannot take part in training
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -28,56 +44,82 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def predictions(
+def logits(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Mapping[str, Any]],
     *,
     max_length: int,
-    batch_size: int = 64,
+    batch_size: int | None = None,
 ) -> np.ndarray:
-    """Class probabilities p(y|x) in eval mode.
+    """Logits of all rows in eval mode.
 
     Args:
-        model: a sequence classifier, on any device.
+        model: a sequence classifier, on any device. If its classes have names and the rows' labels do too (as those of
+            a `Task`), the classes are matched by name, and put into the labels' order with a warning where it is
+            another.
         tokenizer: its tokenizer.
-        rows: `text_a` and `text_b`.
-        max_length: largest number of tokens; longer pairs are truncated longest first.
-        batch_size: rows a forward pass.
+        rows: `text_a` and, for pairs, `text_b`.
+        max_length: largest number of tokens; longer texts are cut, pairs longest first.
+        batch_size: rows a forward pass, in order of length; by default 64 on CPU, 256 on a GPU.
 
     Returns:
         Shape (rows, classes), float32, in the order of the rows.
+
+    Raises:
+        FlatlingoError: rows that cannot be encoded, or are longer than the model can take; a model without padding
+            token, or whose classes are not the rows' labels.
     """
-    probabilities = np.empty((len(rows), model.config.num_labels), dtype=np.float32)
+    order = _order(model, rows)
+    items, collate = _encoded(model, tokenizer, rows, max_length)
+    batch_size = batch_size or (64 if model.device.type == "cpu" else 256)
+    places, parts = [], []
     with evaluating(model):
-        for positions, batch in indexed_batches(tokenizer, rows, max_length=max_length, batch_size=batch_size):
+        for positions, batch in indexed_batches(items, collate, batch_size=batch_size):
             inputs = {column: values.to(model.device) for column, values in batch.items() if column != "labels"}
-            probabilities[positions] = model(**inputs).logits.float().softmax(-1).cpu().numpy()
-    return probabilities
+            places += positions
+            parts.append(model(**inputs).logits.float())  # stays on the device: a GPU need not wait for the next batch
+    found = torch.cat(parts).cpu().numpy()[np.argsort(places)]
+    return found if order is None else found[:, order]
+
+
+def predictions(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]], **settings: int
+) -> np.ndarray:
+    """Class probabilities p(y|x), (rows, classes) in float32; arguments and errors as for `logits`."""
+    return torch.from_numpy(logits(model, tokenizer, rows, **settings)).softmax(-1).numpy()
+
+
+def margins(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]], **settings: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """What each row is predicted as, and by how much its label wins; arguments and errors as for `logits`.
+
+    Returns:
+        The most probable class, (rows,) integers; and the margin, (rows,) in float32: the log probability of the row's
+        `label` less that of the most probable other class, in nats; positive where the prediction is right.
+    """
+    found, labels = logits(model, tokenizer, rows, **settings), _column(rows, "label")
+    if not ((labels >= 0) & (labels < found.shape[1])).all():
+        raise FlatlingoError(f"a label is not one of the model's {found.shape[1]} classes, 0 to {found.shape[1] - 1}")
+    each = np.arange(len(labels))
+    others = found.copy()
+    others[each, labels] = -np.inf
+    return found.argmax(-1), found[each, labels] - others.max(-1)
 
 
 def accuracy(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Mapping[str, Any]],
-    *,
-    max_length: int,
-    batch_size: int = 64,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]], **settings: int
 ) -> float:
-    """Share of rows whose most probable class is their `label`; arguments as for `predictions`."""
-    predicted = predictions(model, tokenizer, rows, max_length=max_length, batch_size=batch_size).argmax(-1)
+    """Share of rows whose most probable class is their `label`; arguments and errors as for `logits`."""
+    predicted = logits(model, tokenizer, rows, **settings).argmax(-1)
     return float(np.mean(predicted == _column(rows, "label")))
 
 
 def memorisation(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[Mapping[str, Any]],
-    *,
-    max_length: int,
-    batch_size: int = 64,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]], **settings: int
 ) -> dict[str, float | None]:
-    """How well a classifier fits its training rows, and the wrong labels among them; arguments as for `predictions`.
+    """How well a classifier fits its training rows, and the wrong labels among them; arguments as for `logits`.
 
     Returns:
         `train_accuracy`: share of rows predicted as labelled (what training saw);
@@ -85,7 +127,7 @@ def memorisation(
         `noisy_fitted`: of the rows whose label is not their clean label, the share predicted as (wrongly) labelled;
         None if there is no such row.
     """
-    predicted = predictions(model, tokenizer, rows, max_length=max_length, batch_size=batch_size).argmax(-1)
+    predicted = logits(model, tokenizer, rows, **settings).argmax(-1)
     fitted = predicted == _column(rows, "label")
     result: dict[str, float | None] = {"train_accuracy": float(fitted.mean())}
     if "clean_label" not in rows[0]:
@@ -96,6 +138,109 @@ def memorisation(
         "clean_train_accuracy": float(np.mean(predicted == clean)),
         "noisy_fitted": float(fitted[noisy].mean()) if noisy.any() else None,
     }
+
+
+def trace_of_rows(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    max_length: int = 128,
+    batch_size: int = 32,
+    measure: Callable[..., FisherTrace] = fisher_trace,
+    **options: Any,
+) -> FisherTrace:
+    """Exact Tr(F) over rows of single texts or pairs.
+
+    Batches are made in order of length, so that little is padded; the result has the rows' own order, whatever the
+    tokenizer, so that `FisherTrace.difference` may compare models that split the texts differently.
+
+    Args:
+        model: a sequence classifier, in eval mode.
+        tokenizer: its tokenizer.
+        rows: `text_a` and, for pairs, `text_b`.
+        max_length: largest number of tokens; longer texts are cut, pairs longest first.
+        batch_size: rows a batch.
+        measure: `fisher_trace`; or `empirical_fisher`, for which rows need a `label`, matched by name as for `logits`.
+        **options: of `measure`, such as `by` and `progress`.
+
+    Raises:
+        FlatlingoError: as `measure` and `logits`.
+    """
+    items, collate = _encoded(model, tokenizer, rows, max_length)
+    classes = _order(model, rows) if measure is empirical_fisher else None
+    for item in items:
+        if measure is not empirical_fisher:
+            item.pop("labels", None)
+        elif classes is not None:
+            item["labels"] = classes[item["labels"]]
+    order, batches = zip(*indexed_batches(items, collate, batch_size=batch_size), strict=True)
+    contributions = measure(model, batches, **options).contributions
+    return FisherTrace(contributions.iloc[np.argsort(np.concatenate(order))].reset_index(drop=True))
+
+
+def _encoded(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]], max_length: int
+) -> tuple[list[dict[str, Any]], PairCollator]:
+    """The encoded rows, and what makes batches of them as this model takes them."""
+    collate = PairCollator(tokenizer, padding_id(model, tokenizer))
+    items = encode(rows, tokenizer, max_length=max_length)
+    longest = max(len(item["input_ids"]) for item in items)
+    check_length(model, tokenizer, longest, f"a row has {longest} tokens")
+    return items, collate
+
+
+def _order(model: PreTrainedModel, rows: Sequence[Mapping[str, Any]]) -> list[int] | None:
+    """The model's class for each label of the rows; None where it is the same number, or the rows name no labels."""
+    feature = getattr(rows, "features", {}).get("label")
+    if not isinstance(feature, ClassLabel):
+        return None
+    names = class_names(model.config)
+    if model.config.num_labels != len(feature.names):
+        raise FlatlingoError(
+            f"the model has {model.config.num_labels} classes and the rows {len(feature.names)} labels "
+            f"({', '.join(feature.names)}); it is of another task"
+        )
+    order = label_order(names, feature.names)
+    if order == sorted(order):
+        return None
+    warnings.warn(
+        f"the model's classes ({', '.join(names)}) are matched with the labels ({', '.join(feature.names)}) by name",
+        stacklevel=3,
+    )
+    return order
+
+
+def comparison(traces: Mapping[str, FisherTrace]) -> pd.DataFrame:
+    """Traces of several models on the same rows, the flattest first.
+
+    On the same rows the difference of two traces is known better than each of them: `difference` is to the first row
+    of the table, with the standard error of the paired differences.
+
+    Args:
+        traces: by the models' names.
+
+    Returns:
+        Indexed by `model`: `trace`, `standard_error`, `difference`, `difference_se`, and the part of each module group.
+
+    Raises:
+        FlatlingoError: the traces are not of the same number of rows.
+
+    Example:
+        >>> flat, sharp = (FisherTrace(pd.DataFrame({"head": [1.0, 2.0, 3.0]}) * scale) for scale in (1, 4))
+        >>> table = comparison({"sharp": sharp, "flat": flat})
+        >>> [(row.Index, row.trace, row.difference, round(row.difference_se, 2)) for row in table.itertuples()]
+        [('flat', 2.0, 0.0, 0.0), ('sharp', 8.0, 6.0, 1.73)]
+    """
+    ordered = sorted(traces, key=lambda name: traces[name].value)
+    first = traces[ordered[0]]
+    rows = []
+    for name in ordered:
+        trace = traces[name]
+        difference, error = trace.difference(first)
+        summary = {"trace": trace.value, "standard_error": trace.standard_error}
+        rows.append({**summary, "difference": difference, "difference_se": error, **trace.groups})
+    return pd.DataFrame(rows, index=pd.Index(ordered, name="model"))
 
 
 def _column(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:

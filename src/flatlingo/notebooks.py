@@ -1,26 +1,65 @@
 """Run a notebook through papermill and keep only what should be kept of it."""
 
+import json
 import os
+import sys
+import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import nbformat
 import papermill
+import yaml
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+from nbclient.exceptions import DeadKernelError
 
 from flatlingo.errors import FlatlingoError, unknown
+from flatlingo.files import replacing
 
 # What changes on every execution without the notebook's content changing.
 VOLATILE = ("papermill", "widgets", "execution")
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+START_SECONDS = 600  # a kernel that does not answer by then never will
+
+
+def read_parameters(texts: Iterable[str]) -> dict[str, object]:
+    """Parameters as the command line takes them, each `NAME=VALUE` with the value in YAML.
+
+    >>> read_parameters(["seeds=3", "preset=mini", "weights=[0.1, 1]"])
+    {'seeds': 3, 'preset': 'mini', 'weights': [0.1, 1]}
+
+    Raises:
+        FlatlingoError: for one without a value, or whose value is not YAML or nothing that JSON has, such as a date.
+    """
+    return dict(map(_parameter, texts))
+
+
+def _parameter(text: str) -> tuple[str, object]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise FlatlingoError(f"parameter {name!r} has no value; write -p {name}=VALUE")
+    quoted = f"if it is text, quote it twice: -p '{name}=\"{value}\"'"
+    try:
+        read = yaml.safe_load(value)
+        json.dumps(read)
+    except yaml.YAMLError as error:
+        raise FlatlingoError(f"parameter {name}: {value} is not YAML; {quoted}") from error
+    except TypeError as error:
+        raise FlatlingoError(
+            f"parameter {name}: YAML reads {value} as a {type(read).__name__}, which a notebook is not given; {quoted}"
+        ) from error
+    return name, read
 
 
 def run_notebook(source: Path, output: Path, parameters: dict[str, object], *, log: bool = False) -> Path:
     """Execute a notebook with parameters and write the clean result, without traces of time or machine.
 
-    The kernel is this interpreter's, its folder the notebook's. Output appears only on success; a failed execution is
-    kept as `<output>.failed.ipynb` for reading.
+    The kernel is this interpreter's, whatever kernel the notebook names or Jupyter finds first; its folder is the
+    notebook's. Output appears only on success; a failed execution is kept as `<output>.failed.ipynb` for reading.
 
     Args:
         source: the notebook.
@@ -29,38 +68,91 @@ def run_notebook(source: Path, output: Path, parameters: dict[str, object], *, l
         log: stream what the cells print.
 
     Raises:
-        FlatlingoError: for a missing notebook, a parameter it does not have, or a cell that fails.
+        FlatlingoError: for a notebook that is missing, cannot be read or is not in Python, a parameter that it does not
+            have, an output that cannot be written, a cell that fails, or a kernel that does not start or dies.
     """
-    if not source.is_file():
-        raise FlatlingoError(f"no notebook {source}; they are in notebooks/ ({_listing(source.parent)})")
-    known = tuple(papermill.inspect_notebook(str(source)))
+    notebook = _read(source)
+    known = tuple(papermill.inspect_notebook(notebook))
     for name in parameters:
         if name not in known:
             raise FlatlingoError(f"{source.name}: {unknown('parameter', name, known)}")
-    output.parent.mkdir(parents=True, exist_ok=True)
     failed = output.with_name(f"{output.stem}.failed.ipynb")
+    _refuse_unwritable(output, failed)
     try:
-        with warnings.catch_warnings(), _progress("lines" if log else "none"):  # a bar would fill the log
-            warnings.simplefilter("ignore")
-            executed = papermill.execute_notebook(
-                str(source),
-                str(failed),
-                parameters=parameters,
-                kernel_name="python3",
-                cwd=str(source.parent),
-                progress_bar=False,
-                log_output=log,
-            )
-    except papermill.PapermillExecutionError as error:
-        raise FlatlingoError(
-            f"{source.name} failed in cell {error.exec_count}: {error.ename}: {error.evalue}\n"
-            f"(executed so far: {failed})"
-        ) from error
-    temporary = output.with_name(f".{output.name}.part")
-    nbformat.write(clean(executed), temporary)
-    os.replace(temporary, output)
+        executed = _execute(notebook, failed, parameters, folder=source.parent, log=log)
+        with replacing(output) as temporary:
+            nbformat.write(clean(executed), temporary)
+    except (papermill.PapermillExecutionError, OSError, RuntimeError, LookupError) as error:
+        raise FlatlingoError(f"{source.name} {_reason(error)}\n(executed so far: {failed})") from error
     failed.unlink()
     return output
+
+
+def _reason(error: Exception) -> str:
+    """What became of an execution, in words."""
+    if isinstance(error, papermill.PapermillExecutionError):
+        return f"failed in cell {error.exec_count}: {error.ename}: {error.evalue}"
+    if isinstance(error, DeadKernelError):
+        return "lost its kernel: a cell ended it, or the system did, as it does when memory runs out"
+    if isinstance(error, NoSuchKernel):
+        return f'finds no kernel for {sys.executable}: pip install "flatlingo[notebooks]"'
+    return f"cannot be executed by {sys.executable}: {_first_line(error)}"
+
+
+def _read(source: Path) -> nbformat.NotebookNode:
+    """A notebook in Python, of nbformat 4."""
+    if not source.is_file():
+        raise FlatlingoError(f"no notebook {source}; they are in notebooks/ ({_listing(source.parent)})")
+    try:
+        notebook = nbformat.read(source, as_version=4)
+        nbformat.validate(notebook)
+        language = notebook.metadata.get("kernelspec", {}).get("language", "python")
+    except Exception as error:  # nbformat raises whatever a broken file leads it to
+        raise FlatlingoError(
+            f"{source} is not a notebook (a merge conflict, or cut short?): {_first_line(error)}"
+        ) from error
+    if language != KERNEL["language"]:
+        raise FlatlingoError(f"{source} is written in {language}; only notebooks in Python are executed")
+    notebook.metadata.kernelspec = KERNEL
+    return notebook
+
+
+class _OwnKernel(AsyncKernelManager):
+    """Starts this interpreter's kernel, also where Jupyter would find another of its name first."""
+
+    def _kernel_spec_manager_default(self) -> KernelSpecManager:
+        return KernelSpecManager(kernel_dirs=[])
+
+
+def _execute(
+    notebook: nbformat.NotebookNode, output: Path, parameters: dict[str, object], *, folder: Path, log: bool
+) -> nbformat.NotebookNode:
+    with warnings.catch_warnings(), _progress("lines" if log else "none"):  # a bar would fill the log
+        warnings.simplefilter("ignore")
+        return papermill.execute_notebook(
+            notebook,
+            str(output),
+            parameters=parameters,
+            kernel_name=KERNEL["name"],
+            kernel_manager_class=_OwnKernel,
+            cwd=str(folder),
+            progress_bar=False,
+            log_output=log,
+            start_timeout=START_SECONDS,
+        )
+
+
+def _refuse_unwritable(*paths: Path) -> None:
+    """Find out before anything is executed whether files can be written; makes their folder."""
+    for path in paths:
+        if path.is_dir():
+            raise FlatlingoError(f"{path} is a folder; give the name of a file")
+    try:
+        paths[0].parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=paths[0].parent):
+            pass
+    except OSError as error:
+        raise FlatlingoError(f"{paths[0]} cannot be written: {error.strerror}; give another file") from error
 
 
 @contextmanager
@@ -86,7 +178,7 @@ def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     for holder in (notebook, *notebook.cells):
         for name in VOLATILE:
             holder.metadata.pop(name, None)
-    notebook.metadata.kernelspec = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+    notebook.metadata.kernelspec = KERNEL
     notebook.metadata.language_info = {"name": "python"}
     for cell in notebook.cells:
         if cell.cell_type == "code":
@@ -100,3 +192,7 @@ def clean(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 def _listing(folder: Path) -> str:
     return ", ".join(sorted(path.name for path in folder.glob("*.ipynb"))) or "none here"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

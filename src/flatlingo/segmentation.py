@@ -69,8 +69,10 @@ class SubwordSampler:
         """Draw the pieces of a text."""
         raise NotImplementedError
 
-    def encode_pair(self, text_a: str, text_b: str, *, max_length: int, rng: random.Random) -> dict[str, list[int]]:
-        """Encode a freshly drawn segmentation of a pair of texts.
+    def encode(
+        self, text_a: str, text_b: str | None = None, *, max_length: int, rng: random.Random
+    ) -> dict[str, list[int]]:
+        """Encode a freshly drawn segmentation of a text or a pair of texts.
 
         Special tokens and token types follow the tokenizer's template; longer pairs are truncated longest first, as
         `tokenizer([text_a], [text_b], truncation=True, max_length=max_length)` does, which is the result where nothing
@@ -78,7 +80,7 @@ class SubwordSampler:
 
         Args:
             text_a: first text.
-            text_b: second text.
+            text_b: second text of a pair.
             max_length: largest number of tokens, special tokens included.
             rng: source of the randomness.
 
@@ -87,8 +89,8 @@ class SubwordSampler:
         """
         if (self._assembler.truncation or {}).get("max_length") != max_length:
             self._assembler.enable_truncation(max_length, direction=self._truncation_side)
-        pieces_a, pieces_b = self.sample(text_a, rng), self.sample(text_b, rng)
-        encoding = self._assembler.encode(pieces_a, pieces_b, is_pretokenized=True)
+        pieces = [self.sample(text, rng) for text in (text_a, text_b) if text is not None]
+        encoding = self._assembler.encode(*pieces, is_pretokenized=True)
         columns = {
             "input_ids": encoding.ids,
             "token_type_ids": encoding.type_ids,

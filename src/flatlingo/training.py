@@ -2,24 +2,25 @@
 
 import copy
 import math
+import numbers
 import os
 import random
 import tempfile
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import extract_model_from_parallel, gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import (
     EarlyStoppingCallback,
     EvalPrediction,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -27,20 +28,25 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import PredictionOutput, TrainOutput
 
-from flatlingo.checkpoints import KEPT, Checkpoints
-from flatlingo.encoding import EncodedRows, PairCollator
-from flatlingo.errors import FlatlingoError
+from flatlingo import devices
+from flatlingo.callbacks import KEPT, Checkpoints
+from flatlingo.encoding import EncodedRows, LengthGroupedSampler, PairCollator, check_length, padding_id
+from flatlingo.errors import FlatlingoError, unknown
+from flatlingo.lossrecord import LossRecord
 from flatlingo.regularizers import SAM, Consistency, Regularizer
+from flatlingo.rowfiles import texts_of
+
+Precision = Literal["float32", "bf16"]
 
 
 class RegularizedTrainer(Trainer):
     """A `transformers.Trainer` whose training loss is the task loss plus the terms of regularisers.
 
-    Data sets may hold rows of texts (`text_a`, `text_b`, `label` and, optionally, `row_id`), which are encoded with
-    `processing_class` and padded batch by batch, or be tokenised already, as for any Trainer. Evaluation never sees
-    regularisers. Each training log holds, besides `loss`, the means since the last log of the task loss
+    Data sets may hold rows of texts (`text_a`, for pairs `text_b`, `label` and, optionally, `row_id`), which are
+    encoded with `processing_class` and padded batch by batch, or be tokenised already, as for any Trainer. Evaluation
+    never sees regularisers. Each training log holds, besides `loss`, the means since the last log of the task loss
     (`loss/task`), of each term (`loss/<name>`) and of what it reports (`<name>/<key>`).
 
     Every loss is a mean over a micro-batch, and the mean over micro-batches is followed: with equally large ones,
@@ -57,6 +63,12 @@ class RegularizedTrainer(Trainer):
     and row alone, so the trained weights are the same bit for bit with any number of workers. (Persistent workers see
     the same views too, but PyTorch then draws fewer numbers from the global generator, hence other dropout masks.)
 
+    Under bf16 or fp16 (`TrainingArguments(bf16=True)`) passes run under autocast in training, evaluation and prediction
+    only: afterwards, also when they fail, the model is as it came and computes in its own precision.
+
+    Losses are read from the device every 50 steps, and before logs, evaluations and checkpoints: a loss that is not
+    finite ends the training by then, and the message names the first such step and term.
+
     Checkpoints also hold the states of the regularisers' random generators: on CPU a resumed run equals the
     uninterrupted one bit for bit.
 
@@ -65,13 +77,15 @@ class RegularizedTrainer(Trainer):
         regularizers: the terms; a regulariser of weight 0 is left out altogether.
         sam: sharpness-aware minimisation of the sum of task loss and terms.
         max_length: largest number of tokens of a row of texts.
+        group_by_length: train on batches of texts of about one length (`encoding.LengthGroupedSampler`).
         **kwargs: as for `transformers.Trainer`.
 
     Raises:
         FlatlingoError: if two regularisers share a name, a regulariser needs texts and the training data are tokenised,
             rows of texts come without a tokenizer or may be longer than the model can take, a regulariser does not go
-            together with activation checkpointing or `compute_loss_func`, SAM not with fp16, DeepSpeed or FSDP, or, in
-            training, the loss is not finite.
+            together with activation checkpointing or `compute_loss_func`, SAM not with fp16, DeepSpeed, FSDP or weights
+            in half precision, a row has a text or a label that the model cannot learn, label smoothing lies outside
+            0 … 1, or, in training, the loss is not finite.
 
     Warns:
         UserWarning: if training rows, or the first 500 perturbed views of a consistency loss, are longer than
@@ -87,39 +101,60 @@ class RegularizedTrainer(Trainer):
         regularizers: Sequence[Regularizer] = (),
         sam: SAM | None = None,
         max_length: int = 128,
+        group_by_length: bool = False,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         self.regularizers = [regularizer for regularizer in regularizers if regularizer.weight > 0]
-        self.sam, self.max_length = sam, max_length
+        self.sam, self.max_length, self.group_by_length = sam, max_length, group_by_length
+        self.args.logging_nan_inf_filter = False  # waits for the GPU, to leave out what is an error here
         _check_names(self.regularizers)
         self._check_settings()
-        for regularizer in self.regularizers:
-            regularizer.label_smoothing = self.args.label_smoothing_factor
-            regularizer.start(self.model, seed=self.args.seed + self.args.process_index)
+        self._start(self.model)
         if isinstance(self.eval_dataset, dict):
             self.eval_dataset = {name: self._encoded(rows) for name, rows in self.eval_dataset.items()}
         else:
             self.eval_dataset = self._encoded(self.eval_dataset)
-        self.train_dataset = self._encoded(self.train_dataset, self.regularizers)
+        self.train_dataset = self._encoded(self.train_dataset, self.regularizers, training=True)
         if isinstance(self.train_dataset, EncodedRows):
-            self.data_collator = PairCollator(self.processing_class)
+            self.data_collator = PairCollator(self.processing_class, padding_id(self.model, self.processing_class))
             # accelerate forwards the epoch to the data set in one process only
             self.add_callback(_EpochCallback(self.train_dataset))
             _warn_if_cut(self.train_dataset, self.processing_class)
             _warn_if_empty(self.train_dataset, self.processing_class)
-        self._sums: dict[str, Tensor] = defaultdict(float)
-        self._count = 0
+        # first of all, since others may measure the model in on_train_begin
+        self.callback_handler.callbacks.insert(0, _BeginCallback(self._begin))
+        self._contexts = ExitStack()
+        self._record = LossRecord()
         self._micro_batches: list[dict[str, Tensor]] = []
         self._ascended = False
 
-    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train, within the contexts of the regularisers; arguments as for `transformers.Trainer.train`."""
-        self._micro_batches.clear()
-        with ExitStack() as stack:
-            for regularizer in self.regularizers:
-                stack.enter_context(regularizer.training_context(self.model))
-            return super().train(*args, **kwargs)
+        with self._forward_given_back(), self._contexts:
+            if self.model_init is None and not resume_from_checkpoint:  # the weights may have changed since
+                self._start(self.model)
+            output = super().train(resume_from_checkpoint, *args, **kwargs)
+            self._record.read()
+            return output
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """Make the model that is then trained; the regularisers start anew with it."""
+        model = super().call_model_init(trial)
+        if hasattr(self, "regularizers"):
+            self._start(model)
+        return model
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Measure loss and metrics; arguments as for `transformers.Trainer.evaluate`."""
+        self._record.read()
+        with self._forward_given_back():
+            return super().evaluate(*args, **kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> PredictionOutput:
+        """Predict; arguments as for `transformers.Trainer.predict`."""
+        with self._forward_given_back():
+            return super().predict(*args, **kwargs)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Tensor], num_items_in_batch: Tensor | int | None = None
@@ -157,21 +192,25 @@ class RegularizedTrainer(Trainer):
         for regularizer in self.regularizers:
             terms[regularizer.name], logged = regularizer(model, inputs, outputs)
             details |= {f"{regularizer.name}/{key}": value for key, value in logged.items()}
+        self._record.note(self.state.global_step + 1, terms, details, logged=not self._ascended)
         loss = sum(terms.values())
-        if not torch.isfinite(loss).all():
-            self._refuse(terms)
-        if not self._ascended:
-            self._record({f"loss/{name}": term for name, term in terms.items()} | details)
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, adding the mean terms since the last training log; over all processes, as is the loss."""
-        if "loss" in logs and self._count:
-            means = gather_object([{name: float(value) / self._count for name, value in self._sums.items()}])
-            logs |= {name: sum(mean[name] for mean in means) / len(means) for name in means[0]}
-            self._sums.clear()
-            self._count = 0
+        if "loss" in logs and (own := self._record.means()):
+            means = gather_object([own])
+            logs |= {name: sum(mean[name] for mean in means) / len(means) for name in own}
         super().log(logs, start_time)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler | None:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        if not self.group_by_length:
+            return super()._get_train_sampler(rows)
+        if not isinstance(rows, EncodedRows):
+            raise FlatlingoError("group_by_length needs rows of texts; for tokenised data set train_sampling_strategy")
+        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroupedSampler(rows, batch_size, seed=self.args.seed)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
         """Make the data loader of evaluation; rows of texts are encoded."""
@@ -181,19 +220,35 @@ class RegularizedTrainer(Trainer):
         """Make the data loader of prediction; rows of texts are encoded."""
         return super().get_test_dataloader(self._encoded(test_dataset))
 
-    def _encoded(self, rows: Any, regularizers: Sequence[Regularizer] = ()) -> Any:
+    def _start(self, model: nn.Module) -> None:
+        """Prepare the terms for training a model from its present weights."""
+        if self.sam:
+            self.sam.check(model)
+        for regularizer in self.regularizers:
+            regularizer.label_smoothing = self.args.label_smoothing_factor
+            regularizer.start(model, seed=self.args.seed + self.args.process_index)
+
+    def _begin(self) -> None:
+        """Begin the training loop, or begin it again with smaller batches (`auto_find_batch_size`)."""
+        self._contexts.close()
+        for regularizer in self.regularizers:
+            self._contexts.enter_context(regularizer.training_context(self.model))
+        self._micro_batches.clear()
+        self._record = LossRecord()
+
+    def _encoded(self, rows: Any, regularizers: Sequence[Regularizer] = (), *, training: bool = False) -> Any:
         if not _holds_texts(rows):
             if needy := [regularizer.name for regularizer in regularizers if regularizer.needs_text]:
                 raise FlatlingoError(
                     f"{needy[0]} draws new segmentations and needs texts, but the training data are tokenised already; "
-                    "give rows with text_a, text_b and label"
+                    "give rows with text_a, for pairs text_b, and label"
                 )
             return rows
         if self.processing_class is None:
             raise FlatlingoError("rows of texts need a tokenizer; give the trainer processing_class=tokenizer")
-        positions = getattr(self.model.config, "max_position_embeddings", self.max_length)
-        if self.max_length > positions:
-            raise FlatlingoError(f"max_length {self.max_length} is more than the {positions} positions of the model")
+        check_length(self.model, self.processing_class, self.max_length, f"max_length {self.max_length}")
+        rows = [dict(row) for row in rows]
+        _check_rows(rows, self.model.config, needs_labels=training)
         return EncodedRows(
             rows, self.processing_class, max_length=self.max_length, regularizers=regularizers, seed=self.args.seed
         )
@@ -204,6 +259,11 @@ class RegularizedTrainer(Trainer):
         return super()._get_collator_with_removed_columns(data_collator, description)
 
     def _check_settings(self) -> None:
+        if not 0 <= self.args.label_smoothing_factor <= 1:
+            raise FlatlingoError(
+                "label smoothing is the share of a label that is spread over all classes: give a number from 0 to 1, "
+                f"got {self.args.label_smoothing_factor}"
+            )
         for regularizer in self.regularizers:
             if not regularizer.recomputable and (
                 self.args.activation_checkpointing or getattr(self.model, "is_activation_checkpointing", False)
@@ -226,12 +286,34 @@ class RegularizedTrainer(Trainer):
             raise FlatlingoError("SAM does not work with fp16, DeepSpeed or FSDP; use bf16 or float32 without them")
 
     @contextmanager
+    def _forward_given_back(self) -> Iterator[None]:
+        """Undo what accelerate does to a model under bf16 or fp16: a `forward` under autocast, for good."""
+        names = ("forward", "_original_forward", "_is_accelerate_prepared")
+        first = self.model
+        own = {name: vars(first)[name] for name in names if name in vars(first)}
+        try:
+            yield
+        finally:
+            model = extract_model_from_parallel(self.model)
+            before = own if model is first else {}  # another: from model_init
+            wrapped = "_original_forward" in vars(model) and "_original_forward" not in before
+            for name in names:
+                vars(model).pop(name, None)
+            vars(model).update(before)
+            if wrapped:
+                self.accelerator.free_memory()  # else it would take the model for prepared in what follows
+
+    @contextmanager
     def _recording_nothing(self) -> Iterator[None]:
         self._ascended = True
         try:
             yield
         finally:
             self._ascended = False
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self._record.read()  # nobody shall go on from weights that are no numbers
+        super()._save_checkpoint(*args, **kwargs)
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
@@ -267,18 +349,15 @@ class RegularizedTrainer(Trainer):
     def _states_file(self) -> str:
         return f"regularizers_{self.args.process_index}.safetensors"
 
-    def _refuse(self, terms: Mapping[str, Tensor]) -> None:
-        values = {name: float(term.detach().mean()) for name, term in terms.items()}
-        name, value = next(((n, v) for n, v in values.items() if not math.isfinite(v)), ("sum", math.inf))
-        raise FlatlingoError(
-            f"training step {self.state.global_step + 1}: the loss is not finite ({name} = {value:g}); "
-            "use a smaller learning rate or a smaller weight"
-        )
 
-    def _record(self, values: Mapping[str, Tensor | float]) -> None:
-        for name, value in values.items():
-            self._sums[name] += value.detach().mean() if isinstance(value, Tensor) else value
-        self._count += 1
+class _BeginCallback(TrainerCallback):
+    """Tells the trainer that its loop begins; after running out of memory, once more."""
+
+    def __init__(self, begin: Callable[[], None]):
+        self.begin = begin
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.begin()
 
 
 class _EpochCallback(TrainerCallback):
@@ -303,13 +382,15 @@ def finetune(
     learning_rate: float,
     max_length: int,
     weight_decay: float = 0.0,
-    warmup_steps: int = 0,
+    warmup: float = 0.0,
     max_grad_norm: float = 1.0,
     gradient_accumulation_steps: int = 1,
     label_smoothing: float = 0.0,
     sam: SAM | None = None,
     patience: int | None = None,
+    group_by_length: bool = False,
     workers: int = 0,
+    precision: Precision = "float32",
     eval_rows: Sequence[Mapping[str, Any]] | None = None,
     checkpoints: Checkpoints | None = None,
     callbacks: Sequence[TrainerCallback] = (),
@@ -318,16 +399,15 @@ def finetune(
     """Fine-tune a classifier in place and leave it in eval mode.
 
     AdamW (betas 0.9 and 0.999, epsilon 1e-8), learning rate decaying linearly to 0, gradient norm clipped: the settings
-    of Wang et al. (2021). float32 on CPU, bf16 autocast on CUDA. All randomness (order, dropout, sampled views and
-    labels) comes from `seed`: on CPU the same call gives the same weights bit by bit, whatever was drawn before, and
-    the global generators are left as they were.
+    of Wang et al. (2021). All randomness (order, dropout, sampled views and labels) comes from `seed`: on CPU the same
+    call gives the same weights bit by bit, whatever was drawn before, and the global generators are left as they were.
 
-    Under `accelerate launch` several processes share each batch.
+    Under `accelerate launch` several processes share each batch; its `--mixed_precision` is not followed.
 
     Args:
         model: a sequence classifier.
         tokenizer: its tokenizer.
-        rows: `text_a`, `text_b`, `label` and, optionally, `row_id`.
+        rows: `text_a`, for pairs `text_b`, `label` and, optionally, `row_id`.
         regularizers: terms to add to the loss.
         seed: seed of everything random.
         epochs: passes over the rows.
@@ -335,17 +415,20 @@ def finetune(
         learning_rate: at the start of the decay.
         max_length: largest number of tokens; longer pairs are truncated longest first.
         weight_decay: decoupled weight decay, on all but biases and layer norms.
-        warmup_steps: updates of linear warm-up.
+        warmup: share of the updates, below 1, in which the learning rate rises linearly from 0.
         max_grad_norm: largest norm of the gradient.
         gradient_accumulation_steps: batches an update.
         label_smoothing: share of the label spread over all classes.
         sam: sharpness-aware minimisation.
         patience: stop when the loss on `eval_rows` has not fallen for so many epochs, and keep the weights of its
             lowest value (early stopping).
+        group_by_length: batches of rows of about one length, in random order: less padding, and another training.
         workers: processes that encode the perturbed views; 0 for the training process itself. The result is the same.
+        precision: `"float32"`, or `"bf16"` for passes under bf16 autocast; weights, gradients and updates are float32
+            in both, and the model afterwards computes in float32.
         eval_rows: rows to measure loss and accuracy on after each epoch.
         checkpoints: where to write checkpoints; if there is one already, the training goes on from it. None: nowhere.
-        callbacks: further callbacks of the Trainer, such as `watching.MinuteLines()`.
+        callbacks: further callbacks of the Trainer, such as `flatlingo.callbacks.MinuteLines()`.
         progress: whether to show a progress bar.
 
     Returns:
@@ -353,14 +436,15 @@ def finetune(
         `eval_loss`, `eval_accuracy` where there are `eval_rows`; `pandas.DataFrame(log)` makes it a table.
 
     Raises:
-        FlatlingoError: if there are no rows, the processes cannot share a batch evenly, or a loss is not finite; the
-            model is then of no use.
+        FlatlingoError: as for `RegularizedTrainer`, or if there are no rows, the processes cannot share a batch evenly,
+            or the device has no bf16 of its own. After a loss that is not finite the model is of no use.
     """
     if len(rows) == 0:
         raise FlatlingoError("there are no rows to train on; check the split and its size")
     if patience is not None and (eval_rows is None or patience < 1):
         raise FlatlingoError(f"early stopping needs eval_rows and a patience of at least 1 epoch, got {patience}")
-    processes = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun and accelerate tell it
+    _check_precision(precision)
+    processes = devices.processes()
     if batch_size % processes:
         raise FlatlingoError(f"{processes} processes cannot share batches of {batch_size} rows; give a multiple")
     with tempfile.TemporaryDirectory(prefix="flatlingo-") as scratch, own_randomness():
@@ -373,12 +457,12 @@ def finetune(
             gradient_accumulation_steps=gradient_accumulation_steps,
             learning_rate=learning_rate,
             lr_scheduler_type="linear",
-            warmup_steps=warmup_steps,
+            warmup_steps=warmup,  # below 1, transformers takes it for a share
             weight_decay=weight_decay,
             label_smoothing_factor=label_smoothing,
             max_grad_norm=max_grad_norm,
-            bf16=torch.cuda.is_available() and torch.cuda.is_bf16_supported(),
-            use_cpu=not torch.cuda.is_available(),
+            bf16=precision == "bf16",
+            use_cpu=devices.device() == devices.CPU,
             eval_strategy="no" if eval_rows is None else "epoch",
             logging_steps=0.02,
             save_strategy="no" if patience is None else "epoch",  # and when `checkpoints` asks for it
@@ -387,10 +471,12 @@ def finetune(
             load_best_model_at_end=patience is not None,
             metric_for_best_model="loss",
             dataloader_pin_memory=torch.cuda.is_available(),
+            accelerator_config={"non_blocking": torch.cuda.is_available()},
             dataloader_num_workers=workers,
             report_to="none",
             disable_tqdm=not progress,
         )
+        args.mixed_precision = "bf16" if precision == "bf16" else "no"  # not what the environment says
         args._n_gpu = min(args.n_gpu, 1)  # one device a process: DataParallel would multiply the batch
         trainer = RegularizedTrainer(
             model=model,
@@ -402,6 +488,7 @@ def finetune(
             regularizers=regularizers,
             sam=sam,
             max_length=max_length,
+            group_by_length=group_by_length,
             callbacks=[
                 *callbacks,
                 *([checkpoints] if checkpoints else []),
@@ -453,10 +540,43 @@ def _holds_texts(rows: Any) -> bool:
     return isinstance(rows[0], Mapping) and "text_a" in rows[0]
 
 
+def _check_rows(rows: Sequence[Mapping[str, Any]], config: PretrainedConfig, *, needs_labels: bool) -> None:
+    """Name the first row whose texts or label a model cannot learn from or be measured on."""
+    for position, row in enumerate(rows):
+        name = f"row {row.get('row_id', position)!r}"
+        for column in texts_of(rows[0]):
+            if column not in row:
+                raise FlatlingoError(f"{name} has no {column}; it has {', '.join(sorted(row))}")
+            if not isinstance(row[column], str):
+                raise FlatlingoError(f"{column} of {name} is {row[column]!r}, not a text; mend it or leave the row out")
+        if "label" not in row:
+            if needs_labels:
+                raise FlatlingoError(f"{name} has no label to learn; it has {', '.join(sorted(row))}")
+        elif expected := _unfit(row["label"], config):
+            raise FlatlingoError(
+                f"the label of {name} is {row['label']!r}, not {expected}; mend it or leave the row out"
+            )
+
+
+def _unfit(label: Any, config: PretrainedConfig) -> str | None:
+    """What a label should be, where it is something else."""
+    count, problem = config.num_labels, config.problem_type
+    if problem == "multi_label_classification" or (problem == "regression" and count > 1):
+        several = isinstance(label, Sequence) and len(label) == count
+        floats = several and all(isinstance(value, float) and math.isfinite(value) for value in label)
+        return None if floats else f"a list of {count} floats"
+    if count == 1:
+        number = isinstance(label, numbers.Real) and not isinstance(label, bool) and math.isfinite(label)
+        return None if number else "a number, which a model of one label (a regression) learns"
+    if isinstance(label, numbers.Integral) and not isinstance(label, bool) and 0 <= label < count:
+        return None
+    return f"a whole number (an int) from 0 to {count - 1}, for the {count} labels of the model"
+
+
 def _warn_if_cut(rows: EncodedRows, tokenizer: PreTrainedTokenizerBase) -> None:
     full = [row for row, item in zip(rows.rows, rows.clean, strict=True) if len(item["input_ids"]) == rows.max_length]
     if full:
-        texts = ([row[name] for row in full] for name in ("text_a", "text_b"))
+        texts = ([row[name] for row in full] for name in texts_of(full[0]))
         lengths = map(len, tokenizer(*texts, verbose=False)["input_ids"])  # not verbose: they are longer on purpose
         if cut := sum(length > rows.max_length for length in lengths):
             warnings.warn(
@@ -479,15 +599,24 @@ def _warn_if_cut(rows: EncodedRows, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _warn_if_empty(rows: EncodedRows, tokenizer: PreTrainedTokenizerBase) -> None:
-    names = ("text_a", "text_b")
+    names = list(texts_of(rows.rows[0]))
     doubtful = [(row, name) for row in rows.rows for name in names if not any(map(str.isalnum, row[name]))]
     empty = [(row, name) for row, name in doubtful if not tokenizer(row[name], add_special_tokens=False)["input_ids"]]
     if empty:
         row, name = empty[0]
         warnings.warn(
-            f"{len(empty)} of {2 * len(rows)} training texts have no pieces (first: {name} of row {row['row_id']!r}): "
-            "they are blank, or the tokenizer drops their characters",
+            f"{len(empty)} of {len(names) * len(rows)} training texts have no pieces (first: {name} of row "
+            f"{row['row_id']!r}): they are blank, or the tokenizer drops their characters",
             stacklevel=3,
+        )
+
+
+def _check_precision(precision: str) -> None:
+    if precision not in get_args(Precision):
+        raise FlatlingoError(unknown("precision", precision, get_args(Precision)))
+    if precision == "bf16" and not devices.has_bf16():
+        raise FlatlingoError(
+            f"{devices.device_name()} has no bf16 of its own and would only emulate it; use precision: float32"
         )
 
 

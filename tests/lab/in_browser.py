@@ -14,7 +14,7 @@ import urllib.request
 
 import pytest
 
-from flatlingo.paths import ROOT
+from flatlingo.files import ROOT
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

@@ -6,11 +6,10 @@ import time
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import SIZES, write_preset
+from tiny import SIZES, resolved, write_preset
 
-from flatlingo import experiment
-from flatlingo.store import Store
-from flatlingo.sweeps import sweep
+from flatlingo.study.store import Store
+from flatlingo.study.sweep import sweep
 
 
 @pytest.fixture(scope="module")
@@ -18,8 +17,8 @@ def preset(tmp_path_factory):
     """Two runs of several seconds."""
     return write_preset(
         tmp_path_factory.mktemp("presets"),
-        figure1={"none": [0], "consistency": [0.6]},
-        study=SIZES | {"train_size": 64},
+        nli={"none": [0], "consistency": [0.6]},
+        setup=SIZES | {"train_size": 64},
         training={"epochs": 20},
     )
 
@@ -27,18 +26,18 @@ def preset(tmp_path_factory):
 @pytest.fixture(scope="module")
 def undisturbed(preset, tmp_path_factory):
     store = tmp_path_factory.mktemp("undisturbed")
-    sweep("figure1", preset=preset, store=store, jobs=1, progress=False)
+    sweep("nli", preset=preset, store=store, jobs=1, progress=False)
     return results(store)
 
 
 def results(store):
     names = ("result.json", "config.json", "model/model.safetensors")
-    return {str(p.relative_to(store)): p.read_bytes() for name in names for p in store.glob(f"figure*/{name}")}
+    return {str(p.relative_to(store)): p.read_bytes() for name in names for p in store.glob(f"nli-*/{name}")}
 
 
 def start(preset, store):
-    command = [sys.executable, "-m", "flatlingo", "sweep", "figure1", "--preset", preset, "--store", str(store)]
-    command += ["--launcher", "slurm", "--time-limit", "20", "--checkpoint-minutes", "0"]
+    command = [sys.executable, "-m", "flatlingo", "sweep", "nli", "--preset", preset, "--store", str(store)]
+    command += ["--launcher", "slurm", "--time-limit", "8", "--checkpoint-minutes", "0"]
     return subprocess.Popen([*command, "--tensorboard", str(store / "boards")], stderr=subprocess.PIPE, text=True)
 
 
@@ -66,8 +65,8 @@ def test_an_interrupted_job_is_requeued_and_its_run_goes_on_from_its_checkpoint(
     store = tmp_path / "store"
     runs = Store(store)
     process = start(preset, store)
-    first = experiment.plan("figure1", experiment.load_preset(preset))[0]
-    while len(list(runs.work(first).glob("checkpoint-*/SHA256SUMS"))) < 2:
+    first = resolved("nli", preset)[0]
+    while len(list(runs.work(first).glob("english/checkpoint-*/SHA256SUMS"))) < 2:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.1)
     job = subprocess.run(

@@ -1,42 +1,63 @@
-"""Squared norms of per-example gradients, without forming a single weight gradient.
+"""Squared norms of per-example gradients, without forming a single weight gradient, and held against autograd.
 
 A forward pass keeps what each parameter's role asks for (`flatlingo.fisher.roles`), a backward pass through the
 activations alone brings the cotangents, and the two are contracted as soon as they meet.
 """
 
+import random
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import partial
+from functools import partial, reduce
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from flatlingo.errors import FlatlingoError
+from flatlingo.fisher.checks import check_alone
 from flatlingo.fisher.lastlayer import first_token_only
-from flatlingo.fisher.roles import EMBEDDING, WEIGHT, LastGram, Role, agree, roles_of
+from flatlingo.fisher.recorder import Call, Tap, by_row, check_unchanged, modules_using, recording, uses_in_graph
+from flatlingo.fisher.reference import autograd_explained, coarser, differing, example_of, plain_norms, squared_norm
+from flatlingo.fisher.roles import LastGram, LinearWeight, Role, agree
+
+CHECK_EVERY = 512  # examples, of which one is measured by plain autograd too
+CHECKED_ROWS = 4  # examples beside it, measured in another order
+USED = "used in a way that the fast route does not cover"
+HOOKED = "changed by a gradient hook"
+ROWS = "in a module that does not see one row an example"
+DIFFERS = "not what plain autograd gives"
+
+Terms = Callable[[Tensor, int], list[tuple[Tensor, Tensor]]]
 
 
 class GradientNorms:
-    """Squared norms, per example and per parameter, of the gradient of a direction in logit space.
+    """Squared norms, per example and per parameter, of the gradient of directions in logit space.
 
-    A context manager: inside, the model's parameters are frozen and its modules hooked, so that a backward pass visits
-    activations only, and under autocast the weights of linear layers are in its precision; all is undone on leaving,
-    whatever happened.
+    A context manager: inside, the model's modules are recorded and its parameters frozen where they are used, so that
+    a backward pass visits activations only, and under autocast the weights of linear layers are in its precision; all
+    is undone on leaving, whatever happened.
 
-    A parameter is *covered* if every use of it is a call of a module of a known kind: Linear, Conv1D, LayerNorm,
-    RMSNorm or Embedding. The uses are counted in the autograd graph, so none goes unseen. If a parameter is not
-    covered, examples are taken one at a time and its gradient is formed; a warning says so.
+    What is measured is what plain autograd gives, or a FlatlingoError. A parameter is *covered* if every use of it is a
+    call of a module of a known kind: Linear, Conv1D, LayerNorm, RMSNorm or Embedding; each other use is seen in the
+    autograd graph of the very pass, and the parameter's gradient is then formed. Examples are taken one at a time from
+    there on, and also where a module does not see one row an example; a warning says so. Besides, one example in 512,
+    the first, and the first that uses a parameter another number of times, are measured by plain autograd too, alone,
+    and a few beside it in another order: examples that depend on each other, or change places, are found out.
 
     Args:
         model: a module in eval mode; `model(**batch)` gives the logits or an output that has `.logits`.
         parameters: the parameters to measure, by name; each requires a gradient.
-        batch: some batch, to see how the model uses its parameters.
-        logits: the model's logits for that batch, to check that the shortened last layer gives the same.
+        batch: the first examples, to see how the model uses its parameters.
+        logits: the logits of these examples, each alone, to check that examples do not depend on each other and that
+            the shortened last layer gives the same.
 
     Attributes:
-        single: whether a batch must hold one example only.
+        single: whether examples are taken one at a time.
+
+    Raises:
+        FlatlingoError: logits differ from one pass to the next, or autograd cannot differentiate the model.
     """
 
     def __init__(
@@ -44,52 +65,66 @@ class GradientNorms:
     ):
         self.model = model
         self.parameters = dict(parameters)
-        self._calls, self._formed = self._survey(batch)
-        self.single = bool(self._formed)
-        if self.single:
-            warnings.warn(
-                f"{listed(self._formed)}: used in a way that the fast route does not cover; "
-                "examples are taken one at a time, which is exact but slower",
-                stacklevel=4,
-            )
+        self.single = False
+        self._formed: set[str] = set()  # parameters whose gradients are formed
+        self._shared: set[str] = set()  # parameters used several times, whose inputs are kept to be joined
+        self._narrow: set[str] = set()  # modules whose one row for all examples the model itself repeats
         self._shorten = False
-        if max(self._calls.values(), default=0) == 1 and not self.single:
-            with first_token_only(model) as shortened, torch.no_grad():
-                self._shorten = shortened and agree(logits_of(model, batch), logits)
+        self._fitting: set[str] = set()  # modules that are what their roles assume
+        self._verified: set = set()  # what has been held against plain autograd
+        self._measured, self._checked, self._random = 0, 0, random.Random(0)
         self._grams = LastGram()
         device = next(iter(self.parameters.values())).device
         self._anchor = torch.zeros((), device=device, requires_grad=True)  # where backward passes end
-        self._forget()
+        self._undo: ExitStack | None = None
+        self._pass: _Pass | None = None
+        self._survey(batch, logits)
 
     def __enter__(self) -> "GradientNorms":
-        formed = {id(self.parameters[name]) for name in self._formed}
-        frozen = [p for p in self.model.parameters() if p.requires_grad and id(p) not in formed]
         with ExitStack() as stack:
-            for parameter in frozen:
-                stack.callback(parameter.requires_grad_, True)
-                parameter.requires_grad_(False)
+            measured = {id(parameter) for parameter in self.parameters.values()}
+            for parameter in self.model.parameters():
+                if parameter.requires_grad and id(parameter) not in measured:
+                    stack.callback(parameter.requires_grad_, True)
+                    parameter.requires_grad_(False)
             for weight in self._cast_by_autocast():
                 stack.callback(setattr, weight, "data", weight.data)
                 weight.data = weight.data.to(torch.get_autocast_dtype(weight.device.type))
             if self._shorten:
                 stack.enter_context(first_token_only(self.model))
-            for handle in self._hook(self._record):
-                stack.callback(handle.remove)
+            stack.enter_context(recording(self.model, self._covered(), self._take, freeze=True))
             self._undo = stack.pop_all()
         return self
 
     def __exit__(self, *exception) -> None:
         self._undo.close()
+        self._undo = None
         self._forget()
+
+    def __call__(self, batch: Mapping[str, Tensor], terms: Terms, start: int = 0) -> Tensor:
+        """∑ₖ weightₖ ‖∇(directionₖ · logits)‖² of each example and parameter, (B, P) in float64.
+
+        Args:
+            batch: the examples.
+            terms: gives weights (n,) and directions (n, C) from the logits of the examples from the i-th of the batch
+                on, (n, C), and i.
+            start: number of examples before, for messages.
+        """
+        size = batch_size(batch)
+        while size == 1 or not self.single:
+            try:
+                return self._sum(batch, terms, start)
+            except _Uncovered as found:
+                self._cover(found.reasons, size)
+        return self._one_at_a_time(batch, terms, start)
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Logits (B, C) of a batch, remembered for `backward`."""
-        self._forget()
-        self._size = batch_size(batch)
-        with torch.enable_grad(), self._attention():
-            self._logits = logits_of(self.model, batch)
-        self._grams.forget()
-        return self._logits.detach()
+        while not self._run(batch):
+            pass
+        if reasons := self._pass.reasons:
+            raise _Uncovered(reasons | self._used_in_graph())
+        return self._pass.logits.detach()
 
     def backward(self, direction: Tensor, *, last: bool = False) -> Tensor:
         """Squared norms of the gradients of direction · logits, one an example.
@@ -99,38 +134,219 @@ class GradientNorms:
             last: whether to free the forward pass.
 
         Returns:
-            (B, number of parameters) in float64, in the order of `parameters`.
+            (B, P) in float64, in the order of `parameters`.
         """
-        self._norms, self._waiting = {}, defaultdict(list)
-        with _plain(self._logits.device):
-            gradients = self._backpropagate(direction.to(self._logits), retain_graph=not last)
-            for name, gradient in zip(self._formed, gradients, strict=True):
-                if gradient is not None:
-                    self._norms[name] = gradient.double().square().sum().reshape(1)
-            for (name, role), pairs in self._waiting.items():
-                self._norms[name] = role.norm(pairs, self._grams)
-        nothing = torch.zeros(self._size, device=self._logits.device)
-        norms = torch.stack([self._norms.get(name, nothing) for name in self.parameters], dim=1).double()
+        now = self._pass
+        now.norms, now.waiting = {}, defaultdict(list)
+        with _plain(now.logits.device):
+            self._backpropagate(direction.to(now.logits), retain_graph=not last)
+            for (name, role), pairs in now.waiting.items():
+                now.norms[name] = role.norm(pairs, self._grams)
+            nothing = torch.zeros(now.size, device=now.logits.device)
+            norms = torch.stack([now.norms.get(name, nothing) for name in self.parameters], dim=1).double()
         self._grams.forget()
         if last:
             self._forget()
         return norms
 
-    def _backpropagate(self, direction: Tensor, retain_graph: bool) -> list[Tensor | None]:
-        """Run the backward pass (hooks take the cotangents); gradients of the parameters that are not covered."""
-        if not self._logits.requires_grad:
-            return [None] * len(self._formed)
-        sources = [self._anchor, *(self.parameters[name] for name in self._formed)]
-        gradients = torch.autograd.grad(self._logits, sources, direction, retain_graph=retain_graph, allow_unused=True)
-        return gradients[1:]
+    def _sum(self, batch: Mapping[str, Tensor], terms: Terms, start: int) -> Tensor:
+        logits = self.forward(batch)
+        now, pairs = self._pass, terms(logits, 0)
+        total = first = None
+        for k, (weight, direction) in enumerate(pairs, start=1):
+            norms = self.backward(direction, last=k == len(pairs))
+            first = norms if first is None else first
+            total = weight[:, None] * norms if total is None else total + weight[:, None] * norms
+        if self._is_due(now.facts()):
+            self._check_rows(batch, pairs[0][1], first)
+            self._check_example(batch, logits, pairs[0][1], first, now, start)
+        self._measured += now.size
+        return total
+
+    def _one_at_a_time(self, batch: Mapping[str, Tensor], terms: Terms, start: int) -> Tensor:
+        """The same, for one example after the other; of some batches, whether examples depend on each other."""
+        alone = []
+
+        def terms_of(logits: Tensor, i: int) -> list[tuple[Tensor, Tensor]]:
+            alone[i:] = [logits]
+            return terms(logits, i)
+
+        due, size = self._is_due(), batch_size(batch)
+        norms = [self(example_of(batch, i), lambda z, _, i=i: terms_of(z, i), start + i) for i in range(size)]
+        if due:
+            with torch.no_grad(), self._attention(), uncached_casts(), self._left():
+                check_alone(logits_of(self.model, batch), torch.cat(alone), self._precision, start)
+        return torch.cat(norms)
+
+    def _run(self, batch: Mapping[str, Tensor]) -> bool:
+        """A recorded forward pass; whether it went as expected, or must be run again."""
+        self._forget()
+        self._pass = now = _Pass(batch_size(batch))
+        try:
+            with torch.enable_grad(), self._attention(), uncached_casts():
+                now.logits = logits_of(self.model, batch)
+        except RuntimeError:
+            if not now.spread:
+                raise
+        now.open = False
+        self._grams.forget()
+        if now.spread and (now.logits is None or len(now.logits) != now.size):
+            self._narrow |= now.spread
+            return False
+        shared = {name for name, count in now.counts.items() if count > 1} - self._shared
+        if shared and self._shorten:
+            self._change(shorten=False)
+        self._shared |= shared
+        return not shared
+
+    def _take(self, call: Call) -> Tensor:
+        """Keep what the norms need of a call, and wait for the output's cotangent."""
+        now = self._pass
+        if now is None or not now.open:  # run again by activation checkpointing, on the way back
+            return Tap.apply(call.output, self._anchor, None)
+        if not call.output.numel():  # routed no rows
+            return call.output
+        if call.name not in self._narrow and call.is_for_all(now.size):
+            now.spread.add(call.name)
+            call = call.spread(now.size)
+        kept = []
+        with _plain(call.output.device):
+            now.note(call, self._fitting)
+            if not now.reasons:
+                rows = by_row(call.inputs.detach(), now.size)
+                for name, role in call.roles.items():
+                    value = role.keep(call.module, rows, call.output, self._grams, name in self._shared)
+                    version = None if value.inputs is None else value.inputs._version
+                    kept.append((name, role, value, version))
+        return Tap.apply(call.output, self._anchor, partial(self._receive, call.name, kept))
+
+    def _receive(self, module: str, kept: list, cotangent: Tensor) -> None:
+        """The cotangent of a module's output has arrived."""
+        now = self._pass
+        cotangent = by_row(cotangent, now.size)
+        for name, role, value, version in kept:
+            if version is not None:
+                check_unchanged(module, value.inputs, version)
+            if now.counts[name] == 1:
+                now.norms[name] = role.norm([(value, cotangent)], self._grams)
+            else:
+                now.waiting[name, role].append((value, cotangent))
+
+    def _backpropagate(self, direction: Tensor, retain_graph: bool) -> None:
+        """Run the backward pass, in which taps take the cotangents and other uses of parameters show a gradient."""
+        now = self._pass
+        if not now.logits.requires_grad:
+            return
+        sources = [self._anchor, *self.parameters.values()]
+        with autograd_explained():
+            gradients = torch.autograd.grad(
+                now.logits, sources, direction, retain_graph=retain_graph, allow_unused=True
+            )[1:]
+        formed = {n: g for n, g in zip(self.parameters, gradients, strict=True) if g is not None}
+        if unexpected := formed.keys() - self._formed:
+            raise _Uncovered(dict.fromkeys(unexpected, USED))
+        for name, gradient in formed.items():
+            now.norms[name] = squared_norm(gradient).reshape(1)
+
+    def _is_due(self, facts: set = frozenset()) -> bool:
+        """Whether to hold something against plain autograd: after so many examples, or where there are new facts."""
+        return self._measured >= CHECK_EVERY * self._checked or not facts <= self._verified
+
+    def _check_rows(self, batch: Mapping[str, Tensor], direction: Tensor, found: Tensor) -> None:
+        """Measure a few examples of a batch anew, in another order and each with a factor of its own.
+
+        Where a module sees examples in another order than the batch's, or together, the factors meet others.
+        """
+        if len(found) == 1:
+            return
+        rows = self._random.sample(range(len(found)), min(CHECKED_ROWS, len(found)))
+        factors = 2.0 ** torch.arange(len(rows), dtype=torch.float64, device=found.device)
+        self.forward({key: value[rows] for key, value in batch.items()})
+        precision = self._pass.precision
+        again = self.backward(direction[rows] * factors[:, None].to(direction), last=True) / factors[:, None].square()
+        wrong = {n for i, row in enumerate(rows) for n in differing(self.parameters, again[i], found[row], precision)}
+        if wrong:
+            raise _Uncovered({name: DIFFERS for name in self.parameters if name in wrong})
+
+    def _check_example(self, batch, logits: Tensor, direction: Tensor, norms: Tensor, now: "_Pass", start: int) -> None:
+        """Hold an example's norms against plain autograd, on the model as it is and with the example alone."""
+        i = self._random.randrange(now.size)
+        with self._left(), torch.enable_grad(), self._attention(), uncached_casts():
+            alone = logits_of(self.model, example_of(batch, i))
+            check_alone(logits[i : i + 1], alone.detach(), now.precision, start + i)
+            expected = plain_norms(alone, self.parameters.values(), direction[i : i + 1])
+        if wrong := differing(self.parameters, norms[i], expected, now.precision):
+            if now.size == 1 and self._formed.issuperset(wrong):
+                raise FlatlingoError(
+                    f"the gradient of {listed(wrong)} at example {start + i} differs from one pass to the next: "
+                    "something is random even in eval mode; switch it off"
+                )
+            raise _Uncovered(dict.fromkeys(wrong, DIFFERS))
+        self._checked += 1
+        self._verified |= now.facts()
+
+    def _survey(self, batch: Mapping[str, Tensor], logits: Tensor) -> None:
+        """See on the first examples how the model uses its parameters, and whether its last layer can be shortened."""
+        hooked = [name for name, parameter in self.parameters.items() if parameter._backward_hooks]
+        with self:
+            while not self._run(batch):
+                pass
+            if self._pass.spread and not agree(self._pass.logits, logits, self._pass.precision):
+                self._narrow |= self._pass.spread
+                self._run(batch)
+            now = self._pass
+            self._precision = now.precision
+            check_alone(now.logits.detach(), logits, now.precision, 0)
+            reasons = self._used_in_graph() | now.reasons | dict.fromkeys(hooked, HOOKED)
+        if reasons:
+            self._cover({name: reasons[name] for name in self.parameters if name in reasons}, now.size)
+        if not (self._shared or self.single):
+            with first_token_only(self.model) as shortened, torch.no_grad(), uncached_casts():
+                self._shorten = shortened and agree(logits_of(self.model, batch), logits)
+
+    def _used_in_graph(self) -> dict[str, str]:
+        """Parameters that the pass uses otherwise than in recorded calls."""
+        uses, _ = uses_in_graph(self._pass.logits)
+        return {n: USED for n, p in self.parameters.items() if uses[id(p)] and n not in self._formed}
+
+    def _cover(self, reasons: dict[str, str], size: int) -> None:
+        """Take examples one at a time from now on, and form the gradients that have no known form."""
+        by_reason = defaultdict(list)
+        for name, reason in reasons.items():
+            by_reason[reason].append(name)
+        sentence = "; ".join(f"{listed(names)}: {reason}" for reason, names in by_reason.items())
+        warnings.warn(f"{sentence}; examples are taken one at a time, which is exact but slower", stacklevel=5)
+        alignment = {ROWS, DIFFERS} if size > 1 else set()  # of rows may be all that is wrong
+        self._change(formed={name for name, reason in reasons.items() if reason not in alignment}, shorten=False)
+        self.single = True
+        self._checked = min(self._checked, self._measured // CHECK_EVERY)  # the next example is checked
+
+    def _change(self, *, formed: set[str] = frozenset(), shorten: bool) -> None:
+        with self._left() if self._undo else nullcontext():
+            self._formed |= formed
+            self._shorten = shorten
+
+    @contextmanager
+    def _left(self) -> Iterator[None]:
+        """The model as it was."""
+        self.__exit__()
+        try:
+            yield
+        finally:
+            self.__enter__()
+
+    def _covered(self) -> dict[str, nn.Parameter]:
+        return {name: parameter for name, parameter in self.parameters.items() if name not in self._formed}
 
     def _cast_by_autocast(self) -> list[nn.Parameter]:
         """Weights of linear layers: autocast keeps no copy of frozen ones and would cast them in every pass."""
         if not torch.is_autocast_enabled(self._anchor.device.type):
             return []
-        roles = {name: role for _, uses in modules_using(self.model, self.parameters) for name, role in uses.items()}
-        covered = {name: p for name, p in self.parameters.items() if name not in self._formed}  # each has one role
-        return [p for name, p in covered.items() if roles.get(name) is WEIGHT and p.dtype == torch.float32]
+        kinds = defaultdict(set)
+        for _, _, roles in modules_using(self.model, self._covered()):
+            for name, role in roles.items():
+                kinds[name].add(type(role))
+        return [p for name, p in self._covered().items() if kinds[name] == {LinearWeight} and p.dtype == torch.float32]
 
     def _attention(self) -> AbstractContextManager:
         """Unfused attention in half precision on CPUs, where the way back through the fused one is ten times slower."""
@@ -140,66 +356,58 @@ class GradientNorms:
         return _unfused_attention() if device == "cpu" and dtype.itemsize == 2 else nullcontext()
 
     def _forget(self) -> None:
-        self._logits, self._norms, self._waiting = None, {}, {}
+        self._pass = None
         self._grams.forget()
 
-    def _hook(self, hook: Callable) -> list:
-        """Register a forward hook on each module that holds a measured parameter in a known role."""
-        return [
-            module.register_forward_hook(partial(hook, uses), with_kwargs=True)
-            for module, uses in modules_using(self.model, self.parameters)
-        ]
 
-    def _survey(self, batch: Mapping[str, Tensor]) -> tuple[Counter, list[str]]:
-        """How often modules of known kinds use each parameter, and the parameters that are used otherwise too."""
-        calls, roles, uncovered = Counter(), defaultdict(set), set()
-        twice = {key: torch.cat([value[:1], value[:1]]) for key, value in batch.items()}
+class _Uncovered(Exception):
+    """Parameters that the fast route does not cover, with the reasons."""
 
-        def count(uses, module, args, kwargs, output):
-            inputs = first_argument(args, kwargs)
-            for name, role in uses.items():
-                calls[name] += 1
-                roles[name].add(role)
-                one_row_an_example = len(inputs) == 2 or (role is EMBEDDING and len(inputs) == 1)
-                if not one_row_an_example or not role.fits(module, inputs, output):
-                    uncovered.add(name)
+    def __init__(self, reasons: dict[str, str]):
+        super().__init__(reasons)
+        self.reasons = reasons
 
-        with ExitStack() as stack, torch.enable_grad():
-            for handle in self._hook(count):
-                stack.callback(handle.remove)
-            in_graph = uses_in_graph(logits_of(self.model, twice))
-        for name, parameter in self.parameters.items():
-            if in_graph[id(parameter)] != calls[name] or len(roles[name]) > 1:
-                uncovered.add(name)
-            if not in_graph[id(parameter)]:  # the logits do not depend on it: its norm is 0
-                uncovered.discard(name)
-        return calls, [name for name in self.parameters if name in uncovered]
 
-    def _record(self, uses: dict, module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
-        """Forward hook: keep what the norms need and wait for the output's cotangent."""
-        inputs = first_argument(args, kwargs)
-        if len(inputs) == 1 < self._size:  # position ids (1, T), whose gradient would come summed over the batch
-            inputs, output = (x.expand(self._size, *x.shape[1:]).contiguous() for x in (inputs, output))
-        with _plain(output.device):
-            rows = by_row(inputs.detach(), self._size)
-            kept = [
-                (name, role, role.keep(module, rows, output, self._grams, self._calls[name] > 1))
-                for name, role in uses.items()
-                if name not in self._formed
-            ]
-        if not output.requires_grad:
-            output = _Start.apply(output, self._anchor)
-        output.register_hook(partial(self._receive, kept))
-        return output
+class _Pass:
+    """A forward pass of some examples, and the backward passes that follow."""
 
-    def _receive(self, kept: list, cotangent: Tensor) -> None:
-        """Tensor hook: the cotangent of a module's output has arrived."""
-        cotangent = by_row(cotangent, self._size)
-        for name, role, value in kept:
-            if self._calls[name] == 1:
-                self._norms[name] = role.norm([(value, cotangent)], self._grams)
-            else:
-                self._waiting[name, role].append((value, cotangent))
+    def __init__(self, size: int):
+        self.size = size
+        self.open = True  # the forward pass is running
+        self.logits: Tensor | None = None
+        self.dtypes = {torch.float64}  # of outputs
+        self.counts: Counter[str] = Counter()  # calls by parameter
+        self.roles: dict[str, Role] = {}
+        self.spread: set[str] = set()  # modules whose one row for all examples was repeated for each
+        self.reasons: dict[str, str] = {}  # why parameters are not covered
+        self.norms: dict[str, Tensor] = {}
+        self.waiting: dict[tuple[str, Role], list] = {}
+
+    def note(self, call: Call, fitting: set[str]) -> None:
+        """Count a call, and find parameters that it uses in a way that is not covered.
+
+        Modules in `fitting` have been found to be what their roles assume.
+        """
+        self.dtypes.add(call.output.dtype)
+        by_row = call.is_by_row(self.size)
+        for name, role in call.roles.items():
+            self.counts[name] += 1
+            fits = call.name in fitting or role.fits(call.module, call.inputs, call.output)
+            if self.roles.setdefault(name, role) is not role or not fits:
+                self.reasons.setdefault(name, USED)
+            elif not by_row:
+                self.reasons.setdefault(name, ROWS)
+        if not self.reasons:
+            fitting.add(call.name)
+
+    @property
+    def precision(self) -> torch.dtype:
+        """The coarsest of an output."""
+        return reduce(coarser, self.dtypes)
+
+    def facts(self) -> set:
+        """What plain autograd must have confirmed once: how often each parameter is called, and that rows are rows."""
+        return {*self.counts.items(), self.size > 1}
 
 
 @contextmanager
@@ -214,68 +422,25 @@ def _unfused_attention() -> Iterator[None]:
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(allowed)
 
 
-class _Start(torch.autograd.Function):
-    """Lets gradients flow from a tensor on, in place; they end here, for the anchor gets none worth computing."""
-
-    @staticmethod
-    def forward(ctx, output: Tensor, anchor: Tensor) -> Tensor:
-        ctx.mark_dirty(output)
-        ctx.save_for_backward(anchor)
-        return output
-
-    @staticmethod
-    def backward(ctx, cotangent: Tensor) -> tuple[None, Tensor]:
-        return None, torch.zeros_like(*ctx.saved_tensors)
-
-
-def modules_using(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter]
-) -> Iterator[tuple[nn.Module, dict[str, Role]]]:
-    """Each module that holds some of the parameters in a known role, and their roles by name."""
-    names = {id(parameter): name for name, parameter in parameters.items()}
-    for module in model.modules():
-        roles = {getattr(module, attribute): role for attribute, role in roles_of(module).items()}
-        uses = {names[id(parameter)]: role for parameter, role in roles.items() if id(parameter) in names}
-        if uses:
-            yield module, uses
-
-
-def uses_in_graph(logits: Tensor) -> Counter:
-    """How often the logits' autograd graph uses each leaf, by id; looks through casts, which autocast shares."""
-    parents, leaves = Counter(), []
-    seen, stack = set(), [logits.grad_fn] if logits.grad_fn else []
-    while stack:
-        node = stack.pop()
-        for child, _ in node.next_functions:
-            if child is None:
-                continue
-            parents[child] += 1
-            if hasattr(child, "variable"):
-                leaves.append((child, node))
-            if child not in seen:
-                seen.add(child)
-                stack.append(child)
-    uses = Counter()
-    for leaf, node in leaves:
-        uses[id(leaf.variable)] += parents[node] if node.name() == "ToCopyBackward0" else 1
-    return uses
-
-
 @contextmanager
-def _plain(device: torch.device) -> Iterator[None]:
-    """No gradients and no autocast."""
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
+def uncached_casts() -> Iterator[None]:
+    """No casts that autocast has kept from a pass without gradients or from another graph: they would end this one."""
+    enabled = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
         yield
+    finally:
+        torch.set_autocast_cache_enabled(enabled)
 
 
-def first_argument(args: tuple, kwargs: dict) -> Tensor:
-    """What a module is called with."""
-    return args[0] if args else next(iter(kwargs.values()))
-
-
-def by_row(x: Tensor, size: int) -> Tensor:
-    """Ids as (B, T), activations as (B, T, d), of a batch of B rows."""
-    return x.reshape(size, -1, x.shape[-1]) if x.is_floating_point() else x.reshape(size, -1)
+def _plain(device: torch.device) -> AbstractContextManager:
+    """No gradients and no autocast."""
+    if not torch.is_autocast_enabled(device.type):
+        return torch.no_grad()  # entered at every call, so nothing more than is needed
+    stack = ExitStack()
+    stack.enter_context(torch.no_grad())
+    stack.enter_context(torch.autocast(device.type, enabled=False))
+    return stack
 
 
 def batch_size(batch: Mapping[str, Tensor]) -> int:
@@ -285,7 +450,12 @@ def batch_size(batch: Mapping[str, Tensor]) -> int:
 
 def logits_of(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """The logits of a batch, (B, C)."""
-    output = model(**batch)
+    try:
+        output = model(**batch)
+    except ValueError as error:
+        if "padding token" in str(error):  # a decoder's, which looks for the last token before the padding
+            raise FlatlingoError(f"{error} Set model.config.pad_token_id, or give batches of one.") from error
+        raise
     return getattr(output, "logits", output)
 
 

@@ -67,11 +67,18 @@ def _last_layer(model: nn.Module) -> nn.Module | None:
     base = getattr(model, getattr(model, "base_model_prefix", ""), None)
     stack = getattr(base, "encoder", None) or getattr(base, "transformer", None)
     layer = getattr(stack, "layer", [None])[-1]
-    if type(layer).__name__ not in LAYERS or "forward" in vars(layer):
+    if type(layer).__name__ not in LAYERS:
         return None
     attention, names = _attention(layer)
-    plain = all(type(getattr(attention, name)).forward is nn.Linear.forward for name in names)
-    return layer if plain else None
+    linear = [getattr(attention, name) for name in names]
+    plain = all(type(module).forward is nn.Linear.forward for module in linear)
+    return layer if plain and not any(map(_is_changed, [layer, layer.attention, attention, *linear])) else None
+
+
+def _is_changed(module: nn.Module) -> bool:
+    """Whether somebody looks at what goes through a module, and may change it."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return "forward" in vars(module) or any(hooks)
 
 
 def _attention(layer: nn.Module) -> tuple[nn.Module, tuple[str, str, str]]:
@@ -83,6 +90,9 @@ def _attention(layer: nn.Module) -> tuple[nn.Module, tuple[str, str, str]]:
 
 def _first_token(layer, query, scaling: float, hidden: Tensor, attention_mask: Tensor | None = None, *args, **kwargs):
     """What `layer.forward` does, at the first token."""
+    cached = any(value is not None and not isinstance(value, bool) for value in (*args, *kwargs.values()))
+    if cached or _hides_all(attention_mask):  # prefix tuning's keys; what attention makes of a row of padding
+        return type(layer).forward(layer, hidden, attention_mask, *args, **kwargs)
     first = hidden[:, :1]
     heads = query(first).squeeze(1).unflatten(-1, (layer.first_token_key.heads, -1))
     scores = layer.first_token_key(heads) @ hidden.mT * scaling  # (B, heads, T)
@@ -91,6 +101,11 @@ def _first_token(layer, query, scaling: float, hidden: Tensor, attention_mask: T
         return layer.feed_forward_chunk(layer.attention.output(context, first))
     attended = layer.sa_layer_norm(layer.attention.out_lin(context) + first)
     return layer.output_layer_norm(layer.ffn(attended) + attended)
+
+
+def _hides_all(mask: Tensor | None) -> bool:
+    """Whether the first token of some row attends to none, under a boolean mask (B, 1, T, T)."""
+    return mask is not None and mask.dtype == torch.bool and not bool(mask[:, 0, 0].any(1).all())
 
 
 def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:

@@ -16,7 +16,7 @@ Bu, Mao & Xu 2022 (arXiv:2205.10683).
 """
 
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -33,17 +33,54 @@ GRAM_LIMIT = 2
 BLOCK = 32  # tokens: larger blocks fold less of a Gram matrix, smaller ones are slower to multiply
 
 
-class Role(NamedTuple):
-    """How a parameter enters a module, hence the form of its gradient.
+class Kept(NamedTuple):
+    """What a role remembers of a module's call.
 
-    keep: what to remember of a call, from (module, inputs, output, grams, shared).
-    norm: squared norms (B,) from all pairs (what was kept, cotangent (B, T, p)) and the Gram matrices.
-    fits: whether a call (module, inputs, output) is what the role assumes.
+    module: which was called.
+    inputs: activations (B, T, d) or ids (B, T), where the norm is made from them.
+    gram: folded Gram matrix of the inputs (B, n), where the norm is made from it.
     """
 
-    keep: Callable
-    norm: Callable
-    fits: Callable = lambda module, inputs, output: True
+    module: nn.Module | None = None
+    inputs: Tensor | None = None
+    gram: Tensor | None = None
+
+
+Pairs = list[tuple[Kept, Tensor]]
+
+
+class Role:
+    """How a parameter enters a module, hence the form of its gradient. Roles hold no state.
+
+    Shapes: B examples, T tokens (1 where the module sees one vector an example), d inputs, p outputs.
+    """
+
+    takes_ids = False
+
+    def keep(self, module: nn.Module, inputs: Tensor, output: Tensor, grams: "LastGram", shared: bool) -> Kept:
+        """What the norm will need of a call.
+
+        Args:
+            module: which was called.
+            inputs: (B, T, d), or ids (B, T).
+            output: (B, ..., p), of which only shape, dtype and device are read.
+            grams: makes Gram matrices.
+            shared: whether other calls use the parameter too, so that their inputs must be joined.
+        """
+        return Kept()
+
+    def norm(self, pairs: Pairs, grams: "LastGram") -> Tensor:
+        """Squared norms of the gradient, (B,).
+
+        Args:
+            pairs: of each call what was kept, and the cotangent of its output (B, T, p).
+            grams: makes Gram matrices.
+        """
+        raise NotImplementedError
+
+    def fits(self, module: nn.Module, inputs: Tensor, output: Tensor) -> bool:
+        """Whether a call is what the role assumes."""
+        return True
 
 
 class LastGram:
@@ -123,75 +160,142 @@ def _every_pair(tokens: int, block: int, dtype: torch.dtype, device: torch.devic
     return _gram(torch.ones(1, tokens, 1, dtype=dtype, device=device))[0]
 
 
-def _keep_inputs(module, inputs, output, grams, shared):
-    """(inputs, None) where the gradient will be formed or uses must be joined, else (None, Gram matrix)."""
-    inputs = inputs.to(output.dtype)  # as autocast does inside the module
-    if shared or _gradient_is_cheaper(inputs.shape[1], inputs.shape[2], output.shape[-1]):
-        return inputs, None
-    return None, grams(inputs)
+class LinearWeight(Role):
+    """W (p, d), or (d, p) of a Conv1D, of outputs W a + b: ‖∑ₜ gₜ aₜᵀ‖²."""
+
+    def keep(self, module, inputs, output, grams, shared):
+        """The Gram matrix, or the inputs where the gradient will be formed or uses must be joined."""
+        inputs = inputs.to(output.dtype)  # as autocast does inside the module
+        if shared or _gradient_is_cheaper(inputs.shape[1], inputs.shape[2], output.shape[-1]):
+            return Kept(inputs=inputs)
+        return Kept(gram=grams(inputs))
+
+    def norm(self, pairs, grams):
+        """From two Gram matrices or from the gradient, whichever is cheaper."""
+        if len(pairs) == 1 and pairs[0][0].gram is not None:
+            return _dot(pairs[0][0].gram, grams(pairs[0][1]))
+        inputs, cotangents = _joined(pairs)
+        if _gradient_is_cheaper(inputs.shape[1], inputs.shape[2], cotangents.shape[2]):
+            return _at_least_float32(cotangents.mT @ inputs).square().sum((1, 2))
+        return _dot(_gram(inputs), _gram(cotangents))
+
+
+class Bias(Role):
+    """b (p,), added to outputs: ‖∑ₜ gₜ‖² = ∑ₜₛ gₜ·gₛ."""
+
+    def norm(self, pairs, grams):
+        """The sum of a Gram matrix that the weight has just asked for, unless in half precision."""
+        cotangents = pairs[0][1]
+        gram = grams.of(cotangents) if len(pairs) == 1 else None
+        if gram is not None and gram.dtype == cotangents.dtype:
+            every = _every_pair(cotangents.shape[1], _block(cotangents), gram.dtype, gram.device)
+            return (gram @ every).clamp_min(0)
+        gradient = sum(_sum_tokens(cotangents) for _, cotangents in pairs)
+        return gradient.square().sum(1)
+
+
+class NormScale(Role):
+    """w (d,) of outputs w ⊙ x̂ + b, x̂ the normalised inputs of a LayerNorm or RMSNorm: ‖∑ₜ gₜ ⊙ x̂ₜ‖²."""
+
+    def keep(self, module, inputs, output, grams, shared):
+        """The inputs, which autograd keeps anyway; normalised again when needed, cheaper than the memory would be."""
+        return Kept(module=module, inputs=inputs.to(output.dtype))
+
+    def norm(self, pairs, grams):
+        """From the gradient, which is small."""
+        gradient = sum(_sum_tokens(_at_least_float32(g) * _normalised(kept.module, kept.inputs)) for kept, g in pairs)
+        return gradient.square().sum(1)
+
+    def fits(self, module, inputs, output):
+        """RMSNorm has many authors: check that the output is w ⊙ x̂ or, as in Gemma, (1 + w) ⊙ x̂."""
+        if isinstance(module, nn.LayerNorm):
+            return True
+        normalised = _normalised(module, inputs)
+        return any(agree(normalised * scale, output) for scale in (module.weight, 1 + module.weight))
+
+
+class EmbeddingTable(Role):
+    """Rows (V, d), looked up: ∑ₜₛ [idₜ = idₛ] gₜ·gₛ, for repeated tokens share a row."""
+
+    takes_ids = True
+
+    def keep(self, module, inputs, output, grams, shared):
+        """Which ids agree, or the ids where uses must be joined; those of padding_idx become -1."""
+        ids = inputs if module.padding_idx is None else inputs.masked_fill(inputs == module.padding_idx, -1)
+        return Kept(inputs=ids) if shared else Kept(gram=_same(ids, output.reshape(*ids.shape, -1)))
+
+    def norm(self, pairs, grams):
+        """From two Gram matrices, one of which is 0 and 1."""
+        if len(pairs) == 1 and pairs[0][0].gram is not None:
+            return _dot(grams(pairs[0][1]), pairs[0][0].gram)
+        ids, cotangents = _joined(pairs)
+        return _dot(grams(cotangents), _same(ids, cotangents))
+
+
+class HeadWeight(Role):
+    """W of a `PerHead`, a single input a (d,) for each head, and rows of its own: ∑ₕ ‖gₕ aₕᵀ‖²."""
+
+    def keep(self, module, inputs, output, grams, shared):
+        """‖aₕ‖² in the place of a Gram matrix, (B, heads)."""
+        return Kept(gram=_at_least_float32(inputs).square().sum(2))
+
+    def norm(self, pairs, grams):
+        """∑ₕ ‖gₕ‖² ‖aₕ‖²."""
+        ((kept, cotangents),) = pairs
+        return (kept.gram * _at_least_float32(cotangents).square().sum(2)).sum(1)
+
+
+class HeadBias(Role):
+    """b of a `PerHead`: ∑ₕ ‖gₕ‖²."""
+
+    def norm(self, pairs, grams):
+        """From the cotangents alone."""
+        ((_, cotangents),) = pairs
+        return _at_least_float32(cotangents).square().sum((1, 2))
+
+
+_WEIGHT, _BIAS, _SCALE, _TABLE = LinearWeight(), Bias(), NormScale(), EmbeddingTable()
+_HEAD_WEIGHT, _HEAD_BIAS = HeadWeight(), HeadBias()
+
+
+def roles_of(module: nn.Module) -> dict[str, Role]:
+    """The parameters of a module whose gradients have a known form.
+
+    A module whose `forward` is its own, by subclass or by replacement, has none.
+    """
+    forward = type(module).forward
+    if "forward" in vars(module):
+        return {}
+    if forward in (nn.Linear.forward, Conv1D.forward):
+        return {"weight": _WEIGHT, "bias": _BIAS}
+    if isinstance(module, PerHead):
+        return {"weight": _HEAD_WEIGHT, "bias": _HEAD_BIAS}
+    if forward is nn.LayerNorm.forward and len(module.normalized_shape) == 1:
+        return {"weight": _SCALE, "bias": _BIAS}
+    if forward is nn.Embedding.forward and module.max_norm is None and not module.scale_grad_by_freq:
+        return {"weight": _TABLE}
+    if type(module).__name__.endswith("RMSNorm") and (hasattr(module, "eps") or hasattr(module, "variance_epsilon")):
+        return {"weight": _SCALE}
+    return {}
+
+
+def _joined(pairs: Pairs) -> tuple[Tensor, Tensor]:
+    """Inputs and cotangents of all calls, one after another along the token axis."""
+    if len(pairs) == 1:
+        return pairs[0][0].inputs, pairs[0][1]
+    return torch.cat([kept.inputs for kept, _ in pairs], dim=1), torch.cat([g for _, g in pairs], dim=1)
 
 
 def _gradient_is_cheaper(tokens: int, d: int, p: int) -> bool:
     return tokens * (d + p) > GRAM_LIMIT * d * p
 
 
-def _weight_norm(pairs, grams):
-    """‖∑ₜ gₜ aₜᵀ‖²."""
-    if len(pairs) == 1:
-        (inputs, gram), cotangents = pairs[0]
-        if gram is not None:
-            return _dot(gram, grams(cotangents))
-    else:
-        inputs = torch.cat([inputs for (inputs, _), _ in pairs], dim=1)
-        cotangents = torch.cat([cotangents for _, cotangents in pairs], dim=1)
-    if _gradient_is_cheaper(inputs.shape[1], inputs.shape[2], cotangents.shape[2]):
-        return _at_least_float32(cotangents.mT @ inputs).square().sum((1, 2))
-    return _dot(_gram(inputs), _gram(cotangents))
-
-
-def _keep_nothing(module, inputs, output, grams, shared):
-    return None
-
-
-def _bias_norm(pairs, grams):
-    """‖∑ₜ gₜ‖² = ∑ₜₛ gₜ·gₛ, the sum of a Gram matrix that the weight has just asked for, unless in half precision."""
-    if len(pairs) == 1 and (gram := grams.of(cotangents := pairs[0][1])) is not None and gram.dtype == cotangents.dtype:
-        return (gram @ _every_pair(cotangents.shape[1], _block(cotangents), gram.dtype, gram.device)).clamp_min(0)
-    gradient = sum(_sum_tokens(cotangents) for _, cotangents in pairs)
-    return gradient.square().sum(1)
-
-
-def _keep_normalised(module, inputs, output, grams, shared):
-    """The inputs, which autograd keeps anyway; normalised again when needed, which costs less than the memory would."""
-    return partial(_normalise, module, inputs.to(output.dtype))
-
-
-def _normalise(module: nn.Module, inputs: Tensor) -> Tensor:
+def _normalised(module: nn.Module, inputs: Tensor) -> Tensor:
     """The inputs of the scale, with mean 0 (LayerNorm) and mean square 1 over the features."""
     if isinstance(module, nn.LayerNorm):
         return F.layer_norm(inputs, inputs.shape[-1:], eps=module.eps)
     eps = module.eps if hasattr(module, "eps") else module.variance_epsilon
     return F.rms_norm(inputs, inputs.shape[-1:], eps=eps)
-
-
-def _scale_norm(pairs, grams):
-    """‖∑ₜ gₜ ⊙ x̂ₜ‖²."""
-    gradient = sum(_sum_tokens(_at_least_float32(cotangents) * normalised()) for normalised, cotangents in pairs)
-    return gradient.square().sum(1)
-
-
-def _is_scaled(module, inputs, output):
-    """RMSNorm has many authors: check that the output is w ⊙ x̂ or, as in Gemma, (1 + w) ⊙ x̂."""
-    if isinstance(module, nn.LayerNorm):
-        return True
-    normalised = _normalise(module, inputs)
-    return any(agree(normalised * scale, output) for scale in (module.weight, 1 + module.weight))
-
-
-def _keep_ids(module, inputs, output, grams, shared):
-    """(ids, None) where uses must be joined, else (None, which ids agree); the ids of padding_idx become -1."""
-    ids = inputs if module.padding_idx is None else inputs.masked_fill(inputs == module.padding_idx, -1)
-    return (ids, None) if shared else (None, _same(ids, output))
 
 
 def _same(ids: Tensor, x: Tensor) -> Tensor:
@@ -204,58 +308,9 @@ def _same(ids: Tensor, x: Tensor) -> Tensor:
     return _folded(x, lambda rows, columns: (ids[:, rows, None] == other[:, None, columns]).to(dtype))
 
 
-def _embedding_norm(pairs, grams):
-    """∑ₜₛ [idₜ = idₛ] gₜ·gₛ: repeated tokens share a row."""
-    if len(pairs) == 1:
-        (ids, same), cotangents = pairs[0]
-    else:
-        same, ids = None, torch.cat([ids for (ids, _), _ in pairs], dim=1)
-        cotangents = torch.cat([cotangents for _, cotangents in pairs], dim=1)
-    return _dot(grams(cotangents), _same(ids, cotangents) if same is None else same)
-
-
-def _keep_head_norms(module, inputs, output, grams, shared):
-    return _at_least_float32(inputs).square().sum(2)
-
-
-def _head_weight_norm(pairs, grams):
-    """∑ₕ ‖gₕ aₕᵀ‖²: each head has rows of its own and a single input."""
-    ((inputs, cotangents),) = pairs
-    return (inputs * _at_least_float32(cotangents).square().sum(2)).sum(1)
-
-
-def _head_bias_norm(pairs, grams):
-    ((_, cotangents),) = pairs
-    return _at_least_float32(cotangents).square().sum((1, 2))
-
-
-WEIGHT = Role(_keep_inputs, _weight_norm)
-_BIAS = Role(_keep_nothing, _bias_norm)
-_SCALE = Role(_keep_normalised, _scale_norm, _is_scaled)
-_HEAD_WEIGHT = Role(_keep_head_norms, _head_weight_norm)
-_HEAD_BIAS = Role(_keep_nothing, _head_bias_norm)
-EMBEDDING = Role(_keep_ids, _embedding_norm)
-
-
-def roles_of(module: nn.Module) -> dict[str, Role]:
-    """The parameters of a module whose gradients have a known form; a subclass with its own forward has none."""
-    forward = type(module).forward
-    if forward in (nn.Linear.forward, Conv1D.forward):
-        return {"weight": WEIGHT, "bias": _BIAS}
-    if isinstance(module, PerHead):
-        return {"weight": _HEAD_WEIGHT, "bias": _HEAD_BIAS}
-    if forward is nn.LayerNorm.forward and len(module.normalized_shape) == 1:
-        return {"weight": _SCALE, "bias": _BIAS}
-    if forward is nn.Embedding.forward and module.max_norm is None and not module.scale_grad_by_freq:
-        return {"weight": EMBEDDING}
-    if type(module).__name__.endswith("RMSNorm") and (hasattr(module, "eps") or hasattr(module, "variance_epsilon")):
-        return {"weight": _SCALE}
-    return {}
-
-
-def agree(x: Tensor, y: Tensor) -> bool:
-    """Whether two results are the same up to rounding, to half the digits of y (float64: five)."""
-    tolerance = max(torch.finfo(y.dtype).eps ** 0.5, 1e-5)
+def agree(x: Tensor, y: Tensor, precision: torch.dtype | None = None) -> bool:
+    """Whether two results are the same up to rounding, to half the digits of y or of `precision` (float64: five)."""
+    tolerance = max(torch.finfo(precision or y.dtype).eps ** 0.5, 1e-5)
     return bool((x - y).abs().max() <= tolerance * y.abs().max().clamp_min(1e-30))
 
 

@@ -10,7 +10,7 @@ fixed set of N examples; F is the mean over these examples. `functional` makes o
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,15 +31,16 @@ def functional(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Logits, T
 
     Args:
         model: a module in eval mode; `model(**batch)` gives logits or an output that has `.logits`.
-        batch: the examples; "labels" are ignored, floating-point inputs cast to float64.
+        batch: the examples, on any device; "labels" are ignored, floating-point inputs cast to float64.
 
     Returns:
-        `logits(theta)` and the theta (P,) of the model, in the order of `model.named_parameters()`.
+        `logits(theta)` and the theta (P,) of the model, on its device, in the order of `model.named_parameters()`.
     """
     model = copy.deepcopy(model).double().requires_grad_(False)
     names, parameters = zip(*model.named_parameters(), strict=True)
     shapes = [parameter.shape for parameter in parameters]
-    inputs = {k: v.double() if v.is_floating_point() else v for k, v in batch.items() if k not in ("labels", "label")}
+    inputs = {k: v.to(parameters[0].device) for k, v in batch.items() if k not in ("labels", "label")}
+    inputs = {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
 
     def logits(theta: Tensor) -> Tensor:
         pieces = theta.split([math.prod(shape) for shape in shapes])
@@ -61,15 +62,18 @@ class _Call(NamedTuple):
 
 
 def softmax_regression(inputs: Tensor, classes: int, *, seed: int, scale: float = 1.0) -> tuple[Logits, Tensor]:
-    """Logits W x + b of inputs (N, d), and a random theta = (W, b), K·(d + 1) numbers N(0, scale²).
+    """Logits W x + b of inputs (N, d), and a random theta = (W, b), K·(d + 1) numbers N(0, scale²), beside them.
+
+    The numbers are drawn on the CPU, so they are the same on every device.
 
     Example:
         >>> logits, theta = softmax_regression(torch.ones(5, 2), 3, seed=0)
         >>> logits(theta).shape, theta.shape
         (torch.Size([5, 3]), torch.Size([9]))
     """
-    inputs = torch.cat([inputs.double(), torch.ones(len(inputs), 1, dtype=torch.float64)], dim=1)
+    inputs = torch.cat([inputs.double(), inputs.new_ones(len(inputs), 1, dtype=torch.float64)], dim=1)
     theta = scale * torch.randn(classes * inputs.shape[1], generator=_generator(seed), dtype=torch.float64)
+    theta = theta.to(inputs.device)
     return lambda theta: inputs @ theta.view(classes, -1).T, theta
 
 
@@ -80,7 +84,7 @@ def mlp(inputs: Tensor, hidden: int, classes: int, *, seed: int) -> tuple[Logits
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.normal_(std=parameter.shape[-1] ** -0.5, generator=generator)
-    return functional(network, {"input": inputs})
+    return functional(network.to(inputs.device), {"input": inputs})
 
 
 def kl(logits_p: Tensor, logits_q: Tensor) -> Tensor:
@@ -176,13 +180,18 @@ def noise_quadratic_form(
 
 
 def gaussian(theta: Tensor, variance: float) -> Callable[[torch.Generator], Tensor]:
-    """Independent noise of one variance C: Cov ε = C·I, so ½ E εᵀFε = ½ C Tr(F)."""
-    return lambda generator: variance**0.5 * torch.randn(theta.shape, generator=generator, dtype=torch.float64)
+    """Independent noise of one variance C on θ's device: Cov ε = C·I, so ½ E εᵀFε = ½ C Tr(F)."""
+    return lambda generator: variance**0.5 * _normal(theta.shape, generator).to(theta.device)
 
 
 def correlated(factor: Tensor) -> Callable[[torch.Generator], Tensor]:
     """Noise ε = L z with z standard normal and L (P, R): Cov ε = LLᵀ, so ½ E εᵀFε = ½ Tr(F LLᵀ)."""
-    return lambda generator: factor @ torch.randn(factor.shape[1], generator=generator, dtype=torch.float64)
+    return lambda generator: factor @ _normal(factor.shape[1:], generator).to(factor.device)
+
+
+def _normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Standard normal numbers, drawn on the CPU so that a seed gives the same ones on every device."""
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
 def _draws(draw, count: int, seed: int):

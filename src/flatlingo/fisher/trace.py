@@ -1,6 +1,7 @@
 """Tr(F), the trace of the Fisher information matrix of a classifier, with its standard error."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
@@ -14,11 +15,12 @@ from torch import Tensor, distributed, nn
 from tqdm import tqdm
 
 from flatlingo.errors import FlatlingoError
-from flatlingo.fisher.checks import check_batch, check_deterministic, check_model, checked_logits
-from flatlingo.fisher.gradnorms import GradientNorms, batch_size, logits_of
+from flatlingo.fisher.checks import check_batch, check_model, check_signature, checked_logits
+from flatlingo.fisher.gradnorms import GradientNorms, batch_size, logits_of, uncached_casts
+from flatlingo.fisher.reference import example_of
 
 LABEL_KEYS = ("labels", "label")
-CHECKED = 4  # examples that are seen twice, to find out what is random and whether shortcuts hold
+CHECKED = 2  # examples seen first, to find out what is random, how rows go together and whether shortcuts hold
 FEWEST_EXAMPLES = 100  # before `tolerance` may stop: the traces of examples are heavy-tailed
 
 
@@ -249,59 +251,95 @@ def score_direction(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return norm.square(), score / norm.clamp_min(torch.finfo(norm.dtype).tiny)[:, None]
 
 
+Directions = Callable[[Tensor, "Batch"], list[tuple[Tensor, Tensor]]]
+
+
 def measure(
-    model,
-    batches,
-    directions,
-    parameters=None,
-    by="module group",
-    max_examples=None,
-    tolerance=None,
-    progress=False,
+    model: nn.Module,
+    batches: Iterable[Mapping[str, Tensor]],
+    directions: Directions,
+    parameters: Iterable[str] | Callable[[str], bool] | None = None,
+    by: str | Callable[[str], str] = "module group",
+    max_examples: int | None = None,
+    tolerance: float | None = None,
+    progress: bool = False,
 ) -> FisherTrace:
-    """The trace over all batches; `directions` gives the terms (weight, direction) of a batch from its logits."""
+    """The trace over all batches; `directions` gives the terms (weight, direction) of a batch from its logits.
+
+    Weights are (B,), directions (B, C); the other arguments are those of `fisher_trace`.
+    """
     check_model(model)
     if max_examples is not None and max_examples < 1:
         raise FlatlingoError(f"max_examples={max_examples}: Tr(F) needs at least one example")
     selected = _select(model, parameters)
-    group_of = _grouping(model, by)
-    columns = list(dict.fromkeys(map(group_of, selected)))
-    columns_of = torch.tensor([columns.index(group_of(name)) for name in selected])
+    groups = _Groups(list(selected), _grouping(model, by))
     rank, processes = _process(batches)
-
     bar = tqdm(batches, desc="Tr(F)", unit="batch", disable=not progress or rank > 0)
     stream = _prepared(bar, model, max_examples)
     first = next(stream, None)
     if first is None:
         raise FlatlingoError("no batches: Tr(F) needs at least one example (a generator that is used up gives none)")
-    few = _on_device(model, {key: value[:CHECKED] for key, value in first.inputs.items()})
-    with torch.no_grad():
-        reference = checked_logits(model, logits_of(model, few), 0)
 
-    table = np.empty((0, len(columns)))
-    stream = chain([first], stream)
-    with GradientNorms(model, selected, few, reference) as norms:
+    table = np.empty((0, len(groups.names)))
+    with full_float32(), _engine(model, selected, first) as norms:
+        stream = chain([first], stream)
         while round_ := list(islice(stream, processes)):  # each process takes one batch of the round
-            mine = [table[:0]]
-            for part in _parts(round_[rank:][:1], norms.single):
-                logits = checked_logits(model, norms.forward(_on_device(model, part.inputs)), part.start)
-                again = logits[: max(0, len(reference) - part.start)]
-                check_deterministic(again, reference[part.start :][: len(again)])
-                mine.append(_contributions(norms, directions(logits, part), columns_of, len(columns)))
-            table = np.concatenate([table, *_gathered(np.concatenate(mine), processes)])
+            mine = [groups.sums(_norms(norms, batch, directions)) for batch in round_[rank:][:1]]
+            table = np.concatenate([table, *_gathered(np.concatenate([table[:0], *mine]), processes)])
             if tolerance is not None and _precise(table.sum(1), tolerance):
                 break
-    return FisherTrace(pd.DataFrame(table, columns=columns))
+    return FisherTrace(pd.DataFrame(table, columns=groups.names))
 
 
-def _contributions(norms: GradientNorms, terms: list, columns_of: Tensor, columns: int) -> np.ndarray:
-    """∑ₖ weightₖ ‖∇(directionₖ · logits)‖² of the last forward pass: (examples, columns)."""
-    found = [
-        weight[:, None] * norms.backward(direction, last=k == len(terms))
-        for k, (weight, direction) in enumerate(terms, start=1)
-    ]
-    table = sum(found).cpu()
-    return table.new_zeros(len(table), columns).index_add_(1, columns_of, table).numpy()
+def _engine(model: nn.Module, parameters: dict[str, nn.Parameter], first: "Batch") -> GradientNorms:
+    """What measures, having seen the first examples."""
+    few = _on_device(model, {key: value[:CHECKED] for key, value in first.inputs.items()})
+    check_signature(model, few)
+    with torch.no_grad(), uncached_casts():
+        alone = [checked_logits(model, logits_of(model, example_of(few, i)), i) for i in range(batch_size(few))]
+    return GradientNorms(model, parameters, few, torch.cat(alone))
+
+
+def _norms(norms: GradientNorms, batch: "Batch", directions: Directions) -> Tensor:
+    """∑ₖ weightₖ ‖∇(directionₖ · logits)‖² of each example and parameter, (B, P)."""
+
+    def terms(logits: Tensor, first: int) -> list[tuple[Tensor, Tensor]]:
+        part = batch.part(first, len(logits))
+        return directions(checked_logits(norms.model, logits, part.start), part)
+
+    return norms(_on_device(norms.model, batch.inputs), terms, batch.start)
+
+
+class _Groups:
+    """Groups of parameters, in the order of their first ones."""
+
+    def __init__(self, parameters: list[str], group_of: Callable[[str], str]):
+        groups = [group_of(name) for name in parameters]
+        self.names = list(dict.fromkeys(groups))
+        self._index = torch.tensor([self.names.index(group) for group in groups])
+
+    def sums(self, norms: Tensor) -> np.ndarray:
+        """(B, groups) from (B, P)."""
+        norms = norms.cpu()
+        return norms.new_zeros(len(norms), len(self.names)).index_add_(1, self._index, norms).numpy()
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Matrix products in all 24 bits of float32: no TF32 or bf16 inside, whatever the settings; restored afterwards."""
+    backends = torch.backends
+    kinds = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
+    kinds += (backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn)
+    before, settings = torch.get_float32_matmul_precision(), [kind.fp32_precision for kind in kinds]
+    torch.set_float32_matmul_precision("highest")
+    try:
+        for kind in kinds:
+            kind.fp32_precision = "ieee"
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+        for kind, setting in zip(kinds, settings, strict=True):
+            kind.fp32_precision = setting
 
 
 def _precise(per_example: np.ndarray, tolerance: float) -> bool:
@@ -369,6 +407,12 @@ class Batch(NamedTuple):
     gold: Tensor | None
     start: int
 
+    def part(self, first: int, size: int) -> "Batch":
+        """So many examples from one on."""
+        rows = slice(first, first + size)
+        gold = None if self.gold is None else self.gold[rows]
+        return Batch({key: value[rows] for key, value in self.inputs.items()}, gold, self.start + first)
+
 
 def _prepared(batches: Iterable, model: nn.Module, max_examples: int | None) -> Iterator[Batch]:
     """The batches, checked and cut off after `max_examples`."""
@@ -384,19 +428,10 @@ def _prepared(batches: Iterable, model: nn.Module, max_examples: int | None) -> 
         start += batch_size(inputs)
 
 
-def _parts(batches: list[Batch], single: bool) -> Iterator[Batch]:
-    """The batches, or their examples one by one."""
-    for batch in batches:
-        size = batch_size(batch.inputs)
-        for i in range(0, size, 1 if single else size):
-            part = slice(i, i + 1 if single else size)
-            gold = None if batch.gold is None else batch.gold[part]
-            yield Batch({key: value[part] for key, value in batch.inputs.items()}, gold, batch.start + i)
-
-
 def _on_device(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The inputs where the model is; copies of those made under inference_mode, which autograd cannot keep."""
     device = next(model.parameters()).device
-    return {key: value.to(device) for key, value in inputs.items()}
+    return {key: (value.clone() if value.is_inference() else value).to(device) for key, value in inputs.items()}
 
 
 def _process(batches: Iterable) -> tuple[int, int]:

@@ -1,11 +1,12 @@
 """What a regulariser is: a weighted scalar computed from the model, the batch and the outputs of the clean pass."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
 from flatlingo.errors import FlatlingoError
@@ -30,7 +31,7 @@ class Regularizer(Resumable):
 
     A subclass gives the term in `__call__` and, where needed, the other hooks. They are called in this order:
 
-    1. `start`, once, when the trainer is built;
+    1. `start`, when the trainer is built and again when training begins, with the model that is then trained;
     2. `training_context`, around all of training;
     3. `features`, for every training row and epoch, while batches are made;
     4. `forward_context` and `shared_context`, around the clean forward pass of every step;
@@ -144,6 +145,71 @@ class Regularizer(Resumable):
 def logits_of(outputs: Any) -> Tensor:
     """Logits of shape (batch, classes), in float32 at least."""
     return outputs.logits.to(torch.promote_types(outputs.logits.dtype, torch.float32))
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The Hugging Face model itself, without what accelerate (several processes) or peft (adapters) wrap around it."""
+    model = extract_model_from_parallel(model)
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def encoder_of(model: nn.Module) -> nn.Module | None:
+    """What lies below the head, None if the model does not say."""
+    model = bare(model)
+    encoder = getattr(model, "base_model", model)
+    return None if encoder is model else encoder
+
+
+def check_softmax(model: nn.Module, what: str) -> None:
+    """Refuse a model whose logits are not those of a softmax over two labels or more.
+
+    Raises:
+        FlatlingoError: naming `what`.
+    """
+    config = getattr(model, "config", None)
+    problem = getattr(config, "problem_type", None)
+    if getattr(config, "num_labels", 2) < 2 or problem in ("multi_label_classification", "regression"):
+        kind = "several labels at once" if problem == "multi_label_classification" else "a number"
+        raise FlatlingoError(
+            f"{what} compares distributions over labels, and the model predicts {kind}; it gives no such distribution"
+        )
+
+
+def check_labels(logits: Tensor, labels: Tensor | None, what: str) -> None:
+    """Refuse labels, or logits, of anything but one class a row: transformers would then take another loss.
+
+    Raises:
+        FlatlingoError: naming `what`.
+    """
+    if labels is not None and (labels.is_floating_point() or labels.ndim != 1):
+        raise FlatlingoError(
+            f"{what} needs one class a row, and the labels are of shape {tuple(labels.shape)} and type {labels.dtype}, "
+            "for several labels at once or for a number; give integer labels, or leave the term out"
+        )
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise FlatlingoError(f"{what} needs logits of shape (rows, two classes or more), got {tuple(logits.shape)}")
+
+
+def check_precision(parameters: Iterable[Tensor], what: str) -> None:
+    """Refuse weights in half precision, in whose rounding small moves are lost.
+
+    Raises:
+        FlatlingoError: naming `what`.
+    """
+    for parameter in parameters:
+        if parameter.dtype in (torch.bfloat16, torch.float16):
+            raise FlatlingoError(
+                f"{what} is lost in the rounding of {str(parameter.dtype).removeprefix('torch.')} weights; load the "
+                "model in float32 (training may still run under bf16 autocast)"
+            )
+
+
+def is_seen(condition: Tensor) -> bool:
+    """Whether a condition holds, on a device that knows at once; False on a GPU, which would have to be waited for.
+
+    For errors told early. What a GPU does not say here must still make the loss NaN, which a trainer sees.
+    """
+    return not condition.is_cuda and bool(condition)
 
 
 def squared_norm(x: Tensor) -> Tensor:

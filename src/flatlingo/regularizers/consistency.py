@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from flatlingo.errors import FlatlingoError
 from flatlingo.regularizers import divergences
-from flatlingo.regularizers.base import Regularizer, logits_of
+from flatlingo.regularizers.base import Regularizer, bare, check_labels, check_softmax, encoder_of, logits_of
 from flatlingo.regularizers.divergences import Divergence
 from flatlingo.regularizers.hooks import changed_weight
 from flatlingo.regularizers.joint import joined
@@ -97,14 +97,7 @@ class Consistency(Regularizer):
 
     def start(self, model: nn.Module, *, seed: int) -> None:
         """Check the model; start the perturbation."""
-        config = getattr(model, "config", None)
-        if (
-            getattr(config, "num_labels", 2) < 2
-            or getattr(config, "problem_type", None) == "multi_label_classification"
-        ):
-            raise FlatlingoError(
-                f"{self.name} compares distributions over labels; the model gives no such distribution"
-            )
+        check_softmax(model, self.name)
         self.perturbation.start(model, seed=seed)
 
     @property
@@ -141,6 +134,7 @@ class Consistency(Regularizer):
     ) -> tuple[Tensor, dict[str, float | Tensor]]:
         """Run the perturbed pass, unless the clean one did, and compute the term."""
         labels, inputs = batch["labels"], _inputs(batch)
+        check_labels(outputs.logits, labels, self.name)
         if self.shared_pass and not self._shared:
             raise FlatlingoError(f"{self.name} saw no forward pass; run it inside shared_context(model, batch)")
         perturbed = (
@@ -215,6 +209,40 @@ class SubwordConsistency(Consistency):
         super().__init__(perturbation, divergence, weight, task=(0.5, 0.5), shared_pass=shared_pass)
 
 
+class BothViews(Consistency):
+    """Subword regularisation without consistency (Kudo, ACL 2018): L = ½ CE(x̂) + ½ CE(x').
+
+    x̂ is the usual segmentation and x' a sampled one, as in `SubwordConsistency`, of which this is the control without
+    its divergence: what MVR gains over it is the consistency, what it gains over plain training the augmentation.
+
+    Args:
+        tokenizer: as for `SubwordConsistency`.
+        p: as for `SubwordConsistency`.
+        mode: as for `SubwordConsistency`.
+        alpha: as for `SubwordConsistency`.
+        shared_pass: compute both passes as one.
+
+    Raises:
+        FlatlingoError: as for `SubwordConsistency`.
+    """
+
+    name = "both_views"
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        p: float = 0.2,
+        mode: Mode = "faithful",
+        alpha: float = 0.2,
+        shared_pass: bool = False,
+    ):
+        perturbation = SampledSegmentation(tokenizer, p, mode, alpha)
+        super().__init__(perturbation, divergences.kl, weight=1.0, task=(0.5, 0.5), shared_pass=shared_pass)
+
+    def _scale(self, logits: Tensor) -> float:
+        return 0.0  # the divergence is logged, and adds nothing
+
+
 class R3F(Consistency):
     """R3F of Aghajanyan et al. (ICLR 2021, eqs. 3-5): L = CE + λ [KL(p ‖ q) + KL(q ‖ p)] under embedding noise.
 
@@ -251,22 +279,45 @@ class R4F(R3F):
         distribution: as for `R3F`.
 
     Raises:
-        FlatlingoError: as for `R3F`, or on `start` if the model's head has no linear output layer.
+        FlatlingoError: as for `R3F`; on `start`, if the model's head has no linear output layer, or several; in
+            training, if a pass does not use it.
     """
 
     name = "r4f"
+    _head: nn.Linear | None = None
 
     def start(self, model: nn.Module, *, seed: int) -> None:
         """Find the output layer; start the perturbation."""
         super().start(model, seed=seed)
-        linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-        if not linear or linear[-1].out_features != getattr(model.config, "num_labels", None):
-            raise FlatlingoError(f"{type(model).__name__} ends in no linear layer that R4F could normalise; use R3F")
-        self._head = linear[-1]
+        self._head = _output_layer(model)
+        self._passes = 0
 
-    def training_context(self, model: nn.Module) -> AbstractContextManager:
+    @contextmanager
+    def training_context(self, model: nn.Module) -> Iterator[None]:
         """Normalise the head's weight."""
-        return _spectrally_normalised(self._head)
+        with changed_weight([self._head], self._normalised):
+            yield
+        with torch.no_grad():
+            self._head.weight.copy_(self._normalised(self._head, self._head.weight))
+
+    def __call__(
+        self, model: nn.Module, batch: Mapping[str, Tensor], outputs: Any
+    ) -> tuple[Tensor, dict[str, float | Tensor]]:
+        """As for `R3F`."""
+        if self._head is not None and not self._passes:
+            raise FlatlingoError(
+                f"the head that {self.name} normalises was not used in the forward pass; run it inside "
+                "training_context(model), and use R3F for models that do without their last linear layer"
+            )
+        term = super().__call__(model, batch, outputs)
+        self._passes = 0
+        return term
+
+    def _normalised(self, _layer: nn.Module, weight: Tensor) -> Tensor:
+        """W/σ(W)."""
+        self._passes += 1
+        precise = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        return weight / torch.linalg.matrix_norm(precise, 2).to(weight.dtype)
 
 
 class RDrop(Consistency):
@@ -445,15 +496,20 @@ def _by_formula(name: str, formula: Formula, text: Any, code: Any) -> Any:
     return text if formula == "text" else code
 
 
-@contextmanager
-def _spectrally_normalised(layer: nn.Linear) -> Iterator[None]:
-    """Within the context the layer computes with W/σ(W), afterwards this is its weight."""
-
-    def divided(_layer, weight):
-        precise = weight.to(torch.promote_types(weight.dtype, torch.float32))
-        return weight / torch.linalg.matrix_norm(precise, 2).to(weight.dtype)
-
-    with changed_weight([layer], divided):
-        yield
-    with torch.no_grad():
-        layer.weight.copy_(divided(layer, layer.weight))
+def _output_layer(model: nn.Module) -> nn.Linear:
+    """The one linear layer of the head that gives as many numbers as there are labels."""
+    model, encoder = bare(model), encoder_of(model)
+    below = set(encoder.modules()) if encoder is not None else set()
+    count = getattr(model.config, "num_labels", None)
+    heads = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.Linear) and module.out_features == count and module not in below
+    ]
+    if len(heads) > 1:  # peft keeps the untrained head beside the one it trains
+        heads = [head for head in heads if head.weight.requires_grad]
+    if len(heads) != 1:
+        raise FlatlingoError(
+            f"{type(model).__name__} ends in {len(heads) or 'no'} linear layers that R4F could normalise; use R3F"
+        )
+    return heads[0]

@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from flatlingo.errors import FlatlingoError
 from flatlingo.fisher.roles import agree
+from flatlingo.regularizers.base import is_seen
 
 
 class RandomState(NamedTuple):
@@ -63,7 +64,7 @@ class ShiftedPass:
         """
         with torch.no_grad():
             again = self({})
-        if not agree(again, logits.detach()):
+        if logits.isfinite().all() and not agree(again, logits.detach()):
             raise FlatlingoError(
                 "the same forward pass twice gives different logits, so finite differences would measure noise: the "
                 "model, or another regulariser, draws from a generator of its own; use FisherPenalty(method='exact')"
@@ -92,32 +93,34 @@ def squared_norm_by_finite_differences(
         A scalar to be differentiated once.
 
     Raises:
-        FlatlingoError: if H g is not finite.
+        FlatlingoError: if H g is not finite; on a GPU, the value is NaN instead.
     """
     named = {name: p for name, p in shifted_pass.model.named_parameters() if p.requires_grad}
     loss = F.cross_entropy(logits, labels)
     found = torch.autograd.grad(loss, list(named.values()), retain_graph=True, allow_unused=True)
     gradients = {name: g for name, g in zip(named, found, strict=True) if g is not None}
     norm = torch.stack(torch._foreach_norm(list(gradients.values()))).norm()
-    if norm == 0:
-        return norm
+    step = radius / norm.clamp_min(torch.finfo(norm.dtype).tiny)
     with torch.no_grad():
-        shifted = {name: torch.add(named[name], g, alpha=radius / float(norm)) for name, g in gradients.items()}
+        moves = torch._foreach_mul(list(gradients.values()), step)
+        shifted = dict(zip(gradients, torch._foreach_add([named[name] for name in gradients], moves), strict=True))
     for parameter in shifted.values():
         parameter.requires_grad_()
     differences = torch.autograd.grad(F.cross_entropy(shifted_pass(shifted), labels), list(shifted.values()))
     torch._foreach_sub_(differences, list(gradients.values()))
-    scale = 2 * float(norm) / radius
-    if not (torch.stack(torch._foreach_norm(differences)) * scale).isfinite().all():
+    scale = 2 * norm / radius
+    finite = (torch.stack(torch._foreach_norm(differences)) * scale).isfinite().all()
+    if is_seen(~finite):
         raise FlatlingoError(f"the gradient at a distance of {radius:g} is not finite; use a smaller radius")
-    return _WithGradient.apply(norm.square(), differences, scale, *(named[name] for name in gradients))
+    value = norm.square().where(finite, torch.nan)
+    return _WithGradient.apply(value, differences, scale, *(named[name] for name in gradients))
 
 
 class _WithGradient(torch.autograd.Function):
     """A value whose gradient with respect to some parameters is given, up to a scale."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, gradients: Sequence[Tensor], scale: float, *parameters: Tensor) -> Tensor:
+    def forward(ctx: Any, value: Tensor, gradients: Sequence[Tensor], scale: Tensor, *parameters: Tensor) -> Tensor:
         ctx.gradients, ctx.scale = gradients, scale
         return value.clone()
 

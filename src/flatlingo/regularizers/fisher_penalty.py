@@ -24,12 +24,18 @@ class FisherPenalty(PeriodicPenalty):
 
         E_ŷ ‖ḡ‖² = (1/B²) Σ_i E‖g_i‖² = Tr(F_batch)/B,
 
-    because the scores g_i have mean zero under the model. Scalings of the added term:
+    because the scores g_i have mean zero under the model. B is the number of rows of one forward pass on one device: a
+    micro-batch under gradient accumulation, a process' share of the batch under several processes, each of which draws
+    labels of its own. Scalings of the added term:
 
-    * `"batch"`: λ B ‖ḡ‖², an unbiased estimate of λ Tr(F_batch) whatever the batch size;
-    * `"paper"`: λ ‖ḡ‖², as in the paper, so λ only means something together with B (with gradient accumulation, the
-      size of a micro-batch). The first author's later code (hf-sharpness, 2022) divides this once more by the batch
-      size: its weights are 256 times those of `"batch"` at micro-batches of 8 in batches of 32.
+    * `"batch"`: λ B ‖ḡ‖², an unbiased estimate of λ Tr(F_batch). Terms are averaged over micro-batches and processes,
+      so in the mean it is λ Tr(F) of all the rows of an update, however they are split; only its noise depends on B;
+    * `"paper"`: λ ‖ḡ‖², as in the paper: in the mean λ Tr(F)/B, so λ only means something together with B, not with the
+      number of micro-batches or processes.
+
+    The first author's later code (hf-sharpness, 2022) adds w ‖ḡ‖² over transformers' `train_batch_size`, the rows of a
+    forward pass, which knows nothing of accumulation: its w is B·B times the λ of `"batch"`, on one GPU 64 times with
+    micro-batches of 8, however many are accumulated, and 1,024 times with 32 rows at once.
 
     The estimate is very noisy (a standard deviation of about twice its mean at B = 32): measure Tr(F) with
     `fisher_trace`, never with the logged penalty; `TracePenalty` adds the trace itself.
@@ -49,7 +55,7 @@ class FisherPenalty(PeriodicPenalty):
 
     Args:
         weight: λ, at least 0.
-        scaling: `"batch"` or `"paper"`.
+        scaling: `"batch"` or `"paper"`, see above.
         method: `"exact"` or `"finite-difference"`.
         radius: the distance in the space of the parameters for finite differences. A larger one is less exact, a
             smaller one is lost in rounding; 1e-4 was the best of 1e-2 … 3e-5 for a small BERT in float32.
@@ -108,7 +114,7 @@ class FisherPenalty(PeriodicPenalty):
         if self._generator is None:
             raise FlatlingoError("the Fisher penalty has no generator yet; call start(model, seed=0) before training")
         logits = logits_of(outputs)
-        labels = torch.multinomial(logits.detach().softmax(-1), 1, generator=self._generator).squeeze(-1)
+        labels = draw_labels(logits, self._generator)
         if self.method == "exact":
             penalty = squared_gradient_norm(model, logits, labels)
         else:
@@ -140,6 +146,16 @@ def _refuse_half_precision(model: nn.Module, logits: Tensor) -> None:
             "the Fisher penalty by finite differences needs float32, and the forward pass ran in half precision: train "
             "without bf16 and fp16, or use method='exact'"
         )
+
+
+def draw_labels(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """A label a row, drawn from the softmax of logits of shape (B, classes).
+
+    The draws of `torch.multinomial`, bit for bit, which waits for a GPU to check its input; here NaN in is an arbitrary
+    label out.
+    """
+    p = logits.detach().softmax(-1)
+    return (p / torch.empty_like(p).exponential_(generator=generator)).argmax(-1)
 
 
 def squared_gradient_norm(model: nn.Module, logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:

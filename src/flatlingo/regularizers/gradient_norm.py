@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from flatlingo.regularizers.base import Regularizer, logits_of
+from flatlingo.regularizers.base import Regularizer, check_labels, logits_of
 from flatlingo.regularizers.fisher_penalty import squared_gradient_norm
 from flatlingo.regularizers.periodic import check_differentiable_twice
 
@@ -24,8 +24,8 @@ class GradientNormPenalty(Regularizer):
         weight: λ, at least 0.
 
     Raises:
-        FlatlingoError: if the weight is not as above, or on `start` if the model's attention or
-            checkpointing has no double backward.
+        FlatlingoError: if the weight is not as above, or on `start` if the model is no classifier by softmax, or its
+            attention or checkpointing has no double backward.
     """
 
     name = "gradient_norm"
@@ -47,6 +47,7 @@ class GradientNormPenalty(Regularizer):
         self, model: nn.Module, batch: Mapping[str, Tensor], outputs: Any
     ) -> tuple[Tensor, dict[str, float | Tensor]]:
         """Compute the penalty."""
+        check_labels(outputs.logits, batch["labels"], "the gradient-norm penalty")
         squared_norm = squared_gradient_norm(
             model, logits_of(outputs), batch["labels"], label_smoothing=self.label_smoothing
         )

@@ -70,9 +70,9 @@ def _count(columns: Mapping[str, Tensor]) -> int:
 
 
 def _part(value: Any, rows: slice) -> Any:
-    """Some rows of an output; what has no rows (the loss) as it is."""
+    """Some rows of an output; what has no rows (the loss) as it is, a decoder's cache left out."""
     if isinstance(value, Tensor):
         return value[rows] if value.ndim else value
     if isinstance(value, ModelOutput):
         return type(value)(**{name: _part(item, rows) for name, item in value.items()})
-    return type(value)(_part(item, rows) for item in value)
+    return type(value)(_part(item, rows) for item in value) if isinstance(value, tuple | list) else None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from flatlingo.errors import FlatlingoError
-from flatlingo.regularizers.base import Regularizer
+from flatlingo.regularizers.base import Regularizer, encoder_of
 from flatlingo.regularizers.hooks import changed_weight
 
 
@@ -31,7 +31,8 @@ class Mixout(Regularizer):
         p: probability in [0, 1); 0 is plain training.
 
     Raises:
-        FlatlingoError: if p is not as above, or on `start` if the model has no encoder with linear layers.
+        FlatlingoError: if p is not as above; on `start`, if the model has no encoder with linear layers; in training,
+            if a pass uses none of them.
     """
 
     name = "mixout"
@@ -44,12 +45,13 @@ class Mixout(Regularizer):
 
     def start(self, model: nn.Module, *, seed: int) -> None:
         """Remember the present weights; seed the generator."""
-        encoder = getattr(model, "base_model", model)
-        layers = [] if encoder is model else [m for m in encoder.modules() if isinstance(m, nn.Linear)]
+        encoder = encoder_of(model)
+        layers = [] if encoder is None else [m for m in encoder.modules() if isinstance(m, nn.Linear)]
         if not layers:
             raise FlatlingoError(f"{type(model).__name__} has no encoder with linear layers for mixout to mix")
         self._anchors = {layer: layer.weight.detach().clone() for layer in layers}
         self._generator = torch.Generator(layers[0].weight.device).manual_seed(seed)
+        self._mixes = 0
 
     @contextmanager
     def training_context(self, model: nn.Module) -> Iterator[None]:
@@ -61,10 +63,17 @@ class Mixout(Regularizer):
         self, model: nn.Module, batch: Mapping[str, Tensor], outputs: Any
     ) -> tuple[Tensor, dict[str, float | Tensor]]:
         """Return 0: the clean pass was mixed already."""
+        if not self._mixes:
+            raise FlatlingoError(
+                "mixout mixed no weight in the forward pass; run it inside training_context(model), with the "
+                "model that was given to start"
+            )
+        self._mixes = 0
         return outputs.logits.new_zeros(()), {}
 
     def _mixed(self, layer: nn.Module, weight: Tensor) -> Tensor:
         if not layer.training:
             return weight
+        self._mixes += 1
         kept = torch.empty_like(weight, requires_grad=False).bernoulli_(1 - self.weight, generator=self._generator)
         return self._anchors[layer] + kept * (weight - self._anchors[layer]) / (1 - self.weight)

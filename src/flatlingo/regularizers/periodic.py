@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flatlingo.errors import FlatlingoError
-from flatlingo.regularizers.base import Regularizer, logits_of
+from flatlingo.errors import DivergedError, FlatlingoError
+from flatlingo.regularizers.base import Regularizer, check_labels, check_softmax, is_seen, logits_of
 
 
 class PeriodicPenalty(Regularizer):
@@ -57,15 +57,13 @@ class PeriodicPenalty(Regularizer):
     ) -> tuple[Tensor, dict[str, float | Tensor]]:
         """The weighted term and one value to log, both times k; 0 in the steps between."""
         logits = logits_of(outputs)
+        check_labels(logits, batch.get("labels"), self.name)
         due = self._steps % self.every == 0
         self._steps += 1
         if not due:
             return logits.new_zeros(()), {self.logged: 0.0}
-        if not (finite := logits.isfinite().all(1)).all():
-            raise FlatlingoError(
-                f"{self.name}: the logits of example {int(finite.int().argmin())} of the batch are not finite; "
-                "use a smaller learning rate or a smaller weight"
-            )
+        if is_seen(~logits.isfinite().all()):
+            check_finite(logits, self.name)
         value, logged = self.penalty(model, batch, outputs)
         return self.weight * self.every * value, {self.logged: self.every * logged.detach()}
 
@@ -79,12 +77,27 @@ class PeriodicPenalty(Regularizer):
         self._steps = int(state["steps"])
 
 
+def check_finite(logits: Tensor, name: str) -> None:
+    """Refuse logits (rows, classes) that are not finite; a GPU is waited for.
+
+    Raises:
+        DivergedError: naming the penalty and the first such row.
+    """
+    broken = ~logits.isfinite().all(1)
+    if broken.any():
+        raise DivergedError(
+            f"{name}: the logits of example {int(broken.int().argmax())} of the batch are not finite; "
+            "use a smaller learning rate or a smaller weight"
+        )
+
+
 def check_differentiable_twice(model: nn.Module, name: str) -> None:
-    """Refuse a model whose attention or checkpointing cannot be differentiated twice.
+    """Refuse a model that is no classifier by softmax, or whose attention or checkpointing has no double backward.
 
     Raises:
         FlatlingoError: naming the penalty and the fix.
     """
+    check_softmax(model, name)
     attention = getattr(getattr(model, "config", None), "_attn_implementation", "eager")
     if attention not in ("eager", "sdpa"):
         raise FlatlingoError(

@@ -3,7 +3,7 @@
 import math
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
@@ -14,9 +14,10 @@ from torch.func import functional_call
 from transformers import PreTrainedTokenizerBase
 
 from flatlingo.errors import FlatlingoError
-from flatlingo.regularizers.base import Resumable, logits_of
+from flatlingo.regularizers.base import Resumable, bare, check_precision, logits_of
 from flatlingo.regularizers.divergences import Divergence, stopped_kl
-from flatlingo.regularizers.hooks import changed_output
+from flatlingo.regularizers.hooks import changed_arguments, changed_lookup, changed_output
+from flatlingo.rowfiles import texts_of
 from flatlingo.segmentation import Mode, subword_sampler
 
 _WORD = re.compile(r"[^\W\d_]+")
@@ -114,7 +115,7 @@ class SampledSegmentation(View):
         """Encode the sampled view of a row."""
         draw = epoch if self.mode == "clean" else "once"
         rng = random.Random(f"{seed}/{draw}/{row['row_id']}")
-        return self.sampler.encode_pair(row["text_a"], row["text_b"], max_length=max_length, rng=rng)
+        return self.sampler.encode(**texts_of(row), max_length=max_length, rng=rng)
 
 
 class Translation(View):
@@ -122,8 +123,8 @@ class Translation(View):
 
     Args:
         tokenizer: tokenizer of the model.
-        rows: the rows of the other language (`row_id`, `text_a`, `text_b`), aligned with the training rows by `row_id`
-            (default: position).
+        rows: the rows of the other language (`row_id`, `text_a`, for pairs `text_b`), aligned with the training rows by
+            `row_id` (default: position).
 
     Raises:
         FlatlingoError: if there are no rows or two share a `row_id`; in training, if a row has no translation or an
@@ -143,9 +144,10 @@ class Translation(View):
         translated = self.rows.get(row["row_id"])
         if translated is None:
             raise FlatlingoError(f"row {row['row_id']!r} has no translation; give rows aligned by row_id")
-        if empty := [name for name in ("text_a", "text_b") if row[name].strip() and not translated[name].strip()]:
+        texts = texts_of(translated)
+        if empty := [name for name in texts_of(row) if row[name].strip() and not texts.get(name, "").strip()]:
             raise FlatlingoError(f"the translation of row {row['row_id']!r} has an empty {empty[0]}; leave the row out")
-        return _encode_pair(self.tokenizer, translated["text_a"], translated["text_b"], max_length)
+        return _encode(self.tokenizer, texts.values(), max_length)
 
 
 class CodeSwitching(View):
@@ -179,8 +181,8 @@ class CodeSwitching(View):
     def features(self, row: Mapping[str, Any], *, seed: int, epoch: int, max_length: int) -> dict[str, list[int]]:
         """Encode the code-switched view of a row."""
         rng = random.Random(f"{seed}/{epoch}/{row['row_id']}")
-        texts = (self.switch(row[name], rng) for name in ("text_a", "text_b"))
-        return _encode_pair(self.tokenizer, *texts, max_length)
+        texts = [self.switch(text, rng) for text in texts_of(row).values()]
+        return _encode(self.tokenizer, texts, max_length)
 
     def switch(self, text: str, rng: random.Random) -> str:
         """Draw a code-switched text; one number is drawn for each word that the lexicon knows."""
@@ -237,17 +239,46 @@ class Noise(Perturbation):
             raise FlatlingoError(f"{type(self).__name__} has no generator yet; call start(model, seed=0) first")
 
 
-class EmbeddingNoise(Noise):
+class TokenNoise(Noise):
+    """Noise on the rows of the token embeddings that a pass looks up first (in an encoder-decoder, its encoder)."""
+
+    def start(self, model: nn.Module, *, seed: int) -> None:
+        """Find the token embeddings; seed the generator."""
+        super().start(model, seed=seed)
+        self._embeddings = _token_embeddings(model)
+        check_precision([module.weight for module in self._embeddings], "noise on token embeddings")
+
+    @contextmanager
+    def added(self, noise: Callable[[Tensor, Tensor], Tensor], *, fixed: bool) -> Iterator[None]:
+        """Within the context, of one pass, `noise(ids, embeddings)` is added to the embeddings, in their layout.
+
+        Args:
+            noise: in units of the embedding matrix, which some models multiply by √(hidden size) when they look it up.
+            fixed: whether to hold the embeddings themselves fixed.
+        """
+        self._check_started()
+
+        def change(module: nn.Module, ids: Tensor, embedded: Tensor) -> Tensor:
+            embedded = embedded.detach() if fixed else embedded
+            return embedded + getattr(module, "embed_scale", 1.0) * noise(ids, embedded)
+
+        with changed_lookup(self._embeddings, change):
+            yield
+
+
+class EmbeddingNoise(TokenNoise):
     """Noise on the token embeddings: uniform in [-ε, ε) or normal with standard deviation ε.
 
-    As in R3F the embeddings themselves are held fixed in this pass: no gradient reaches them through it.
+    As in R3F the embeddings themselves are held fixed in this pass: no gradient reaches them through it (but through a
+    decoder's, which have no noise).
 
     Args:
         epsilon: ε > 0.
         distribution: `"uniform"` or `"normal"`.
 
     Raises:
-        FlatlingoError: if an argument is not as above, or on `start` if the model has no token embeddings.
+        FlatlingoError: if an argument is not as above; on `start`, if the model has no token embeddings or they are in
+            half precision; in training, if a pass does not use them.
     """
 
     def __init__(self, epsilon: float = 1e-5, distribution: Literal["uniform", "normal"] = "uniform"):
@@ -256,20 +287,14 @@ class EmbeddingNoise(Noise):
             raise FlatlingoError(f"unknown distribution of embedding noise {distribution!r}; use 'uniform' or 'normal'")
         self.distribution = distribution
 
-    def start(self, model: nn.Module, *, seed: int) -> None:
-        """Find the token embeddings; seed the generator."""
-        super().start(model, seed=seed)
-        self._embeddings = _token_embeddings(model)
-
     def __call__(self, model: nn.Module, inputs: Mapping[str, Tensor], view: Mapping[str, Tensor], outputs: Any) -> Any:
         """Run the model with noise on its embeddings."""
-        self._check_started()
         draw = self.normal if self.distribution == "normal" else self.uniform
-        with changed_output(self._embeddings, lambda e: e.detach() + self.epsilon * draw(e)):
+        with self.added(lambda _ids, embedded: self.epsilon * draw(embedded), fixed=True):
             return model(**inputs)
 
 
-class AdversarialEmbedding(Noise):
+class AdversarialEmbedding(TokenNoise):
     """Noise δ on the token embeddings, moved by K gradient steps to where a divergence grows.
 
     δ starts normal with standard deviation σ, and g is the gradient with respect to δ of the divergence between the
@@ -293,7 +318,8 @@ class AdversarialEmbedding(Noise):
         divergence: what the steps increase.
 
     Raises:
-        FlatlingoError: if an argument is not as above, or on `start` if the model has no token embeddings.
+        FlatlingoError: if an argument is not as above; on `start`, if the model has no token embeddings or they are in
+            half precision; in training, if a pass does not use them or looks them up in a layout that is not known.
     """
 
     def __init__(
@@ -316,43 +342,49 @@ class AdversarialEmbedding(Noise):
     def start(self, model: nn.Module, *, seed: int) -> None:
         """Find the token embeddings and their scale; seed the generator."""
         super().start(model, seed=seed)
-        self._embeddings = _token_embeddings(model)
-        self._unit = float(self._embeddings.weight.detach().std()) if self.update == "power" else 1.0
+        self._unit = float(self._embeddings[0].weight.detach().std()) if self.update == "power" else 1.0
 
     def __call__(self, model: nn.Module, inputs: Mapping[str, Tensor], view: Mapping[str, Tensor], outputs: Any) -> Any:
         """Look for the worst noise, then run the model with it."""
         delta = self.delta(model, inputs, outputs)
-        with changed_output(self._embeddings, lambda e: e + delta):
+        with self.added(lambda _ids, _embedded: delta, fixed=False):
             return model(**inputs)
 
     def delta(self, model: nn.Module, inputs: Mapping[str, Tensor], outputs: Any) -> Tensor:
-        """The noise after K steps, of shape (batch, length, hidden size)."""
-        bare, clean = extract_model_from_parallel(model), logits_of(outputs).detach()
-        with torch.no_grad():
-            embedded = self._embeddings(inputs["input_ids"])
-        delta = self.normal(embedded)
-        delta = self._probe(delta) if self.update == "power" else self.sigma * delta
+        """The noise after K steps, as the model lays its embeddings out: (batch, length, hidden size) for most."""
+        model, clean = extract_model_from_parallel(model), logits_of(outputs).detach()
+        delta, axes = None, ()
+
+        def present(ids: Tensor, embedded: Tensor) -> Tensor:
+            nonlocal delta, axes
+            if delta is None:
+                axes = _axes_within_rows(ids, inputs["input_ids"])
+                delta = self.normal(embedded)
+                delta = self._probe(delta, axes) if self.update == "power" else self.sigma * delta
+            delta = delta.detach().requires_grad_()
+            return delta
+
         for _ in range(self.steps):
-            gradient = self._gradient(bare, inputs, clean, delta)
-            if self.update == "power":
-                delta = self._probe(gradient)
-            elif self.update == "projected":
-                step = self.step_size * gradient / _clear(gradient.abs().amax((1, 2), keepdim=True))
-                delta = (delta + step).clamp(-self.radius, self.radius)
-            else:
-                delta = delta + self.step_size * gradient
-                delta = delta / (delta.abs().amax(-1, keepdim=True) + 1e-6)
+            with torch.enable_grad():
+                with self.added(present, fixed=True):
+                    logits = logits_of(model(**inputs))
+                (gradient,) = torch.autograd.grad(self.divergence(clean, logits), delta)
+            delta = self._moved(delta.detach(), gradient, axes)
         return delta * (self.radius / self.sigma) if self.update == "power" else delta
 
-    def _gradient(self, model: nn.Module, inputs: Mapping[str, Tensor], clean: Tensor, delta: Tensor) -> Tensor:
-        delta = delta.detach().requires_grad_()
-        with torch.enable_grad(), changed_output(self._embeddings, lambda e: e.detach() + delta):
-            (gradient,) = torch.autograd.grad(self.divergence(clean, logits_of(model(**inputs))), delta)
-        return gradient
+    def _moved(self, delta: Tensor, gradient: Tensor, axes: tuple[int, ...]) -> Tensor:
+        """δ after a step; the axes are those within a row."""
+        if self.update == "power":
+            return self._probe(gradient, axes)
+        if self.update == "projected":
+            step = self.step_size * gradient / _clear(gradient.abs().amax(axes, keepdim=True))
+            return (delta + step).clamp(-self.radius, self.radius)
+        delta = delta + self.step_size * gradient
+        return delta / (delta.abs().amax(-1, keepdim=True) + 1e-6)
 
-    def _probe(self, direction: Tensor) -> Tensor:
-        norm = _clear(direction.flatten(1).norm(dim=1))
-        return self.sigma * self._unit * direction / norm[:, None, None]
+    def _probe(self, direction: Tensor, axes: tuple[int, ...]) -> Tensor:
+        norm = _clear(torch.linalg.vector_norm(direction, dim=axes, keepdim=True))
+        return self.sigma * self._unit * direction / norm
 
 
 class ParameterNoise(Noise):
@@ -366,7 +398,7 @@ class ParameterNoise(Noise):
         sigma: σ > 0.
 
     Raises:
-        FlatlingoError: if σ is not positive, or on `start` if nothing is trainable.
+        FlatlingoError: if σ is not positive, or on `start` if nothing is trainable or in half precision.
     """
 
     recomputable = False  # in the backward pass the weights are θ again
@@ -377,8 +409,10 @@ class ParameterNoise(Noise):
     def start(self, model: nn.Module, *, seed: int) -> None:
         """Seed the generator."""
         super().start(model, seed=seed)
-        if not any(parameter.requires_grad for parameter in model.parameters()):
+        trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if not trainable:
             raise FlatlingoError("the model has no trainable parameters to put noise on; unfreeze some")
+        check_precision(trainable, "noise on weights")
 
     def __call__(self, model: nn.Module, inputs: Mapping[str, Tensor], view: Mapping[str, Tensor], outputs: Any) -> Any:
         """Run the model with noise on its weights."""
@@ -406,7 +440,9 @@ class HiddenNoise(Noise):
 
     Raises:
         FlatlingoError: if an argument is not as above, or on `start` if the model has no such layer (or, with
-            `"hidden"`, none above it).
+            `"hidden"`, none above it); in the first step, if it does not return what is compared.
+
+    In an encoder-decoder the layers are the encoder's.
     """
 
     recomputable = False  # in the backward pass the layer would give its output without noise
@@ -418,62 +454,120 @@ class HiddenNoise(Noise):
         self.layer, self.compare = layer, compare
         self.needs_pass_alone = compare == "hidden"  # other rows would pad the hidden states
 
+    _outputs: tuple[Tensor, Tensor] | None = None
+    """Of the layer, without noise and with it."""
+
     def start(self, model: nn.Module, *, seed: int) -> None:
         """Find the layer; seed the generator."""
         super().start(model, seed=seed)
-        self._config = getattr(model, "config", None)
-        count = getattr(self._config, "num_hidden_layers", None)
-        stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
+        self._model, self._checked = bare(model), False
+        encoder = self._model.get_encoder() if _is_encoder_decoder(self._model) else self._model
+        count = getattr(getattr(self._model, "config", None), "num_hidden_layers", None)
+        stacks = [module for module in encoder.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
         if not stacks:
-            raise FlatlingoError(f"{type(model).__name__} has no list of encoder layers to put noise between")
+            raise FlatlingoError(f"{type(self._model).__name__} has no list of encoder layers to put noise between")
         highest = count - (self.compare == "hidden")
         if not 1 <= self.layer <= highest:
             raise FlatlingoError(f"noise at layer {self.layer}: this needs a layer from 1 to {highest} of the {count}")
         self._module = stacks[0][self.layer - 1]
 
-    @contextmanager
-    def forward_context(self):
-        """Have the clean pass return its hidden states, if they are compared."""
-        before = self._config.output_hidden_states
-        self._config.output_hidden_states = before or self.compare == "hidden"
-        try:
-            yield
-        finally:
-            self._config.output_hidden_states = before
+    def forward_context(self) -> AbstractContextManager:
+        """Have the pass return its hidden states, if they are compared."""
+        self._check_started()
+        return changed_arguments(self._model, output_hidden_states=True) if self.compare == "hidden" else nullcontext()
 
     def __call__(self, model: nn.Module, inputs: Mapping[str, Tensor], view: Mapping[str, Tensor], outputs: Any) -> Any:
         """Run the model with noise on the layer's output."""
-        self._check_started()
+        self._outputs = None
         with self.forward_context(), changed_output(self._module, self._noisy):
-            return model(**inputs)
+            perturbed = model(**inputs)
+        if self._outputs is None:
+            raise FlatlingoError(
+                f"a pass of {type(self._model).__name__} skips its layer {self.layer}, so it has no noise; set the "
+                "probability of skipping layers (layerdrop) to 0"
+            )
+        if self.compare == "hidden" and not self._checked:
+            self._check(self._states(perturbed), inputs)
+            self._checked = True
+        self._outputs = None
+        return perturbed
 
     def compared(self, outputs: Any, inputs: Mapping[str, Tensor]) -> Tensor:
         """The logits, or the outputs of the layers above."""
         if self.compare == "logits":
             return logits_of(outputs)
-        hidden = torch.stack(outputs.hidden_states[self.layer + 1 :], 1)
+        hidden = torch.stack(self._states(outputs)[self.layer + 1 :], 1)
         mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).to(hidden.dtype)
         return hidden * (mask / mask.sum(1, keepdim=True).sqrt())[:, None, :, None]
 
+    def _states(self, outputs: Any) -> Sequence[Tensor]:
+        """The output of every encoder layer, after the embeddings."""
+        states = getattr(outputs, "hidden_states", None) or getattr(outputs, "encoder_hidden_states", None) or ()
+        if len(states) != 1 + (count := self._model.config.num_hidden_layers):
+            raise FlatlingoError(
+                f"a pass of {type(self._model).__name__} returns {len(states)} hidden states and not 1 + {count}, one "
+                "a layer: it skips layers (set layerdrop to 0), or compare='logits' is the way"
+            )
+        return states
+
+    def _check(self, states: Sequence[Tensor], inputs: Mapping[str, Tensor]) -> None:
+        """Refuse a model whose hidden states are not its layers', of shape (rows, length, size)."""
+        rows, length = inputs["input_ids"].shape
+        given = [output.transpose(*axes) for output in self._outputs for axes in ((0, 0), (0, 1))]
+        if not (
+            all(state.shape[:2] == (rows, length) for state in states)
+            # before the noise: so transformers notes it for some models
+            and any(torch.equal(output[:rows, :length], states[self.layer]) for output in given)
+        ):
+            raise FlatlingoError(
+                f"the hidden states of {type(self._model).__name__} are not the outputs of its encoder layers, of "
+                "shape (rows, length, size), so they cannot be compared; use HiddenNoise(compare='logits')"
+            )
+
     def _noisy(self, hidden: Tensor) -> Tensor:
         size = self.rho / math.sqrt(hidden.shape[-1]) * hidden.detach().norm(dim=-1, keepdim=True)
-        return hidden + size * self.normal(hidden)
+        noisy = hidden + size * self.normal(hidden)
+        self._outputs = hidden, noisy
+        return noisy
 
 
-def _encode_pair(tokenizer: PreTrainedTokenizerBase, text_a: str, text_b: str, max_length: int) -> dict[str, list[int]]:
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str], max_length: int) -> dict[str, list[int]]:
     # as a batch of one: called on single texts, a tokenizer drops an empty second text and its separator
-    encoded = tokenizer([text_a], [text_b], truncation=True, max_length=max_length)
+    encoded = tokenizer(*([text] for text in texts), truncation=True, max_length=max_length)
     return {column: values[0] for column, values in encoded.items()}
 
 
-def _token_embeddings(model: nn.Module) -> nn.Module:
+def _token_embeddings(model: nn.Module) -> list[nn.Module]:
+    """The token embeddings and all modules that share their weight; which one a pass calls is seen in the pass."""
     try:
         embeddings = model.get_input_embeddings()
     except (AttributeError, NotImplementedError):
         embeddings = None
-    if not isinstance(getattr(embeddings, "weight", None), Tensor):
+    weight = getattr(embeddings, "weight", None)
+    if not isinstance(weight, Tensor):
         raise FlatlingoError(f"{type(model).__name__} has no token embeddings to put noise on")
-    return embeddings
+    tied = [m for m in model.modules() if getattr(m, "weight", None) is weight and not isinstance(m, nn.Linear)]
+    return [embeddings, *(module for module in tied if module is not embeddings)]
+
+
+def _axes_within_rows(ids: Tensor, input_ids: Tensor) -> tuple[int, int]:
+    """The axes of embeddings within a row: (1, 2), or (0, 2) where a model puts the length first."""
+    rows, length = input_ids.shape
+    fits = [  # a model may pad the ids further
+        ids.ndim == 2 and given.shape[0] == rows and given.shape[1] >= length for given in (ids, ids.mT)
+    ]
+    if all(fits):
+        fits = [torch.equal(given[:, :length], input_ids) for given in (ids, ids.mT)]
+    if not any(fits):
+        raise FlatlingoError(
+            f"the model looks up ids of shape {tuple(ids.shape)} for rows of shape {tuple(input_ids.shape)}, so which "
+            "noise is which row's cannot be told; use EmbeddingNoise"
+        )
+    return (1, 2) if fits[0] else (0, 2)
+
+
+def _is_encoder_decoder(model: nn.Module) -> bool:
+    return getattr(getattr(model, "config", None), "is_encoder_decoder", False)
 
 
 def _positive(what: str, value: float) -> float:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from flatlingo.errors import FlatlingoError
+from flatlingo.regularizers.base import check_precision
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class SAM:
         adaptive: ASAM. (Its small constant η, added to |w|, is left out.)
 
     Raises:
-        FlatlingoError: if ρ is not positive.
+        FlatlingoError: if ρ is not positive; when training starts, if the weights are in half precision, in whose
+            rounding ε̂ is lost.
 
     >>> SAM(), SAM(rho=0.5, adaptive=True)
     (SAM(rho=0.05, adaptive=False), SAM(rho=0.5, adaptive=True))
@@ -42,6 +44,10 @@ class SAM:
         if not (math.isfinite(self.rho) and self.rho > 0):
             raise FlatlingoError(f"the radius rho of SAM must be a finite number above 0, got {self.rho}")
 
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model whose weights cannot move by so little."""
+        check_precision((p for p in model.parameters() if p.requires_grad), "the step of SAM to nearby weights")
+
     @contextmanager
     def ascended(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
         """Within the context the parameters that have a gradient are at w + ε̂."""
@@ -52,14 +58,16 @@ class SAM:
             yield
         finally:
             with torch.no_grad():
-                for parameter, value in zip(moved, before, strict=True):
-                    parameter.copy_(value)
+                torch._foreach_copy_(moved, before)
 
     @torch.no_grad()
     def _ascend(self, parameters: list[nn.Parameter]) -> None:
-        scales = [parameter.abs() if self.adaptive else 1.0 for parameter in parameters]
-        scaled = [scale * parameter.grad for scale, parameter in zip(scales, parameters, strict=True)]
-        norm = torch.nn.utils.get_total_norm(scaled)
-        if norm > 0:
-            for parameter, scale, gradient in zip(parameters, scales, scaled, strict=True):
-                parameter.add_(scale * gradient * (self.rho / norm))
+        moves = [parameter.grad for parameter in parameters]
+        scales = torch._foreach_abs(parameters) if self.adaptive else None
+        if scales:
+            moves = torch._foreach_mul(moves, scales)
+        norm = torch.nn.utils.get_total_norm(moves)
+        if scales:
+            moves = torch._foreach_mul(moves, scales)
+        step = torch.where(norm > 0, self.rho / norm, 0)  # without asking the device: it would be waited for
+        torch._foreach_add_(parameters, torch._foreach_mul(moves, step))

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatlingo.errors import FlatlingoError
-from flatlingo.fisher.differentiable import Call, batch_trace, check_covered, recorded
+from flatlingo.fisher.differentiable import RecordedCall, batch_trace, check_norms, connected, recorded
+from flatlingo.fisher.gradnorms import CHECK_EVERY
 from flatlingo.regularizers.base import logits_of
-from flatlingo.regularizers.periodic import PeriodicPenalty, check_differentiable_twice
+from flatlingo.regularizers.periodic import PeriodicPenalty, check_differentiable_twice, check_finite
 
 
 class TracePenalty(PeriodicPenalty):
@@ -31,6 +32,10 @@ class TracePenalty(PeriodicPenalty):
     and labels' noise hurts, as with small batches and few steps; `FisherPenalty` for many classes, for models with
     parameters outside the known kinds of modules, and to follow the paper. `benchmarks/penalties.py` measures both.
 
+    In every step each use of a trainable parameter that the autograd graph shows must be a recorded call of a module of
+    a known kind, with one row an example; and of one example in 512, the first among them, the norms are held against
+    plain autograd. What differs is refused.
+
     Args:
         weight: λ, at least 0.
         every: compute the term in every k-th step only, times k.
@@ -49,13 +54,13 @@ class TracePenalty(PeriodicPenalty):
     def __init__(self, weight: float = 0.0003, every: int = 1):
         super().__init__(weight, every)
         self._model: nn.Module | None = None
-        self._calls: list[Call] | None = None
-        self._checked = False
+        self._calls: list[RecordedCall] | None = None
+        self._seen = self._checked = 0
 
     def start(self, model: nn.Module, *, seed: int) -> None:
         """Check that the model can be differentiated twice, and remember it."""
         check_differentiable_twice(model, self.name)
-        self._model, self._checked = model, False
+        self._model, self._seen, self._checked = model, 0, 0
 
     def recording_context(self) -> AbstractContextManager:
         """Composite (not fused) attention, and hooks that record the pass."""
@@ -73,8 +78,11 @@ class TracePenalty(PeriodicPenalty):
         calls, self._calls = self._calls, None
         if not calls:
             raise FlatlingoError(f"{self.name} saw no forward pass; run it inside forward_context(), after start()")
-        if not self._checked:
-            check_covered(self._model, outputs.logits, calls)
-            self._checked = True
+        calls = connected(self._model, outputs.logits, calls)
+        if self._seen >= CHECK_EVERY * self._checked:
+            check_finite(outputs.logits, self.name)
+            check_norms(self._model, outputs.logits, calls, self._checked % len(outputs.logits))
+            self._checked += 1
+        self._seen += len(outputs.logits)
         trace = batch_trace(outputs.logits, calls).to(logits_of(outputs).dtype)
         return trace, trace

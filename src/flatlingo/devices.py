@@ -1,0 +1,75 @@
+"""Which device and which of several processes this is; asked here and nowhere else."""
+
+import os
+import re
+
+import torch
+
+from flatlingo.errors import FlatlingoError
+
+
+def device() -> torch.device:
+    """The GPU of this process if there is one, else the CPU."""
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else CPU
+
+
+def device_name() -> str:
+    """`cpu`, or the name of the GPU in use."""
+    return torch.cuda.get_device_name(device()) if torch.cuda.is_available() else "cpu"
+
+
+def processes() -> int:
+    """How many processes share this training, as torchrun and accelerate tell it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first_process() -> bool:
+    """Whether this is the one process that writes."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def has_bf16() -> bool:
+    """Whether the device multiplies bf16 matrices itself; others only emulate it (a T4), slower than float32."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_capability(device()) >= (8, 0)
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last: ARM
+
+
+def require_gpu(what: str) -> None:
+    """Refuse to compute on the CPU what would take it weeks, unless `FLATLINGO_CPU=1` in the environment asks for it.
+
+    Args:
+        what: what is to be computed, for the message.
+
+    Raises:
+        FlatlingoError: without a usable GPU; it says whether there is none, an old driver, or a torch without CUDA.
+    """
+    if torch.cuda.is_available() or os.environ.get("FLATLINGO_CPU") == "1":
+        return
+    raise FlatlingoError(
+        f"{what} needs a GPU, and {_why_no_gpu()}. To compute on the CPU all the same, for days or weeks "
+        "(`flatlingo sweep --dry-run` tells), set FLATLINGO_CPU=1 in the environment"
+    )
+
+
+def _why_no_gpu() -> str:
+    if not torch.backends.cuda.is_built():
+        return f"torch {torch.__version__} is built for the CPU only; install one that is built for CUDA"
+    try:
+        torch.cuda.init()
+        reason = ""
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error)
+    if "too old" not in reason:
+        return "torch sees none (`nvidia-smi` lists those there are, and CUDA_VISIBLE_DEVICES may hide them)"
+    found = re.search(r"found version (\d+)", reason)  # 12020 for CUDA 12.2
+    most = f", which goes up to CUDA {int(found[1]) // 1000}.{int(found[1]) % 1000 // 10}" if found else ""
+    return (
+        f"the driver of the one here is too old{most}, for torch {torch.__version__}, built for CUDA "
+        f"{torch.version.cuda}. Update the driver (CUDA 13 needs version 580 or newer, CUDA 12 525), or install the "
+        "same torch from the index that PyTorch keeps for an older CUDA version"
+    )
+
+
+CPU = torch.device("cpu")

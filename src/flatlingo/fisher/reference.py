@@ -1,0 +1,84 @@
+"""Plain autograd for one example: what the fast routes are held against while they run."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from flatlingo.errors import FlatlingoError
+
+
+def plain_norms(
+    logits: Tensor, parameters: Iterable[nn.Parameter], direction: Tensor, *, again: bool = False
+) -> Tensor:
+    """‖∇_θ (direction · logits)‖² of each parameter θ, (P,) in float64, from gradients formed one by one.
+
+    Args:
+        logits: (B, C) with their graph.
+        parameters: which.
+        direction: (B, C).
+        again: whether the graph is needed afterwards.
+    """
+    parameters = list(parameters)
+    norms = torch.zeros(len(parameters), dtype=torch.float64, device=logits.device)
+    if not logits.requires_grad:
+        return norms
+    with autograd_explained():
+        gradients = torch.autograd.grad(logits, parameters, direction.to(logits), retain_graph=again, allow_unused=True)
+    for k, gradient in enumerate(gradients):
+        if gradient is not None:
+            norms[k] = squared_norm(gradient)
+    return norms
+
+
+def squared_norm(gradient: Tensor) -> Tensor:
+    """∑ g² in float64, without a copy in float64; of a sparse gradient too."""
+    values = gradient.coalesce().values() if gradient.is_sparse else gradient
+    return torch.linalg.vector_norm(values, dtype=torch.float64).square()
+
+
+def differing(names: Iterable[str], found: Tensor, expected: Tensor, precision: torch.dtype) -> list[str]:
+    """The parameters whose norms (P,) differ by more than rounding explains.
+
+    A gradient that is lost or counted twice is wrong by its own size or more, rounding by far less than ε^¼ of it
+    (0.02 in float32), unless the gradient cancels to nothing, below ε^¾ of the whole (6e-6 in float32).
+    """
+    epsilon = torch.finfo(precision).eps
+    allowed = epsilon**0.25 * expected + epsilon**0.75 * expected.sum()
+    wrong = ~((found - expected).abs() <= allowed.clamp_min(torch.finfo(torch.float64).tiny))
+    return [name for name, is_wrong in zip(names, wrong.tolist(), strict=True) if is_wrong]
+
+
+REFUSALS = {  # what autograd says of models that it cannot differentiate, and what helps
+    "modified by an inplace operation": "write the operation without its underscore or inplace=True",
+    "use_reentrant=True": "pass use_reentrant=False to torch.utils.checkpoint",
+    "Inference tensors cannot be saved": "make the tensor outside torch.inference_mode()",
+}
+
+
+@contextmanager
+def autograd_explained() -> Iterator[None]:
+    """Say that it is autograd which cannot differentiate the model, and what helps.
+
+    Raises:
+        FlatlingoError: with autograd's own words.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        fix = next((fix for words, fix in REFUSALS.items() if words in str(error)), None)
+        if fix is None:
+            raise
+        said = str(error).splitlines()[0]
+        raise FlatlingoError(f"autograd cannot differentiate the model: {said}; {fix}") from error
+
+
+def coarser(x: torch.dtype, y: torch.dtype) -> torch.dtype:
+    """The less precise of two floating-point types."""
+    return x if torch.finfo(x).eps >= torch.finfo(y).eps else y
+
+
+def example_of(batch: Mapping[str, Tensor], i: int) -> dict[str, Tensor]:
+    """The i-th example as a batch of one."""
+    return {key: value[i : i + 1] for key, value in batch.items()}

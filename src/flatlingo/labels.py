@@ -1,0 +1,47 @@
+"""Names of classes: which class of a model is which label of a task."""
+
+import re
+from collections.abc import Sequence
+
+from transformers import PreTrainedConfig
+
+from flatlingo.errors import FlatlingoError
+
+NO_NAME = re.compile(r"(label[_ ]?)?\d+", re.IGNORECASE)
+ALIASES = {"contradictory": "contradiction", "entails": "entailment", "contradicts": "contradiction"}
+
+
+def class_names(config: PreTrainedConfig) -> list[str] | None:
+    """The names of a model's classes in the order of its logits; None if they are LABEL_0, LABEL_1, … or numbers."""
+    names = [str(config.id2label.get(position, position)) for position in range(config.num_labels)]
+    return None if all(map(NO_NAME.fullmatch, names)) else names
+
+
+def label_order(names: Sequence[str] | None, labels: Sequence[str]) -> list[int]:
+    """For every label of a task, the model's class of the same name, whatever its case; 0, 1, … if there are no names.
+
+    Args:
+        names: of the model's classes, see `class_names`.
+        labels: of the task.
+
+    Raises:
+        FlatlingoError: if the names are not those of the labels.
+
+    >>> label_order(["CONTRADICTION", "NEUTRAL", "ENTAILMENT"], ["entailment", "neutral", "contradiction"])
+    [2, 1, 0]
+    """
+    if names is None:
+        return list(range(len(labels)))
+    known = {_plain(name): position for position, name in enumerate(names)}
+    order = [known.get(_plain(label)) for label in labels]
+    if None in order or len(names) != len(labels):
+        raise FlatlingoError(
+            f"the model's classes are {', '.join(names)} and the labels {', '.join(labels)}: they cannot be matched by "
+            "name. If they mean the same, put the labels' names in the model's order into its configuration (id2label)"
+        )
+    return order
+
+
+def _plain(name: str) -> str:
+    name = re.sub(r"[\s_-]+", " ", name.strip().casefold())
+    return ALIASES.get(name, name)

@@ -1,0 +1,53 @@
+"""Every named method: how to ask for it, whose it is, what a step costs and what it does to Tr(F)."""
+
+import json
+import math
+
+import pandas as pd
+
+from flatlingo.files import ROOT
+from flatlingo.report.statistics import per_run
+from flatlingo.study.families import FAMILIES
+
+BENCHMARK = ROOT / "benchmarks" / "results" / "steps.json"
+
+
+def catalogue(table: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Every named method: how to ask for it, whose it is, what a step costs and what it does to Tr(F).
+
+    Args:
+        table: runs of plan `methods`, for the last two columns.
+
+    Returns:
+        Indexed by family: `one line`, `paper`; `passes` that a step needs and the `time` measured, both as a ratio to a
+        plain step (benchmarks/results/steps.json; 1 for a setting that is no pass of its own); and means over seeds
+        compared with no regulariser: `Tr(F)` as a ratio, `English` as points of accuracy gained. NaN where nothing was
+        measured.
+    """
+    rows = {row.name: [row.code, row.paper] for row in FAMILIES.values() if row.changes != "nothing"}
+    page = pd.DataFrame.from_dict(rows, orient="index", columns=["one line", "paper"])
+    measured = json.loads(BENCHMARK.read_text(encoding="utf-8"))["rows"] if BENCHMARK.exists() else []
+    costs = {row["family"]: row for row in measured if row["family"]}
+    for column, key in (("passes", "floor"), ("time", "time")):
+        page[column] = [costs[name][key] if name in costs else _unmeasured(name, costs) for name in page.index]
+    if table is None:
+        return page.assign(**{"Tr(F)": math.nan, "English": math.nan})
+    means = per_run(table).groupby("family")[["trace", "english_accuracy"]].mean()
+    page["Tr(F)"] = means["trace"] / means.loc["none", "trace"]
+    page["English"] = 100 * (means["english_accuracy"] - means.loc["none", "english_accuracy"])
+    return page
+
+
+def _unmeasured(name: str, costs: dict) -> float:
+    """The cost of a method that the benchmark leaves out: a plain step's if it only sets something, else unknown."""
+    return 1.0 if costs and FAMILIES[name].changes != "term" else math.nan
+
+
+def method_table() -> str:
+    """The methods as a reStructuredText table: title, line of code and paper, as in `flatlingo.regularizers`."""
+    rows = [("method", "one line", "paper")]
+    rows += [(row.title, f"`{row.code}`", row.paper) for row in FAMILIES.values() if row.changes != "nothing"]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rule = "  ".join("=" * width for width in widths)
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([rule, lines[0], rule, *lines[1:], rule])

@@ -1,0 +1,79 @@
+"""What choosing the checkpoint to adapt by a rule loses, beside two rules that look at no checkpoint."""
+
+import math
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from flatlingo.report.comparisons import RULES
+
+NONE = "always none"
+BEST_FAMILY = "always the best family"
+ENOUGH_SEEDS = 5
+
+
+def regret_by_seed(table: pd.DataFrame, y: str = "adapted") -> pd.DataFrame:
+    """What each rule loses in each seed: the best checkpoint's `y` minus the chosen one's, averaged over languages.
+
+    The rules are those of `comparisons.RULES`, which see no target-language label, and two that see no checkpoint:
+    always the unregularised model, and always the family (a draw at random among its conditions) whose mean `y` was
+    highest in the *other* seeds; NaN with one seed.
+
+    Args:
+        table: of competent runs, one row per run and target language.
+        y: what adapting is for, in 0..1.
+
+    Returns:
+        Points, (seed, rule).
+    """
+    means = table.groupby(["seed", "family"])[y].mean().unstack()
+    best = {seed: _best_elsewhere(means, seed) for seed in means.index}
+    rules = RULES | {
+        NONE: lambda runs: runs["family"] == "none",
+        BEST_FAMILY: lambda runs: runs["family"] == best[runs["seed"].iloc[0]],
+    }
+    lost = {
+        group: {name: runs[y].max() - runs.loc[rule(runs), y].mean() for name, rule in rules.items()}
+        for group, runs in table.groupby(["seed", "language"])
+    }
+    rows = pd.DataFrame.from_dict(lost, orient="index")
+    return 100 * rows.groupby(level=0).mean().rename_axis("seed")
+
+
+def _best_elsewhere(means: pd.DataFrame, seed: int) -> str | None:
+    """The family of highest mean over the other seeds, of those that this seed has."""
+    others = means.drop(index=seed)[means.columns[means.loc[seed].notna()]].mean()
+    return None if others.isna().all() else others.idxmax()
+
+
+def regret_table(table: pd.DataFrame, y: str = "adapted", *, seed: int = 0, n_bootstrap: int = 5000) -> pd.DataFrame:
+    """The regret of each rule, and how much more it loses than the naive rules, with bootstrap intervals over seeds.
+
+    Args:
+        table: as for `regret_by_seed`.
+        y: see there.
+        seed: of the bootstrap.
+        n_bootstrap: samples of seeds.
+
+    Returns:
+        Indexed by rule and by what its regret is compared with ("" for the regret itself, "always none", "always the
+        best family"): `value, low, high` in points, `seeds`. No interval from fewer than five seeds.
+    """
+    lost = regret_by_seed(table, y)
+    drawn = np.random.default_rng(seed).integers(0, len(lost), (n_bootstrap, len(lost)))
+    compared = {(rule, ""): lost[rule] for rule in lost}
+    compared |= {(rule, naive): lost[rule] - lost[naive] for rule in RULES for naive in (NONE, BEST_FAMILY)}
+    rows = {key: _bootstrapped(values.to_numpy(), drawn) for key, values in compared.items()}
+    index = pd.MultiIndex.from_tuples(rows, names=["rule", "minus"])
+    return pd.DataFrame(list(rows.values()), index=index, columns=["value", "low", "high", "seeds"])
+
+
+def _bootstrapped(values: np.ndarray, drawn: np.ndarray) -> tuple[float, float, float, int]:
+    """Mean and percentile interval, expanded for few values as a t interval is (Hesterberg 2015): it stays in range."""
+    n = len(values)
+    if n < ENOUGH_SEEDS or np.isnan(values).any():
+        return float(values.mean()), math.nan, math.nan, n
+    tail = stats.norm.cdf(-math.sqrt(n / (n - 1)) * stats.t.ppf(0.975, n - 1))
+    low, high = np.quantile(values[drawn].mean(axis=1), [tail, 1 - tail])
+    return float(values.mean()), float(low), float(high), n

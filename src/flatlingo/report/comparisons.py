@@ -1,0 +1,232 @@
+"""Comparisons beyond the paper: regularisers at equal accuracy, runs of two plans, and ways to choose a checkpoint.
+
+Everything takes tables of runs as `study.table` makes them. The seed is the independent unit: whatever is compared is
+averaged within a seed first, and intervals are 95 % t intervals over seeds.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from flatlingo.errors import FlatlingoError
+from flatlingo.report.statistics import Correlation, Difference, correlation, over_seeds, per_run
+
+TRADITIONAL = ("l2", "l2_sp", "dropout")
+FLATTENING = ("consistency", "fisher_penalty")
+PREDICTORS = ("trace", "trace_without_embeddings", "head_trace", "empirical_fisher")
+
+
+def at_matched_accuracy(
+    table: pd.DataFrame, y: str, families: tuple[str, ...], rivals: tuple[str, ...], *, caliper: float = 0.02
+) -> tuple[Difference | None, int]:
+    """Mean difference in `y` between runs of two groups of families that classify English equally well.
+
+    Every run of the first group is compared with the mean of the rivals' runs of the same seed whose English accuracy
+    differs by at most `caliper`; runs without such a rival are left out.
+
+    Args:
+        table: one row per run, with its `run_id`.
+        y: what to compare.
+        families: the first group.
+        rivals: the second group.
+        caliper: largest difference in English accuracy, in 0..1.
+
+    Returns:
+        The difference (None where nothing matches), and the number of runs that were matched.
+
+    >>> runs = pd.DataFrame({"run_id": [1, 2, 3], "family": ["l2", "consistency", "consistency"], "seed": 1,
+    ...                      "english_accuracy": [0.70, 0.71, 0.90], "trace": [300.0, 100.0, 1.0]})
+    >>> found, matched = at_matched_accuracy(runs, "trace", ("l2",), ("consistency",))
+    >>> found.value, matched
+    (200.0, 1)
+    """
+    columns = ["run_id", "seed", "english_accuracy", y]
+    first, second = (table.loc[table["family"].isin(group), columns].dropna() for group in (families, rivals))
+    pairs = first.merge(second, on="seed", suffixes=("", "_rival"))
+    near = pairs[(pairs["english_accuracy_rival"] - pairs["english_accuracy"]).abs() <= caliper + 1e-12]
+    if near.empty:
+        return None, 0
+    runs = near.groupby(["seed", "run_id"])
+    gaps = runs[y].first() - runs[f"{y}_rival"].mean()
+    return over_seeds(gaps.groupby("seed").mean()), len(gaps)
+
+
+def paired(first: pd.DataFrame, second: pd.DataFrame, y: str, *, on: tuple[str, ...]) -> Difference:
+    """Mean of `y` in one table minus `y` in another, over the pairs of rows that agree in the seed and in `on`.
+
+    Raises:
+        FlatlingoError: if no rows agree.
+    """
+    keys = ["seed", *on]
+    both = first[[*keys, y]].merge(second[[*keys, y]], on=keys, suffixes=("", "_second"), validate="one_to_one")
+    if both.empty:
+        raise FlatlingoError(f"the two tables have no {' and '.join(keys)} in common")
+    return over_seeds((both[y] - both[f"{y}_second"]).groupby(both["seed"]).mean())
+
+
+def kept_minus_dropped(kept: pd.DataFrame, dropped: pd.DataFrame, y: str = "adapted") -> dict[str, Difference]:
+    """By family: `y` of runs that keep their regulariser in the second stage minus that of the same runs without it.
+
+    Args:
+        kept: of plan `regularized_second_stage`, one row per run and target language.
+        dropped: of plan `paraphrase`.
+        y: what to compare.
+
+    Returns:
+        The mean over the pairs of equal condition, seed and language; families without a pair are left out.
+    """
+    keys = ("label", "language")
+    both = kept.merge(dropped[["seed", *keys]], on=["seed", *keys])
+    return {family: paired(part, dropped, y, on=keys) for family, part in both.groupby("family", sort=False)}
+
+
+def one_minus_other(table: pd.DataFrame, family: str, other: str, columns: Sequence[str]) -> dict[str, Difference]:
+    """By column: runs of a family minus those of another of the same weight, seed and language; {} without a pair."""
+    first, second = (table[table["family"] == name] for name in (family, other))
+    keys = ["weight", "language"]
+    if first.merge(second, on=["seed", *keys]).empty:
+        return {}
+    return {y: paired(first, second, y, on=tuple(keys)) for y in columns}
+
+
+def first_stages_apart(kept: pd.DataFrame, dropped: pd.DataFrame) -> float:
+    """The largest relative difference in Tr(F) between runs of two plans that share condition and seed; NaN for none.
+
+    Their first stage is the same training, done twice: 0 on one kind of CPU, more on GPUs, which add in any order.
+    """
+    both = per_run(kept).merge(per_run(dropped), on=["label", "seed"], suffixes=("", "_dropped"))
+    return float((both["trace"] / both["trace_dropped"] - 1).abs().max())
+
+
+def flattest(runs: pd.DataFrame) -> pd.Series:
+    """Which runs a rule picks: those of the smallest Tr(F)."""
+    return runs["trace"] == runs["trace"].min()
+
+
+def most_accurate(runs: pd.DataFrame) -> pd.Series:
+    """Which runs a rule picks: those of the highest English accuracy."""
+    return runs["english_accuracy"] == runs["english_accuracy"].max()
+
+
+def flattest_of_the_accurate(runs: pd.DataFrame, *, margin: float = 0.02) -> pd.Series:
+    """Which runs a rule picks: of those within `margin` of the highest English accuracy, the one of smallest Tr(F)."""
+    near = runs["english_accuracy"] >= runs["english_accuracy"].max() - margin - 1e-12
+    return near & (runs["trace"] == runs.loc[near, "trace"].min())
+
+
+def any_run(runs: pd.DataFrame) -> pd.Series:
+    """Which runs a rule picks: none in particular, so that its regret is that of a draw at random."""
+    return pd.Series(True, index=runs.index)
+
+
+RULES: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
+    "smallest Tr(F)": flattest,
+    "highest English accuracy": most_accurate,
+    "flattest within 2 points of it": flattest_of_the_accurate,
+    "at random": any_run,
+}
+
+
+def regrets(table: pd.DataFrame, y: str = "adapted") -> dict[str, Difference]:
+    """What each rule of `RULES` loses by its choice of the checkpoint to adapt; no rule sees target-language labels.
+
+    In each seed and language the conditions' checkpoints are the candidates; the regret is the best one's `y` minus
+    the chosen one's (the mean of them, where several tie), averaged over languages.
+    """
+    return {name: over_seeds(_lost(table, rule, y)) for name, rule in RULES.items()}
+
+
+def regret_against_chance(table: pd.DataFrame, rule: str, y: str = "adapted") -> Difference:
+    """The regret of a rule of `RULES` minus that of a draw at random, paired by seed."""
+    return over_seeds(_lost(table, RULES[rule], y) - _lost(table, any_run, y))
+
+
+def _lost(table: pd.DataFrame, rule: Callable[[pd.DataFrame], pd.Series], y: str) -> pd.Series:
+    """Regret by seed."""
+    lost = {
+        group: runs[y].max() - runs.loc[rule(runs), y].mean() for group, runs in table.groupby(["seed", "language"])
+    }
+    return pd.Series(lost).groupby(level=0).mean()
+
+
+def zero_shot_rows(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per run and target language, with its `zero_shot` accuracy, from columns `accuracy_<language>`."""
+    table = per_run(table)
+    columns = [name for name in table if name.startswith("accuracy_")]
+    rows = table.melt([c for c in table if c not in columns], columns, "language", "zero_shot")
+    return rows.assign(language=rows["language"].str.removeprefix("accuracy_"))
+
+
+class Question(NamedTuple):
+    """A correlation to ask of the runs in each language.
+
+    Attributes:
+        words: what tables and figures call it.
+        x: a column.
+        y: another.
+        given: columns held fixed.
+        method: "spearman", or "pearson" (with a logarithm of x).
+        competitive: whether only of conditions that classify English well, see `competitive`.
+        claim: what is expected, in words; "" for nothing.
+        sign: of the correlation expected.
+    """
+
+    words: str
+    x: str
+    y: str
+    given: tuple[str, ...] = ()
+    method: Literal["spearman", "pearson"] = "spearman"
+    competitive: bool = False
+    claim: str = ""
+    sign: int = -1
+
+
+class Answer(NamedTuple):
+    """What was found in one language."""
+
+    language: str
+    question: Question
+    found: Correlation
+
+
+def ask(table: pd.DataFrame, questions: Sequence[Question]) -> list[Answer]:
+    """The answers to all questions, language by language; the table has one row per run and language."""
+    answers = []
+    for language, runs in table.groupby("language", sort=False):
+        for question in questions:
+            part = competitive(runs) if question.competitive else runs
+            if question.method == "pearson":
+                part = part.assign(**{question.x: np.log(part[question.x])})
+            found = correlation(part, question.x, question.y, given=question.given, method=question.method)
+            answers.append(Answer(language, question, found))
+    return answers
+
+
+def direction(found: Difference | None) -> str:
+    """Say in words whether a difference is more than the spread over seeds explains: its interval excludes 0.
+
+    >>> direction(Difference(0.02, 0.01, 0.03, 3)), direction(Difference(0.02, -0.01, 0.05, 3)), direction(None)
+    ('higher', 'undecided', 'no match')
+    """
+    if found is None:
+        return "no match"
+    return "higher" if found.low > 0 else "lower" if found.high < 0 else "undecided"
+
+
+def competitive(table: pd.DataFrame, *, margin: float = 0.1) -> pd.DataFrame:
+    """Runs of the conditions whose mean English accuracy is within `margin` of the best condition's.
+
+    A regulariser so strong that nothing is learnt is flat, and useless: such conditions alone can decide a correlation.
+    """
+    means = table.groupby("label")["english_accuracy"].mean()
+    return table[table["label"].isin(means.index[means >= means.max() - margin - 1e-12])]
+
+
+def forest(found: dict[tuple[str, str], Correlation | Difference], *, scale: float = 1) -> pd.DataFrame:
+    """Estimates as rows `group`, `label`, `value`, `low`, `high`, as `beyond.beyond_figure` draws them."""
+    rows = [
+        (group, label, scale * one.value, scale * one.low, scale * one.high) for (group, label), one in found.items()
+    ]
+    return pd.DataFrame(rows, columns=["group", "label", "value", "low", "high"])

@@ -1,0 +1,155 @@
+"""What a study decides: over competent conditions, each question with its value, interval, p-value and verdict."""
+
+import math
+
+import pandas as pd
+
+from flatlingo.errors import FlatlingoError
+from flatlingo.report.choosing import BEST_FAMILY, NONE, regret_table
+from flatlingo.report.judging import holm, judge
+from flatlingo.report.matched import (
+    ALL,
+    RIVALS,
+    TOO_FEW_SEEDS,
+    WORDS,
+    compare,
+    gains,
+    pairs_at_equal_trace,
+    pairs_with_control,
+    title,
+    with_baseline,
+)
+from flatlingo.report.slopes import OUTCOMES, outcomes, per_seed, slopes
+from flatlingo.report.statistics import per_run
+from flatlingo.study.calibration import COMPETENT
+
+COLUMNS = ["question", "outcome", "value", "low", "high", "p", "conditions", "seeds", "verdict"]
+
+
+def competent(table: pd.DataFrame) -> pd.Series:
+    """Whether each row's run has learnt its task: at least 3/4 of what the unregularised run of its seed learnt.
+
+    (a - 1/C) / (a_none - 1/C) >= .75 with a the accuracy on the clean labels of the training rows, C classes. A model
+    that has learnt nothing is flat; it says nothing about flatness.
+
+    Args:
+        table: one row per run, or per run and target language.
+
+    Returns:
+        Booleans, indexed as the table.
+
+    Raises:
+        FlatlingoError: if a run has no baseline of its seed, if a baseline is not above chance, or if the clean
+            training accuracy or the number of classes is unknown.
+
+    >>> runs = pd.DataFrame({"family": ["none", "l2", "l2"], "label": ["none", "l2=1", "l2=9"], "seed": 1, "classes": 2,
+    ...                      "clean_train_accuracy": [0.9, 0.8, 0.7]})
+    >>> competent(runs).tolist()
+    [True, True, False]
+    """
+    for name in ("clean_train_accuracy", "classes"):
+        if name not in table or table[name].isna().any():
+            raise FlatlingoError(f"{name} is not known of every run, so none can be judged competent; run them again")
+    runs = table.assign(learnt=table["clean_train_accuracy"] - 1 / table["classes"])
+    once = per_run(runs) if "language" in runs else runs
+    baseline = with_baseline(once, "learnt").groupby("seed")["learnt_baseline"].first()
+    if (baseline <= 0).any():
+        raise FlatlingoError(f"the unregularised run of seed {baseline.idxmin()} learnt nothing; train it longer")
+    return runs["learnt"] / runs["seed"].map(baseline) >= COMPETENT - 1e-12
+
+
+def memorised(table: pd.DataFrame) -> pd.Series:
+    """Share of wrong training labels reproduced, less what a model without memory reproduces by chance.
+
+    noisy_fitted - (1 - accuracy)/(C - 1): such a model errs as often as on English validation rows, and its errors hit
+    one given wrong label of C - 1.
+
+    >>> runs = pd.DataFrame({"noisy_fitted": [0.6], "english_accuracy": [0.8], "classes": [3]})
+    >>> memorised(runs).round(3).tolist()
+    [0.5]
+    """
+    return table["noisy_fitted"] - (1 - table["english_accuracy"]) / (table["classes"] - 1)
+
+
+def verdicts(
+    table: pd.DataFrame, *, seed: int = 0, n_permutations: int = 9999, n_bootstrap: int = 5000
+) -> pd.DataFrame:
+    """Every question that decides, over competent runs; Holm's correction runs over the outcomes of a question.
+
+    The questions: the slope of each outcome per halving of Tr(F), with the seed held fixed, and with the family too;
+    consistency minus each rival at the same Tr(F); both views minus none, and consistency minus both views; the gain
+    minus the gain from as many English rows; and what choosing the flattest checkpoint loses more than naive rules do.
+    The smallest effect of interest is half a point, per halving or between conditions. The regret has no p-value.
+
+    Args:
+        table: one row per run, or per run and target language, of one plan and preset.
+        seed: of permutations and bootstrap.
+        n_permutations: at most.
+        n_bootstrap: samples.
+
+    Returns:
+        A row per question and outcome: `question, outcome, value, low, high` (points), `p` (Holm), `conditions` (pairs
+        of them, where they are compared in pairs), `seeds, verdict`. Where the runs are missing, the verdict says so.
+
+    Raises:
+        FlatlingoError: as for `competent` and `slopes.slope`.
+    """
+    table = table[competent(table)]
+    runs = per_seed(table, [])  # once for all questions that ask of means over languages
+    rows = []
+    for within, question in ((False, "slope"), (True, "slope within families")):
+        found = slopes(runs, within_families=within, seed=seed, n_permutations=n_permutations)
+        rows += found.assign(question=question).rename_axis("outcome").reset_index().to_dict("records")
+    for rival in RIVALS:
+        pairs = pairs_at_equal_trace(runs, "consistency", rival)
+        rows += _compared(runs, f"consistency minus {title(rival)} at equal Tr(F)", pairs)
+    rows += _compared(runs, "both views minus none", pairs_with_control(runs, "both_views", "none"))
+    rows += _compared(runs, "consistency minus both views", pairs_with_control(runs, "consistency", "both_views"))
+    if "gain" in outcomes(table):
+        rows += _adaptation(table, runs, seed, n_bootstrap)
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def printed(found: pd.DataFrame) -> pd.DataFrame:
+    """Verdicts to show: points with sign and two decimals, p with two digits, indexed by question and outcome."""
+    points = {name: found[name].map(_points) for name in ("value", "low", "high")}
+    p = found["p"].map(lambda value: "" if math.isnan(value) else f"{value:.2g}")
+    return found.assign(**points, p=p).set_index(["question", "outcome"])
+
+
+def _points(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:+.2f}".replace("-", "−")
+
+
+def _compared(runs: pd.DataFrame, question: str, pairs: dict[str, tuple[str, str]]) -> list[dict]:
+    """The rows of one comparison: over all its pairs, for each outcome."""
+    found = {y: compare(runs, y, pairs) for y in outcomes(runs)}
+    totals = {y: one.loc[ALL] for y, one in found.items() if not one.empty}
+    corrected = dict(zip(totals, holm([row["p"] for row in totals.values()]), strict=True))
+    missing = {"question": question, "conditions": 0, "seeds": 0, "verdict": "no pair of conditions"}
+    return [
+        _row(question, y, totals[y], len(found[y]) - 1, corrected[y])
+        if y in totals
+        else missing | {"outcome": OUTCOMES[y]}
+        for y in found
+    ]
+
+
+def _adaptation(table: pd.DataFrame, runs: pd.DataFrame, seed: int, n_bootstrap: int) -> list[dict]:
+    """The rows about the second stage: the English control, and the choice of a checkpoint."""
+    rows, conditions = [], runs["label"].nunique()
+    if runs["control_gain"].notna().any():
+        beyond = gains(runs).loc[ALL].rename({"gain minus control": "value"})
+        rows.append(_row("gain minus gain from English rows", "gain", beyond, conditions))
+    regrets = regret_table(table, seed=seed, n_bootstrap=n_bootstrap)
+    for naive in (NONE, BEST_FAMILY):
+        question = f"regret of the smallest Tr(F) minus that of {naive}"
+        rows.append(_row(question, "adapted", regrets.loc["smallest Tr(F)", naive], conditions))
+    return rows
+
+
+def _row(question: str, y: str, found: pd.Series, conditions: int, p: float | None = None) -> dict:
+    interval = found[["value", "low", "high"]].to_dict()
+    verdict = judge(**interval, p_value=p, words=WORDS, too_few=TOO_FEW_SEEDS)
+    rest = {"p": math.nan if p is None else p, "conditions": conditions, "seeds": int(found["seeds"])}
+    return {"question": question, "outcome": OUTCOMES[y], **interval, **rest, "verdict": verdict}

@@ -1,0 +1,55 @@
+"""What an interval and a p-value allow to say, by the rule that was fixed before the runs."""
+
+import math
+
+import numpy as np
+
+SMALLEST = 0.5  # points, the smallest effect of interest: per halving of Tr(F), or between two conditions
+TOO_FEW = "too few conditions"
+
+
+def judge(
+    value: float,
+    low: float,
+    high: float,
+    p_value: float | None = None,
+    *,
+    words: tuple[str, str, str] = ("rises", "falls", "no effect"),
+    too_few: str = TOO_FEW,
+) -> str:
+    """What an interval allows to say; an effect smaller than the smallest of interest counts as none.
+
+    The third word if the interval lies within ± `SMALLEST`; the first or second if it excludes 0 and, where a p-value
+    is given, p < 0.05; else "undecided".
+
+    Args:
+        value: in points.
+        low: NaN for no interval.
+        high: see above.
+        p_value: corrected for the questions asked together.
+        words: for up, down and neither.
+        too_few: said where there is no interval.
+
+    >>> judge(0.8, 0.6, 1.0, 0.001), judge(0.2, 0.1, 0.3, 0.001), judge(0.8, 0.1, 1.5, 0.06), judge(0.8, math.nan, 1)
+    ('rises', 'no effect', 'undecided', 'too few conditions')
+    """
+    if math.isnan(low) or math.isnan(high):
+        return too_few
+    if low >= -SMALLEST and high <= SMALLEST:
+        return words[2]
+    if (low > 0 or high < 0) and (p_value is None or p_value < 0.05):
+        return words[0] if value > 0 else words[1]
+    return "undecided"
+
+
+def holm(p_values: list[float]) -> np.ndarray:
+    """P-values corrected for being asked together (Holm 1979); NaN stays and is not counted.
+
+    >>> holm([0.01, 0.04, math.nan, 0.03]).round(2).tolist()
+    [0.03, 0.06, nan, 0.06]
+    """
+    corrected = np.array(p_values, dtype=float)
+    order = np.argsort(corrected)[: np.isfinite(corrected).sum()]
+    factors = np.arange(len(order), 0, -1)
+    corrected[order] = np.minimum(np.maximum.accumulate(factors * corrected[order]), 1)
+    return corrected

@@ -1,0 +1,147 @@
+"""Studies made up with a known answer, to see how often the analysis finds it."""
+
+import numpy as np
+import pandas as pd
+
+from flatlingo.report.judging import judge
+from flatlingo.report.matched import ALL, compare, pairs_at_equal_trace
+from flatlingo.report.slopes import slope as slope_of
+
+LADDER = (3 / 4, 1 / 2, 1 / 4, 1 / 10)
+CONDITIONS = {  # shares of the unregularised model's Tr(F)
+    "none": (1.0,),
+    "both_views": (0.85,),
+    "consistency": LADDER,
+    "fisher_penalty": LADDER,
+    "l2": LADDER[:2],
+    "dropout": LADDER[:2],
+}
+LANGUAGES = ("de", "es", "zh")
+
+
+def simulated_study(
+    seed: int,
+    *,
+    slope: float = 0.0,
+    gain_slope: float = 0.0,
+    family_effects: dict[str, float] | None = None,
+    seeds: int = 3,
+    rows: int = 4000,
+    seed_sd: float = 1.5,
+    run_sd: float = 0.5,
+    condition_sd: float = 0.0,
+    conditions: dict[str, tuple[float, ...]] = CONDITIONS,
+) -> pd.DataFrame:
+    """The table of a study whose runs were made up: 14 conditions of 6 families by default, in three target languages.
+
+    A run's true accuracy is that of its seed, plus `slope` points per halving of Tr(F), plus what its family adds, plus
+    noise of its condition and its own. What is measured is binomial: English and zero-shot accuracy on `rows` rows, the
+    held-out accuracies before and after the second stage on half as many. Log Tr(F) scatters about its level by .15
+    between conditions (a weight found on other seeds) and .1 between seeds.
+
+    Args:
+        seed: of the study; the global random state is left alone.
+        slope: points per halving of English and zero-shot accuracy.
+        gain_slope: points per halving of the gain, beyond that of the start.
+        family_effects: points by family, of every accuracy but not of the gain.
+        seeds: runs of each condition.
+        rows: validation rows of a language.
+        seed_sd: points between seeds, the same for all conditions and languages.
+        run_sd: points between runs, of English and each language separately.
+        condition_sd: points between conditions that neither trace nor family explains, likewise.
+        conditions: shares of the baseline's Tr(F) by family.
+
+    Returns:
+        One row per run and target language, with the columns of `study.table` that the analysis reads.
+
+    >>> table = simulated_study(0, seeds=2)
+    >>> len(table), table["label"].nunique()
+    (84, 14)
+    """
+    rng = np.random.default_rng(seed)
+    family = np.array([name for name, shares in conditions.items() for _ in shares])
+    share = np.array([value for shares in conditions.values() for value in shares])
+    n, regularised = len(share), share < 1
+    scatter = rng.normal(0, 0.15, (n, 1)) * regularised[:, None] + rng.normal(0, 0.1, (n, seeds))
+    trace = 300 * share[:, None] * np.exp(scatter)
+    halvings = -np.log2(trace / 300)
+    effects = np.array([(family_effects or {}).get(name, 0.0) for name in family])[:, None]
+    of_seed = rng.normal(0, seed_sd, seeds)
+
+    def truth(base: float, points: np.ndarray) -> np.ndarray:
+        noise = rng.normal(0, condition_sd, (n, 1)) + rng.normal(0, run_sd, (n, seeds))
+        return base + (points + noise) / 100
+
+    def measured(accuracy: np.ndarray, number: int) -> np.ndarray:
+        return rng.binomial(number, np.clip(accuracy, 0, 1)) / number
+
+    common = of_seed + effects + slope * halvings
+    english = measured(truth(0.78, common), rows)
+    start = {code: truth(0.66, common) for code in LANGUAGES}
+    zero_shot = {code: measured(start[code], rows) for code in LANGUAGES}
+    places = [(c, s) for c in range(n) for s in range(seeds)]
+    columns = {
+        "run_id": [f"{c}-{s}" for c, s in places],
+        "family": np.repeat(family, seeds),
+        "label": [f"{family[c]}={share[c]:g}" if family[c] != "none" else "none" for c, _ in places],
+        "seed": np.tile(np.arange(1, seeds + 1), n),
+        "classes": 3.0,
+        "trace": trace.ravel(),
+        "english_accuracy": english.ravel(),
+        "zero_shot_accuracy": np.mean([*zero_shot.values()], axis=0).ravel(),
+        "clean_train_accuracy": 0.95,
+        "noisy_fitted": 0.6,
+    }
+    tables = []
+    for code in LANGUAGES:
+        gain, control = truth(0.03, gain_slope * halvings), truth(0.01, 0 * halvings)
+        held = {
+            "zero_shot": measured(start[code], rows // 2),
+            "adapted": measured(start[code] + gain, rows // 2),
+            "control": measured(start[code] + control, rows // 2),
+        }
+        tables.append(pd.DataFrame(columns).assign(language=code, **{k: v.ravel() for k, v in held.items()}))
+    table = pd.concat(tables, ignore_index=True)
+    before = table["zero_shot"]
+    return table.assign(gain=table["adapted"] - before, control_gain=table["control"] - before)
+
+
+def verdict_rates(studies: int = 200, *, seed: int = 0, n_permutations: int = 499, **study) -> pd.DataFrame:
+    """How often the analysis of English accuracy says what, in studies of known answer.
+
+    Args:
+        studies: how many.
+        seed: of the first; the next ones count up.
+        n_permutations: of each slope.
+        **study: as for `simulated_study`: the truth, and the size of a study.
+
+    Returns:
+        For the slope, the slope within families, and consistency minus the Fisher penalty at equal trace: the shares of
+        studies judged `up`, `down`, `none` and `undecided`, and `covered`, whose interval holds the true value; and the
+        median `half_width` of the interval in points. With family effects the slope across families has no true value.
+    """
+    effects = study.get("family_effects") or {}
+    contrast = effects.get("consistency", 0.0) - effects.get("fisher_penalty", 0.0)
+    truth = {"slope": np.nan if effects else study.get("slope", 0.0), "slope within families": study.get("slope", 0.0)}
+    truth["consistency minus Fisher penalty"] = contrast
+    words = ("up", "down", "none")
+    found = {question: [] for question in truth}
+    for number in range(seed, seed + studies):
+        runs = simulated_study(number, **study).query("language == 'de'").drop(columns="language")
+        for question in ("slope", "slope within families"):
+            within = question != "slope"
+            one = slope_of(runs, "english_accuracy", within_families=within, seed=number, n_permutations=n_permutations)
+            found[question].append((one.value, one.low, one.high, one.p_value))
+        pairs = pairs_at_equal_trace(runs, "consistency", "fisher_penalty")
+        together = compare(runs, "english_accuracy", pairs).loc[ALL]
+        found["consistency minus Fisher penalty"].append(tuple(together[["value", "low", "high", "p"]]))
+    rows = {}
+    for question, answers in found.items():
+        said = pd.Series([judge(*answer, words=words) for answer in answers]).value_counts(normalize=True)
+        _, low, high, _ = np.array(answers, dtype=float).T
+        known = not np.isnan(truth[question])
+        rows[question] = said.reindex([*words, "undecided"], fill_value=0.0).to_dict() | {
+            "covered": ((low <= truth[question]) & (truth[question] <= high)).mean() if known else np.nan,
+            "half_width": float(np.median(high - low) / 2),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")

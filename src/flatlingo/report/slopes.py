@@ -1,0 +1,274 @@
+"""How many points accuracy rises or falls per halving of Tr(F), over conditions, and what may be said of it.
+
+Runs of one seed share their training order and their initial head, so they are compared with each other only: sums are
+taken within blocks, a seed or a seed and a family. Conditions are what is sampled: they are left out and permuted
+whole, with all their seeds.
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from flatlingo.errors import FlatlingoError
+from flatlingo.report.judging import holm, judge
+from flatlingo.report.statistics import METHODS, Correlation, language_means
+
+OUTCOMES = {  # column: what prose calls it
+    "english_accuracy": "English accuracy",
+    "zero_shot_accuracy": "zero-shot accuracy",
+    "gain": "gain",
+    "adapted": "accuracy after adaptation",
+}
+ENOUGH = 6  # conditions; no interval from fewer
+
+
+@dataclass(frozen=True)
+class Slope:
+    """Points of an outcome per halving of Tr(F), its 95 % jackknife interval and its permutation p-value.
+
+    Attributes:
+        value: positive where the outcome is higher at smaller traces; NaN where Tr(F) does not vary within a block.
+        low: lower end of the interval; NaN with fewer than six conditions.
+        high: upper end.
+        p_value: two-sided, on |slope|.
+        conditions: what the interval and the p-value rest on.
+        seeds: seeds among the runs.
+        runs: runs used.
+    """
+
+    value: float
+    low: float
+    high: float
+    p_value: float
+    conditions: int
+    seeds: int
+    runs: int
+
+
+class _Grid(NamedTuple):
+    """Two columns as (condition, seed), NaN where there is no run, and where each family's conditions begin."""
+
+    x: np.ndarray
+    y: np.ndarray
+    starts: np.ndarray
+
+
+def slope(
+    table: pd.DataFrame,
+    y: str,
+    *,
+    x: str = "trace",
+    within_families: bool = False,
+    seed: int = 0,
+    n_permutations: int = 9999,
+) -> Slope:
+    """Least-squares slope of an outcome in -log2 Tr(F) with the seed as a factor, or seed and family.
+
+    Σ_b Σ_{i∈b} (x_i - x̄_b)(y_i - ȳ_b) / Σ_b Σ_{i∈b} (x_i - x̄_b)² over blocks b. A block is a seed or, within families,
+    a seed and a family; a condition that is alone in its family then says nothing and is not counted.
+
+    The interval leaves out one condition at a time, with all its seeds (the cluster jackknife, CV3 of MacKinnon,
+    Nielsen & Webb 2023): value ± t · SE, SE² = (C-1)/C Σ_c (slope without c - their mean)², with t of C - families - 1
+    degrees of freedom. On simulated studies of 7 to 14 conditions it covers the true slope in 92-99 % of cases;
+    percentiles of resampled conditions cover it in 87-96 %.
+
+    The p-value permutes whole conditions, within families where they are held fixed: a condition's values of y, of all
+    seeds, go to another condition's traces. The statistic is |slope|. Every arrangement is tried where there are at
+    most `n_permutations`; otherwise p = (1 + k)/(1 + n) for k of n random arrangements at least as large.
+
+    Args:
+        table: one row per run, or per run and target language (then the mean over languages counts).
+        y: name of the outcome, in 0..1.
+        x: name of the trace.
+        within_families: whether the family is held fixed as well.
+        seed: of the random arrangements.
+        n_permutations: arrangements at most.
+
+    Returns:
+        The slope in points per halving.
+
+    Raises:
+        FlatlingoError: for a column that the table lacks, two runs of one condition and seed, or a trace of 0 or less.
+
+    >>> runs = pd.DataFrame({"family": "l2", "label": list("abcd"), "seed": 1, "trace": [8.0, 4.0, 2.0, 1.0]})
+    >>> found = slope(runs.assign(gain=[0.00, 0.01, 0.02, 0.03]), "gain")
+    >>> round(found.value, 9), found.low, round(found.p_value, 3)  # 2 of 24 orders; four conditions give no interval
+    (1.0, nan, 0.083)
+    """
+    runs = per_seed(table, [x, y])
+    if (runs[x] <= 0).any():
+        raise FlatlingoError(f"column {x} of run {runs.loc[(runs[x] <= 0).idxmax(), 'label']} is not above 0")
+    runs = runs.assign(**{x: -np.log2(runs[x]), y: 100 * runs[y]})
+    grid, seeds = _grid(runs, x, y, within_families)
+    value, (low, high), p = _inference(grid, _slope, seed, n_permutations)
+    return Slope(value, low, high, p, len(grid.x), seeds, int((~np.isnan(grid.x)).sum()))
+
+
+def slopes(table: pd.DataFrame, *, within_families: bool = False, seed: int = 0, **options) -> pd.DataFrame:
+    """The slope of every outcome that the table has, with Holm's p-values over them and the verdicts.
+
+    Returns:
+        Indexed by outcome: `value, low, high` (points per halving of Tr(F)), `p` (Holm), `conditions, seeds, verdict`.
+
+    Raises:
+        FlatlingoError: as for `slope`.
+    """
+    found = [slope(table, y, within_families=within_families, seed=seed, **options) for y in outcomes(table)]
+    rows = pd.DataFrame(
+        {name: [getattr(one, name) for one in found] for name in ("value", "low", "high", "conditions", "seeds")},
+        index=[OUTCOMES[y] for y in outcomes(table)],
+    )
+    rows.insert(3, "p", holm([one.p_value for one in found]))
+    rows["verdict"] = [judge(row.value, row.low, row.high, row.p) for row in rows.itertuples()]
+    return rows
+
+
+def rank_correlation(
+    table: pd.DataFrame,
+    y: str,
+    *,
+    x: str = "trace",
+    within_families: bool = False,
+    seed: int = 0,
+    n_permutations: int = 9999,
+) -> Correlation:
+    """Spearman's ρ of an outcome and a trace within blocks; the p-value rests on |ρ|, permuted within the same blocks.
+
+    Ranks are taken over all runs and centred within each block (a seed, or a seed and a family). Interval (of artanh ρ)
+    and permutations are those of `slope`: whole conditions, within families where these are held fixed.
+
+    Args:
+        table: as for `slope`, and so are the others; y need not be an accuracy.
+        y: see above.
+        x: see above.
+        within_families: see above.
+        seed: see above.
+        n_permutations: see above.
+
+    Returns:
+        The correlation; interval NaN with fewer than six conditions.
+
+    Raises:
+        FlatlingoError: as for `slope`.
+    """
+    runs = per_seed(table, [x, y])
+    runs = runs.assign(**{name: stats.rankdata(runs[name]) for name in (x, y)})
+    grid, _ = _grid(runs, x, y, within_families)
+    value, interval, p = _inference(grid, _artanh_correlation, seed, n_permutations)
+    low, high = np.tanh(interval)
+    n = int((~np.isnan(grid.x)).sum())
+    return Correlation(math.tanh(value), float(low), float(high), p, n, len(grid.x), method="spearman")
+
+
+def rank_correlations(table: pd.DataFrame, *, x: str = "trace", seed: int = 0, **options) -> pd.DataFrame:
+    """`rank_correlation` of every outcome, within seeds and within seeds and families, as a table to print."""
+    rows = {}
+    for within, blocks in ((False, "seed"), (True, "seed and family")):
+        for y in outcomes(table):
+            found = rank_correlation(table, y, x=x, within_families=within, seed=seed, **options)
+            rows[OUTCOMES[y], blocks] = {
+                METHODS["spearman"]: found.value, "low": found.low, "high": found.high, "p (of |ρ|)": found.p_value,
+                "conditions": found.conditions,
+            }  # fmt: skip
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["outcome", "within"])
+
+
+def outcomes(table: pd.DataFrame) -> list[str]:
+    """Names of the outcomes that a table has values of."""
+    return [name for name in OUTCOMES if name in table and table[name].notna().any()]
+
+
+def per_seed(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """One row per condition and seed that has all the columns; of a table with a second stage the mean over languages.
+
+    Raises:
+        FlatlingoError: for a column that the table lacks, or two runs of one condition and seed.
+    """
+    missing = [name for name in ("family", "label", "seed", *columns) if name not in table]
+    if missing:
+        raise FlatlingoError(f"the table has no column {', '.join(missing)}; it has {', '.join(table.columns)}")
+    runs = language_means(table) if "language" in table else table
+    twice = runs.duplicated(["label", "seed"])
+    if twice.any():
+        label, seed = runs.loc[twice, ["label", "seed"]].iloc[0]
+        raise FlatlingoError(f"condition {label} has two runs of seed {seed}; give the runs of one plan and preset")
+    return runs.dropna(subset=columns)
+
+
+def _grid(runs: pd.DataFrame, x: str, y: str, within_families: bool) -> tuple[_Grid, int]:
+    """The grid of runs, its conditions sorted by family, and the number of seeds."""
+    family = runs.groupby("label", sort=False)["family"].first() if within_families else None
+    if within_families:
+        family = family[family.map(family.value_counts()) > 1].sort_values(kind="stable")
+        runs = runs[runs["label"].isin(family.index)]
+    labels = runs["label"].unique() if family is None else family.index
+    columns = [runs.pivot(index="label", columns="seed", values=name).reindex(labels) for name in (x, y)]
+    # Differences only matter: values near 0 lose no digits in the sums.
+    values = [(column - column.mean(axis=None)).to_numpy(dtype=float) for column in columns]
+    starts = np.array([0]) if family is None else np.flatnonzero(~family.duplicated().to_numpy())
+    return _Grid(*values, starts), runs["seed"].nunique()
+
+
+def _inference(grid: _Grid, statistic, seed: int, n_permutations: int) -> tuple[float, tuple[float, float], float]:
+    """Value, 95 % jackknife interval and permutation p-value of a statistic of a grid."""
+    n = len(grid.x)
+    value = float(statistic(grid.x, grid.y, grid.starts)) if n > 1 else math.nan
+    if math.isnan(value):
+        return value, (math.nan, math.nan), math.nan
+    interval = _jackknife(grid, statistic, value) if n >= ENOUGH else (math.nan, math.nan)
+    orders, exact = _arrangements(np.diff([*grid.starts, n]), n_permutations, seed)
+    permuted = np.abs(statistic(grid.x, grid.y[orders], grid.starts))
+    as_large = int((permuted >= abs(value) * (1 - 1e-9)).sum())
+    return value, interval, as_large / len(orders) if exact else (1 + as_large) / (1 + len(orders))
+
+
+def _jackknife(grid: _Grid, statistic, value: float) -> tuple[float, float]:
+    n = len(grid.x)
+    freedom = n - len(grid.starts) - 1
+    without = np.where(np.eye(n, dtype=bool)[:, :, None], np.nan, grid.x)
+    left = statistic(without, grid.y, grid.starts)
+    if freedom < 1 or np.isnan(left).any():
+        return math.nan, math.nan
+    half = stats.t.ppf(0.975, freedom) * math.sqrt((n - 1) / n * ((left - left.mean()) ** 2).sum())
+    return value - half, value + half
+
+
+def _arrangements(sizes: np.ndarray, most: int, seed: int) -> tuple[np.ndarray, bool]:
+    """Orders of conditions in which each stays in its family, (order, condition), and whether these are all."""
+    begins = np.cumsum(sizes) - sizes
+    if math.prod(math.factorial(size) for size in sizes) <= most:
+        every = [itertools.permutations(range(begin, begin + size)) for begin, size in zip(begins, sizes, strict=True)]
+        return np.array([[*itertools.chain(*parts)] for parts in itertools.product(*every)]), True
+    rng = np.random.default_rng(seed)
+    parts = [np.tile(np.arange(begin, begin + size), (most, 1)) for begin, size in zip(begins, sizes, strict=True)]
+    return np.concatenate([rng.permuted(part, axis=1) for part in parts], axis=1), False
+
+
+def _slope(x: np.ndarray, y: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    products, squares, _ = _sums(x, y, starts)
+    return np.divide(products, squares, out=np.full_like(products, np.nan), where=squares > 1e-12)
+
+
+def _artanh_correlation(x: np.ndarray, y: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    products, x_squares, y_squares = _sums(x, y, starts)
+    norms = np.sqrt(x_squares * y_squares)
+    found = np.divide(products, norms, out=np.full_like(products, np.nan), where=norms > 1e-12)
+    return np.arctanh(np.clip(found, -1 + 1e-12, 1 - 1e-12))
+
+
+def _sums(x: np.ndarray, y: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sums within blocks of (x - x̄)(y - ȳ), (x - x̄)² and (y - ȳ)², (…): of (…, condition, seed), NaN where absent."""
+    present = ~(np.isnan(x) | np.isnan(y))
+    x, y = np.where(present, x, 0.0), np.where(present, y, 0.0)
+    number, x_sum, y_sum = (np.add.reduceat(values, starts, axis=-2) for values in (present.astype(float), x, y))
+    number = np.maximum(number, 1)
+    pairs = ((x, y, x_sum, y_sum), (x, x, x_sum, x_sum), (y, y, y_sum, y_sum))
+    return tuple(
+        np.einsum("...cs,...cs->...", a, b) - (a_sum * b_sum / number).sum(axis=(-2, -1))
+        for a, b, a_sum, b_sum in pairs
+    )

@@ -1,0 +1,1 @@
+"""The study: families of methods, presets and plans, runs and their store."""

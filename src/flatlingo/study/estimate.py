@@ -1,0 +1,190 @@
+"""What a sweep will take, before it is started: runs, rows, steps, and hours and memory from measured steps."""
+
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from flatlingo import devices, hub
+from flatlingo.errors import FlatlingoError
+from flatlingo.study import measure
+from flatlingo.study.clock import Clock, Line
+from flatlingo.study.measure import Classifier
+from flatlingo.study.presets import Condition, Encoder, RunSpec, load_preset
+from flatlingo.study.run import TRACE_BATCH
+from flatlingo.study.sources import Sources
+from flatlingo.study.terms import settings, terms
+from flatlingo.study.workload import PREDICTION_BATCH, Lengths, Workload, workload
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a sweep takes.
+
+    Attributes:
+        families: one row a family of conditions, with the columns `runs`, `step_seconds` and `run_hours`.
+        memory: the largest number of bytes held while measuring.
+        text: all of it, for people.
+    """
+
+    families: pd.DataFrame
+    memory: int
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def estimate(
+    plan: str,
+    *,
+    preset: str,
+    seeds: int | list[int] | None = None,
+    task: str | Path | None = None,
+    data: str | Path | None = None,
+    model: str | Path | None = None,
+) -> Estimate:
+    """Estimate a sweep from training steps, predictions and Tr(F) that are timed here, one torch thread on CPU.
+
+    Of the encoder only the configuration and the tokenizer are read, from a folder or the Hugging Face cache: weights
+    are random, which takes as long. The rows are loaded as a run loads them.
+
+    Args:
+        plan: one of `presets.PLANS`.
+        preset: a name, or a path to a YAML file.
+        seeds: how many, or which; the preset's number by default.
+        task: as for `sweep`, and so are the others.
+        data: see above.
+        model: see above.
+
+    Raises:
+        FlatlingoError: for bad input, and for an encoder or rows that are not at hand.
+    """
+    chosen = load_preset(preset)
+    sources = Sources.of(chosen, plan, model=model, task=task, data=data)
+    specs = sources.specs(plan, chosen, seeds)
+    rows = sources.load_task(specs[0].setup, specs[0].seed)
+    tokenizer, classifier = _stand_in(sources.encoder, len(rows.labels))
+    lengths = Lengths(rows, tokenizer, specs[0].setup.training.max_length)
+    work = workload(specs[0], lengths)
+    clock = Clock(
+        Classifier(classifier.to(devices.device()), tokenizer, lengths.max_length),
+        rows.rows("en", "train"),
+        lengths.of("en", "train"),
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as runs do
+    try:
+        steps, measured = _steps(specs, work, clock), _measured(work, clock)
+    finally:
+        torch.set_num_threads(threads)
+    families = _families(specs, work, steps, measured)
+    memory = _memory(clock)
+    lines = [
+        *_described(specs, chosen.name, classifier, work),
+        rows.describe(),
+        f"timed on {devices.device_name()}, the measurements of a run taking {measured / 3600:.3g} hours",
+        families.to_string(float_format="{:.3g}".format),
+        f"together {(families['runs'] * families['run_hours']).sum():.3g} hours with one run at a time",
+        f"memory: {memory / 1e9:.2f} GB {'on the GPU' if clock.on_gpu else 'in this process, with half a batch'}; "
+        f"on disk {len(specs) * _parameters(classifier) * 4 / 1e9:.3g} GB of weights, unless discarded",
+    ]
+    return Estimate(families, memory, "\n".join(lines))
+
+
+def _stand_in(encoder: Encoder, labels: int) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """The tokenizer of an encoder, and a classifier of its shape with random weights."""
+    source = str(hub.SHIPPED.get(encoder.source, Path(encoder.source).expanduser()))
+    options = {"revision": encoder.revision, "local_files_only": True, "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(source, num_labels=labels, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        with torch.random.fork_rng(devices=[]):
+            return tokenizer, AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).eval()
+    except (OSError, ValueError) as error:
+        raise FlatlingoError(
+            f"{encoder.source}: a dry run needs its configuration and tokenizer, and they are neither in a folder nor "
+            f'in the Hugging Face cache; run `hf download {encoder.source} --include "*.json" "*.txt" "*.model"`, or '
+            f"give a folder as the model ({str(error).strip().partition(chr(10))[0]})"
+        ) from error
+
+
+def _steps(specs: list[RunSpec], work: Workload, clock: Clock) -> dict[str, Line]:
+    """Seconds of a training step by family: of each at its largest weight, since at weight 0 a method is left out."""
+    batch_size = specs[0].setup.training.batch_size
+    length = work.english.tokens / work.english.calls / batch_size  # to which batches are padded in the mean
+    plain = clock.step(_under(specs[0], Condition(family="none")), batch_size, length)
+    lines = {}
+    for spec in sorted(specs, key=lambda spec: spec.condition.weight):
+        family = spec.condition.family
+        adds = terms(spec, clock.classifier.tokenizer) or "sam" in settings(spec.condition)
+        lines[family] = clock.step(_under(spec, spec.condition), batch_size, length) if adds else plain
+    if "trace_penalty" in lines:
+        share = 1 / specs[0].setup.trace_penalty_every
+        lines["trace_penalty"] = plain.towards(lines["trace_penalty"], share)
+    return {"none": plain} | lines
+
+
+def _under(spec: RunSpec, condition: Condition) -> RunSpec:
+    """The run under a condition, with a trace penalty in every step."""
+    setup = spec.setup.model_copy(update={"trace_penalty_every": 1})
+    return spec.model_copy(update={"condition": condition, "setup": setup})
+
+
+def _measured(work: Workload, clock: Clock) -> float:
+    """Seconds of all measurements of a run."""
+    classifier = clock.classifier
+    start = {name: parameter.detach().clone() for name, parameter in classifier.model.named_parameters()}
+    predict = clock.measurement(classifier.logits, PREDICTION_BATCH)
+    trace = clock.measurement(lambda rows: measure.trace(classifier, rows, start), TRACE_BATCH)
+    brief = clock.measurement(classifier.traces, TRACE_BATCH)
+    return predict(work.predicted) + trace(work.traced) + brief(work.traced_briefly)
+
+
+def _families(specs: list[RunSpec], work: Workload, steps: dict[str, Line], measured: float) -> pd.DataFrame:
+    """Runs, seconds of a step and hours of a run by family."""
+    second_stage = specs[0].setup.second_stage
+    rows = {}
+    for family, runs in pd.Series([spec.condition.family for spec in specs]).value_counts(sort=False).items():
+        english = steps[family](work.english)
+        adapting = steps[family if second_stage and second_stage.regularized else "none"](work.second_stage)
+        hours = (english + adapting + measured) / 3600
+        rows[family] = {"runs": runs, "step_seconds": english / work.english.calls, "run_hours": hours}
+    return pd.DataFrame.from_dict(rows, orient="index").astype({"runs": int})
+
+
+def _described(specs: list[RunSpec], preset: str, model: PreTrainedModel, work: Workload) -> list[str]:
+    first, setup = specs[0], specs[0].setup
+    lines = [
+        f"{first.plan}, preset {preset}: {len(specs)} runs of {first.encoder} ({_parameters(model) / 1e6:.1f} M "
+        "parameters)",
+        f"a run: {setup.training.epochs} epochs, {work.english.calls:,} steps of {setup.training.batch_size}",
+    ]
+    if asked := setup.second_stage:
+        control = " and English" if asked.english_control else ""
+        lines.append(
+            f"then {work.second_stage.calls:,} steps on half of the rows of {', '.join(asked.languages)}{control}"
+        )
+    return lines
+
+
+def _parameters(model: PreTrainedModel) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _memory(clock: Clock) -> int:
+    """Largest number of bytes held so far, on the GPU or, without one, by the process."""
+    if clock.on_gpu:
+        return torch.cuda.max_memory_allocated()
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else 1024 * largest  # macOS counts bytes, Linux KiB

@@ -1,0 +1,167 @@
+"""What is measured of a trained classifier, each step a function: scalars for `result.json`, arrays for `rows.npz`.
+
+Everything is float32 in eval mode, whatever the precision of training. Fine-tuned weights are not kept, so what one may
+want to ask later is stored now: predictions and margins row by row, the trace of each example and of each tensor.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from flatlingo import evaluation
+from flatlingo.fisher import FisherTrace, empirical_fisher
+from flatlingo.fisher.trace import module_group
+
+
+class Measured(NamedTuple):
+    """Numbers of a result by name, and arrays by name (a name's first part says what, the others of what)."""
+
+    numbers: dict[str, Any]
+    arrays: dict[str, np.ndarray]
+
+
+class Classifier(NamedTuple):
+    """A model with its tokenizer and the largest number of tokens that it was trained with."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+
+    def logits(self, rows: Dataset) -> np.ndarray:
+        """Logits (rows, classes) in float32."""
+        return evaluation.logits(self.model, self.tokenizer, rows, max_length=self.max_length)
+
+    def traces(self, rows: Dataset, **options: Any) -> FisherTrace:
+        """Tr(F) of rows; options as for `evaluation.trace_of_rows`."""
+        return evaluation.trace_of_rows(self.model, self.tokenizer, rows, max_length=self.max_length, **options)
+
+
+def fit(classifier: Classifier, rows: Dataset) -> Measured:
+    """How well the training rows are fitted, as labelled and as they should be, and the wrong labels among them.
+
+    Arrays: `fitted/train`, whether a row is predicted as labelled; `noisy/train`, whether its label is a wrong one.
+    """
+    logits, labels = classifier.logits(rows), np.array(rows["label"])
+    clean = np.array(rows["clean_label"]) if "clean_label" in rows.column_names else labels
+    predicted, noisy = logits.argmax(1), clean != labels
+    numbers = {
+        "train_accuracy": float((predicted == labels).mean()),
+        "train_loss": _loss(logits, labels),
+        "clean_train_accuracy": float((predicted == clean).mean()),
+        "clean_train_loss": _loss(logits, clean),
+        "noisy_fitted": float((predicted == labels)[noisy].mean()) if noisy.any() else None,
+    }
+    return Measured(numbers, {"fitted/train": predicted == labels, "noisy/train": noisy})
+
+
+def accuracy(classifier: Classifier, rows: Dataset, language: str, kept: int) -> Measured:
+    """Accuracy on a language's validation rows.
+
+    Arrays: `correct/<language>` of every row; `margin/<language>` of the first `kept`: log p of the label less that of
+    the most probable other class.
+    """
+    logits, labels = classifier.logits(rows), np.array(rows["label"])
+    correct = logits.argmax(1) == labels
+    margins = _margins(logits, labels)
+    return Measured(
+        {"accuracy": float(correct.mean()), "loss": _loss(logits, labels), "margin": float(margins.mean())},
+        {f"correct/{language}": correct, f"margin/{language}": margins[:kept].astype(np.float16)},
+    )
+
+
+def trace(classifier: Classifier, rows: Dataset, start: Mapping[str, torch.Tensor]) -> Measured:
+    """Tr(F) on English rows, by module group and by tensor, and the empirical Fisher of the same rows.
+
+    Args:
+        classifier: the trained model.
+        rows: the rows.
+        start: its weights before training, by name: how far it has moved is the norm of the difference.
+
+    Returns:
+        Numbers: the `trace` with its parts, `empirical_fisher`, `scale_aware` = Σ_t ‖θ_t‖² Tr(F_t) over tensors (Dinh
+        et al. 2017: unlike Tr(F) it does not change when layers are rescaled) and `distance` = ‖θ - θ_0‖.
+        Arrays: `trace/en` of each row; of each tensor `tensor/name`, `tensor/size`, `tensor/trace`,
+        `tensor/squared_norm` and `tensor/squared_distance`.
+    """
+    model = classifier.model
+    by_tensor = classifier.traces(rows, by="parameter")
+    parts = by_tensor.contributions.mean()
+    groups = parts.groupby([module_group(model, name) for name in parts.index], sort=False).sum()
+    weights = {name: parameter.detach().double().cpu() for name, parameter in model.named_parameters()}
+    tensors = {
+        "name": np.array(list(parts.index)),
+        "size": np.array([weights[name].numel() for name in parts.index]),
+        "trace": parts.to_numpy().astype(np.float32),
+        "squared_norm": np.array([_squared_norm(weights[name]) for name in parts.index], dtype=np.float32),
+        "squared_distance": np.array(
+            [_squared_norm(weights[name] - start[name].double()) for name in parts.index], dtype=np.float32
+        ),
+    }
+    return Measured(
+        {
+            "trace": _summary(by_tensor) | {"groups": groups.to_dict()},
+            "empirical_fisher": classifier.traces(rows, measure=empirical_fisher).value,
+            "scale_aware": float((tensors["squared_norm"].astype(float) * parts.to_numpy()).sum()),
+            "distance": float(tensors["squared_distance"].astype(float).sum() ** 0.5),
+        },
+        {"trace/en": by_tensor.per_example.astype(np.float32)}
+        | {f"tensor/{name}": values for name, values in tensors.items()},
+    )
+
+
+def target_trace(classifier: Classifier, rows: Dataset, language: str) -> Measured:
+    """Tr(F) on another language's rows; array `trace/<language>`: of each row."""
+    found = classifier.traces(rows)
+    return Measured({"trace": _summary(found)}, {f"trace/{language}": found.per_example.astype(np.float32)})
+
+
+def held_out(classifier: Classifier, rows: Dataset, name: str) -> Measured:
+    """Accuracy on held-out rows of the second stage; array `name`: whether each is right."""
+    correct = classifier.logits(rows).argmax(1) == np.array(rows["label"])
+    return Measured({"accuracy": float(correct.mean())}, {name: correct})
+
+
+def curve(log: Sequence[Mapping[str, float]]) -> list[dict]:
+    """The training curve to 5 digits: of each entry of a Trainer's log the step, the loss and its terms, and Tr(F)."""
+    kept = [
+        {name: float(f"{value:.5g}") for name, value in entry.items() if name.startswith(("loss", "trace/"))}
+        for entry in log
+    ]
+    return [{"step": entry["step"]} | values for entry, values in zip(log, kept, strict=True) if values]
+
+
+def _summary(found: FisherTrace) -> dict[str, float]:
+    logarithms = np.log(found.per_example)
+    return {
+        "value": found.value,
+        "standard_error": found.standard_error,
+        "examples": found.n,
+        "log_mean": float(logarithms.mean()),
+        "log_standard_error": float(logarithms.std(ddof=1) / found.n**0.5),
+    }
+
+
+def _loss(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Mean cross entropy in nats."""
+    return float(-_log_softmax(logits)[np.arange(len(labels)), labels].mean())
+
+
+def _margins(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Log p of the label less the largest log p of another class, (rows,)."""
+    rows = np.arange(len(labels))
+    others = logits.astype(float)
+    others[rows, labels] = -np.inf
+    return logits[rows, labels] - others.max(1)
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    logits = logits.astype(float)
+    return logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+
+
+def _squared_norm(values: torch.Tensor) -> float:
+    return float(values.square().sum())

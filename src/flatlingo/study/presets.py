@@ -1,0 +1,328 @@
+"""What a study trains: presets, plans, conditions, and the configuration of a run. Plain data, without torch."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from flatlingo.errors import FlatlingoError, unknown
+from flatlingo.files import PRESETS
+from flatlingo.study.families import FAMILIES, family
+
+PLANS = ("nli", "paraphrase", "methods", "regularized_second_stage")
+S = TypeVar("S", bound=BaseModel)
+
+
+def _known_family(name: str) -> str:
+    if name not in FAMILIES:
+        raise ValueError(unknown("family", name, FAMILIES))
+    return name
+
+
+def _known_plan(name: str) -> str:
+    if name not in PLANS:
+        raise ValueError(unknown("plan", name, PLANS))
+    return name
+
+
+FamilyName = Annotated[str, AfterValidator(_known_family)]
+PlanName = Annotated[str, AfterValidator(_known_plan)]
+
+
+class _Settings(BaseModel):
+    """Immutable settings that refuse unknown names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Condition(_Settings):
+    """One regulariser setting: one marker of a figure.
+
+    The weight is what a method has in its place (`families.Family.weight`): λ, a probability, a radius, …
+
+    >>> Condition(family="consistency", weight=0.6).label, Condition(family="none").label
+    ('kl=0.6', 'none')
+    """
+
+    family: FamilyName
+    weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+
+    @property
+    def label(self) -> str:
+        """The name in legends and run ids, as in the paper: `kl=k`, `fpen=k`."""
+        return family(self.family).label(self.weight)
+
+
+class Training(_Settings):
+    """Fine-tuning: AdamW without weight decay, linear decay to 0, clipping at 1 (Wang et al. 2021).
+
+    `warmup`: share of the steps in which the learning rate rises linearly from 0. `group_by_length`: batches of rows of
+    about one length, in random order, so that little is padded; other batches, hence another training.
+    """
+
+    epochs: int = Field(gt=0)
+    batch_size: int = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+    max_length: int = Field(ge=8)
+    warmup: float = Field(default=0.0, ge=0, lt=1, exclude_if=lambda share: share == 0)
+    group_by_length: bool = Field(default=False, exclude_if=lambda on: not on)
+
+
+class Segmentation(_Settings):
+    """How the second view of the consistency loss is segmented: `p` for WordPiece, `alpha` for a unigram tokenizer.
+
+    `shared_pass`: both views go through the model in one pass, which saves time on a GPU: the same loss, other draws of
+    dropout.
+    """
+
+    p: float = Field(default=0.2, ge=0, lt=1)
+    alpha: float = Field(default=0.2, gt=0, exclude_if=lambda alpha: alpha == 0.2)
+    mode: Literal["faithful", "clean"] = "faithful"
+    shared_pass: bool = Field(default=False, exclude_if=lambda shared: not shared)
+
+
+class SecondStage(_Settings):
+    """Further fine-tuning on half of a target language's validation rows, with its own share of redrawn labels.
+
+    `regularized`: the regularisers of the condition stay on. `english_control`: the same once more on as many English
+    rows, which separates what more rows give from what the language gives.
+    """
+
+    languages: tuple[str, ...] = Field(min_length=1)
+    epochs: int = Field(gt=0)
+    batch_size: int = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+    label_noise: float = Field(default=0.0, ge=0, le=1)
+    regularized: bool = False
+    english_control: bool = True
+
+
+class Measurement(_Settings):
+    """What is measured of a model, besides its accuracy on every validation row.
+
+    `trace_examples`: English validation rows of Tr(F), all by default; `target_examples`: those of each other language,
+    0 for none. `curve`: at which shares of the training steps Tr(F) is measured on the way, on the first
+    `curve_examples` rows.
+    """
+
+    trace_examples: int | None = Field(default=None, gt=1)
+    target_examples: int = Field(default=0, ge=0)
+    curve: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = ()
+    curve_examples: int = Field(default=100, gt=1)
+
+
+class Setup(_Settings):
+    """How every run of a plan is trained and measured: all but its condition, its seed and where its files lie.
+
+    `task`: a name, or the path of a task's description. `label_noise`: share of the English training labels redrawn.
+    `precision`: of training, on any device; what is measured is float32. `trace_penalty_every`: the exact trace penalty
+    is computed in every k-th step, times k. A setting that is left out at its default can be added without changing the
+    ids of older runs (`exclude_if`).
+    """
+
+    task: str
+    languages: tuple[str, ...] = ("en", "de", "es", "zh")
+    train_size: int | None = Field(default=None, gt=0)
+    validation_size: int | None = Field(default=None, gt=0)
+    label_noise: float = Field(default=0.0, ge=0, le=1)
+    training: Training
+    precision: Literal["float32", "bf16"] = "float32"
+    segmentation: Segmentation = Segmentation()
+    second_stage: SecondStage | None = None
+    measurement: Measurement = Measurement()
+    trace_penalty_every: int = Field(default=1, gt=0, exclude_if=lambda every: every == 1)
+
+
+class Provenance(_Settings):
+    """Where an encoder or rows came from, and what tells them from others.
+
+    Attributes:
+        source: "files", "generated", or the id of a model or data set on the Hub.
+        revision: the commit on the Hub.
+        sha256: of the files, or of a sample of generated rows.
+    """
+
+    source: str
+    revision: str | None = None
+    sha256: str | None = None
+
+
+class RunSpec(_Settings):
+    """One run as a plan asks for it: what decides its result, but for the files of encoder and rows.
+
+    `encoder` is the encoder's own name: the last part of its Hub id or of its folder.
+    """
+
+    plan: PlanName
+    condition: Condition
+    seed: int = Field(ge=0)
+    encoder: str
+    setup: Setup
+
+    @property
+    def name(self) -> str:
+        """Plan, condition and seed: `nli-kl=0.6-s1`, the first part of a run's id."""
+        return f"{self.plan}-{self.condition.label}-s{self.seed}"
+
+
+class RunConfig(RunSpec):
+    """Everything that decides the result of one run. Equal configurations have equal ids, whatever the machine."""
+
+    weights: Provenance
+    rows: Provenance
+
+    @property
+    def run_id(self) -> str:
+        """`nli-kl=0.6-s1-` and ten hexadecimal digits of the SHA-256 of the configuration as canonical JSON."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return f"{self.name}-{hashlib.sha256(canonical.encode()).hexdigest()[:10]}"
+
+    @property
+    def spec(self) -> RunSpec:
+        """The run as a plan asks for it."""
+        return RunSpec.model_validate(self.model_dump(exclude={"weights", "rows"}))
+
+
+class Calibration(_Settings):
+    """What the weights of a plan's conditions are found from (`study.calibration`): never from the seeds reported.
+
+    `weights`: those tried, by family, ascending. `examples`: English validation rows of Tr(F).
+    """
+
+    seeds: tuple[int, ...] = Field(default=(101, 102), min_length=1)
+    examples: int = Field(default=500, gt=1)
+    weights: dict[FamilyName, tuple[Annotated[float, Field(gt=0)], ...]] = Field(min_length=1)
+
+
+class Plan(_Settings):
+    """A setup and the conditions it is run under, weights by family."""
+
+    setup: Setup
+    calibration: Calibration | None = None
+    conditions: dict[FamilyName, tuple[float, ...]] = Field(min_length=1)
+
+    def expand(self) -> list[Condition]:
+        """All conditions, in the order of the file."""
+        return [
+            Condition(family=name, weight=weight) for name, weights in self.conditions.items() for weight in weights
+        ]
+
+
+class Encoder(_Settings):
+    """A pre-trained encoder.
+
+    Attributes:
+        source: "mini-mbert", a Hub id, or a folder.
+        revision: the commit of a Hub id.
+        needs_gpu: whether it is too large to be trained on a CPU, which is then refused (`devices.require_gpu`).
+    """
+
+    source: str
+    revision: str | None = None
+    needs_gpu: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: object) -> object:
+        return {"source": value} if isinstance(value, str) else value
+
+    @property
+    def name(self) -> str:
+        """The last part of its id or path, which a run keeps."""
+        return Path(self.source).name
+
+
+class Preset(_Settings):
+    """A named size of the study: `smoke`, `mini`, `small`, `paper`, `xlmr`, or a YAML file of the same shape."""
+
+    name: str = Field(pattern=r"^\w[\w.-]*$")  # a folder of data/recorded and figures, and nothing outside them
+    encoder: Encoder
+    seeds: int = Field(default=1, gt=0)
+    plans: dict[PlanName, Plan] = Field(min_length=1)
+
+    def plan(self, name: str) -> Plan:
+        """One of its plans.
+
+        Raises:
+            FlatlingoError: for a name that is no plan's, or a plan that the preset does not have.
+        """
+        if name not in PLANS:
+            raise FlatlingoError(unknown("plan", name, PLANS))
+        if name not in self.plans:
+            raise FlatlingoError(f"preset {self.name} has no plan {name!r}; it has {', '.join(self.plans)}")
+        return self.plans[name]
+
+
+def known_presets() -> list[str]:
+    """Names of the presets that come with the package."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def load_preset(name: str) -> Preset:
+    """Read a preset by name, or from a path that ends in `.yaml`.
+
+    Raises:
+        FlatlingoError: if there is no such preset, or it does not have the shape of one; the message names the field.
+    """
+    path = Path(name) if name.endswith(".yaml") else PRESETS / f"{name}.yaml"
+    if not path.is_file() or not (name in known_presets() or name.endswith(".yaml")):
+        raise FlatlingoError(unknown("preset", name, known_presets()) + " (or give a path that ends in .yaml)")
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise FlatlingoError(f"preset {path.name} is not a YAML file: {error}") from error
+    return validated(Preset, settings, f"preset {path.name}")
+
+
+def validated(kind: type[S], values: object, what: str) -> S:
+    """The settings, or a `FlatlingoError` that names every field that is wrong and why."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise FlatlingoError(f"{what}: {wrong}") from error
+
+
+def chosen_seeds(preset: Preset, seeds: int | list[int] | None) -> list[int]:
+    """The seeds asked for: how many (1, 2, …, n), which, or by default the preset's number.
+
+    Raises:
+        FlatlingoError: for none, one that is negative, or one twice.
+    """
+    chosen = seeds if isinstance(seeds, list) else list(range(1, (seeds or preset.seeds) + 1))
+    if not chosen or min(chosen) < 0 or len(set(chosen)) < len(chosen):
+        raise FlatlingoError(f"seeds must be different numbers, 0 or more; got {seeds!r}")
+    return chosen
+
+
+def expand(
+    plan: str,
+    preset: Preset,
+    *,
+    seeds: int | list[int] | None = None,
+    encoder: Encoder | None = None,
+    task: str | None = None,
+) -> list[RunSpec]:
+    """The runs of one plan, seeds in the outer loop: when a seed is finished, its study is complete.
+
+    Args:
+        plan: one of `PLANS`.
+        preset: what to run.
+        seeds: how many (1, 2, …, n), or which; the preset's number by default.
+        encoder: another one than the preset's.
+        task: another one than the plan's: a name, or the path of a description.
+
+    Raises:
+        FlatlingoError: for an unknown plan, one that the preset does not have, or impossible seeds.
+    """
+    asked = preset.plan(plan)
+    setup = asked.setup if task is None else asked.setup.model_copy(update={"task": task})
+    encoder = encoder or preset.encoder
+    return [
+        RunSpec(plan=plan, condition=condition, seed=seed, encoder=encoder.name, setup=setup)
+        for seed in chosen_seeds(preset, seeds)
+        for condition in asked.expand()
+    ]

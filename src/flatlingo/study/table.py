@@ -1,0 +1,82 @@
+"""The tidy table of many runs, which reports are made of."""
+
+import math
+
+import pandas as pd
+
+from flatlingo.study.presets import RunConfig
+
+
+def table(configs: list[RunConfig], results: list[dict]) -> pd.DataFrame:
+    """One row a run or, where the study has a second stage, one row a run and target language.
+
+    Accuracies and shares lie in 0..1, losses are in nats, traces in nats²; NaN where something was not measured.
+
+    Columns of every table: `run_id, plan, task, encoder, family, weight, label, seed, classes,
+    seconds`; `english_accuracy`,
+    `accuracy_<language>` and `zero_shot_accuracy`, the mean over the other languages; `train_accuracy`, `train_loss`,
+    `clean_train_accuracy`, `clean_train_loss`, `noisy_fitted` (of the wrong training labels, the share reproduced);
+    `trace`, `trace_se`, `log_trace` (mean over examples of the logarithm), `trace_without_embeddings`, `head_trace`,
+    `trace_<language>`, `empirical_fisher`, `scale_aware`, `distance`, `margin` and `early_trace` (the first measured
+    after training began).
+
+    After a second stage also: `language`; on its held-out half `zero_shot`, `adapted`, `gain` = adapted - zero_shot,
+    `control` (adapted on as many English rows) and `control_gain`.
+    """
+    rows = [
+        row
+        for config, result in zip(configs, results, strict=True)
+        for row in _with_second_stage(_row(config, result), result.get("second_stage"))
+    ]
+    return pd.DataFrame(rows)
+
+
+def _row(config: RunConfig, result: dict) -> dict:
+    trace, accuracy = result["trace"], result["accuracy"]
+    others = {language: value for language, value in accuracy.items() if language != "en"}
+    measured = ("train_loss", "clean_train_accuracy", "clean_train_loss", "noisy_fitted", "scale_aware", "distance")
+    return {
+        "run_id": config.run_id,
+        "plan": config.plan,
+        "task": config.setup.task,
+        "encoder": config.encoder,
+        "family": config.condition.family,
+        "weight": config.condition.weight,
+        "label": config.condition.label,
+        "seed": config.seed,
+        "classes": _number(result.get("classes")),
+        "english_accuracy": accuracy["en"],
+        "zero_shot_accuracy": sum(others.values()) / len(others) if others else math.nan,
+        **{f"accuracy_{language}": value for language, value in others.items()},
+        "train_accuracy": result["train_accuracy"],
+        **{name: _number(result.get(name)) for name in measured},
+        "margin": _number(result.get("margin", {}).get("en")),
+        "trace": trace["value"],
+        "trace_se": trace["standard_error"],
+        "log_trace": _number(trace.get("log_mean")),
+        "trace_without_embeddings": trace["value"] - trace["groups"].get("embeddings", 0.0),
+        "head_trace": trace["groups"]["head"],
+        **{f"trace_{language}": found["value"] for language, found in result.get("target_trace", {}).items()},
+        "empirical_fisher": result["empirical_fisher"],
+        "early_trace": _early_trace(result.get("history", [])),
+        "seconds": result["seconds"],
+    }
+
+
+def _with_second_stage(row: dict, found: dict[str, dict] | None) -> list[dict]:
+    if found is None:
+        return [row]
+    rows = []
+    for language, accuracy in found.items():
+        start, control = accuracy["zero_shot"], _number(accuracy.get("control"))
+        gains = {"gain": accuracy["adapted"] - start, "control": control, "control_gain": control - start}
+        rows.append(row | {"language": language, "zero_shot": start, "adapted": accuracy["adapted"], **gains})
+    return rows
+
+
+def _early_trace(history: list[dict]) -> float:
+    return next((entry["trace/value"] for entry in history if entry["step"] > 0 and "trace/value" in entry), math.nan)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value

@@ -1,0 +1,46 @@
+"""The catalogue of methods, and the table of them that the package's docstring shows."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from flatlingo import regularizers
+from flatlingo.report import catalogue as module
+from flatlingo.report.catalogue import catalogue, method_table
+from flatlingo.study.families import FAMILIES
+
+
+@pytest.fixture
+def _benchmark(monkeypatch, tmp_path):
+    rows = [{"family": "none", "floor": 1, "time": 1}, {"family": "consistency", "floor": 2, "time": 1.9}]
+    path = tmp_path / "steps.json"
+    path.write_text(json.dumps({"rows": [*rows, {"family": "", "floor": 2, "time": 9}]}))
+    monkeypatch.setattr(module, "BENCHMARK", path)
+
+
+@pytest.mark.usefixtures("_benchmark")
+def test_every_method_has_its_line_its_cost_and_what_it_did():
+    runs = pd.DataFrame({"family": ["none", "none", "consistency"], "trace": [100.0, 300.0, 50.0]})
+    runs["english_accuracy"] = [0.5, 0.6, 0.57]
+    page = catalogue(runs)
+    assert sorted(["none", *page.index]) == sorted(FAMILIES)
+    assert page.loc["sam", "one line"] == "finetune(…, sam=SAM(rho=0.05))"
+    assert page.loc["consistency", ["passes", "time", "Tr(F)", "English"]].tolist() == pytest.approx([2, 1.9, 0.25, 2])
+    assert page["Tr(F)"].isna().sum() == page["English"].isna().sum() == len(page) - 1
+
+
+@pytest.mark.usefixtures("_benchmark")
+def test_a_setting_costs_a_plain_step_and_a_term_that_was_not_measured_is_unknown():
+    page = catalogue()
+    assert page.loc["weight_decay", "time"] == 1
+    assert pd.isna(page.loc["r3f", "time"])
+
+
+def test_without_the_benchmark_costs_are_unknown(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "BENCHMARK", tmp_path / "nothing.json")
+    assert catalogue()[["passes", "time", "Tr(F)", "English"]].isna().all(axis=None)
+
+
+def test_the_package_shows_the_table_of_the_families():
+    assert method_table() in regularizers.__doc__, "replace the table in regularizers/__init__.py by method_table()"

@@ -1,0 +1,400 @@
+"""What a study decides, on studies whose answer is known."""
+
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from flatlingo.errors import FlatlingoError
+from flatlingo.report import choosing, decisions, judging, matched, slopes
+from flatlingo.report.simulation import CONDITIONS, simulated_study, verdict_rates
+
+OUTCOME = "english_accuracy"
+
+
+def one_stage(seed=0, **study):
+    """A study as one row per run, without its second stage."""
+    return slopes.per_seed(simulated_study(seed, **study), []).drop(columns=["zero_shot", "adapted", "gain"])
+
+
+def without(table, *runs):
+    """A table without some runs, given as (label, seed)."""
+    return table[~pd.MultiIndex.from_frame(table[["label", "seed"]]).isin(runs)]
+
+
+GAPS = [("consistency=0.5", 2), ("fisher_penalty=0.1", 1), ("l2=0.75", 3)]
+
+
+def by_least_squares(table, within_families):
+    """The slope as the coefficient of a regression with an indicator for every block."""
+    blocks = table["seed"].astype(str) + (table["family"] if within_families else "")
+    design = np.column_stack([-np.log2(table["trace"]), pd.get_dummies(blocks).to_numpy(dtype=float)])
+    return np.linalg.lstsq(design, 100 * table[OUTCOME].to_numpy())[0][0]
+
+
+@pytest.mark.parametrize("missing", [[], GAPS], ids=["complete", "runs missing"])
+@pytest.mark.parametrize("within", [False, True], ids=["seed", "seed and family"])
+class TestSlope:
+    def table(self, missing):
+        return without(one_stage(3, slope=0.7), *missing)
+
+    def test_is_the_regression_with_a_factor(self, within, missing):
+        table = self.table(missing)
+        found = slopes.slope(table, OUTCOME, within_families=within, n_permutations=9)
+        assert found.value == pytest.approx(by_least_squares(table, within), rel=1e-10)
+        used = table[table.groupby("family")["label"].transform("nunique") > 1] if within else table
+        assert (found.conditions, found.seeds, found.runs) == (used["label"].nunique(), 3, len(used))
+
+    def test_interval_leaves_out_whole_conditions(self, within, missing):
+        table = self.table(missing)
+        if within:  # a condition alone in its family says nothing, whether it is there or not
+            table = table[table.groupby("family")["label"].transform("nunique") > 1]
+        left = [by_least_squares(table[table["label"] != label], within) for label in table["label"].unique()]
+        n, families = len(left), table["family"].nunique() if within else 1
+        half = stats.t.ppf(0.975, n - families - 1) * math.sqrt((n - 1) ** 2 / n * np.var(left, ddof=1))
+        found = slopes.slope(table, OUTCOME, within_families=within, n_permutations=9)
+        assert [found.low, found.high] == pytest.approx([found.value - half, found.value + half], rel=1e-9)
+
+    def test_p_value_permutes_whole_conditions(self, within, missing):
+        """Few conditions, so that all 120 (or, within families, 4) arrangements can be written down."""
+        shares = {"consistency": (0.5, 0.1), "fisher_penalty": (0.5, 0.1), "l2": (0.75,)}
+        table = without(one_stage(3, slope=0.3, conditions=shares), *missing)
+        labels, family = list(table["label"].unique()), table.groupby("label")["family"].first()
+        outcome = table.set_index(["label", "seed"])[OUTCOME]
+        found = []
+        for order in itertools.permutations(labels):
+            if within and any(family[a] != family[b] for a, b in zip(labels, order, strict=True)):
+                continue
+            source = dict(zip(labels, order, strict=True))
+            keys = pd.MultiIndex.from_arrays([table["label"].map(source), table["seed"]])
+            moved = table.assign(**{OUTCOME: outcome.reindex(keys).to_numpy()}).dropna(subset=[OUTCOME])
+            found.append(abs(by_least_squares(moved, within)))
+        expected = np.mean([value >= abs(by_least_squares(table, within)) - 1e-9 for value in found])
+        assert slopes.slope(table, OUTCOME, within_families=within).p_value == pytest.approx(expected)
+
+    def test_depends_on_neither_the_order_of_rows_nor_the_global_random_state(self, within, missing):
+        table = self.table(missing)
+        first = slopes.slope(table, OUTCOME, within_families=within, n_permutations=99)
+        np.random.seed(0)  # noqa: NPY002
+        second = slopes.slope(table, OUTCOME, within_families=within, n_permutations=99)
+        shuffled = slopes.slope(table.sample(frac=1, random_state=1), OUTCOME, within_families=within)
+        assert first == second
+        assert (shuffled.value, shuffled.low) == pytest.approx((first.value, first.low))
+
+    def test_rank_correlation_is_that_of_centred_ranks(self, within, missing):
+        table = self.table(missing)
+        blocks = [table["seed"], *([table["family"]] if within else [])]
+        ranks = table[["trace", OUTCOME]].rank()
+        if within:
+            keep = table.groupby("family")["label"].transform("nunique") > 1
+            ranks, blocks = ranks[keep], [block[keep] for block in blocks]
+        centred = ranks - ranks.groupby(blocks).transform("mean")
+        found = slopes.rank_correlation(table, OUTCOME, within_families=within, n_permutations=99)
+        # Ranks are those of all runs; a family of one condition is centred to 0 either way.
+        assert found.value == pytest.approx(np.corrcoef(centred.T)[0, 1])
+        assert -1 <= found.low <= found.value <= found.high <= 1
+
+
+def test_random_arrangements_agree_with_all_of_them():
+    table = one_stage(5, slope=0.15, conditions={"consistency": (0.75, 0.5, 0.25, 0.1), "l2": (0.9, 0.6, 0.3)})
+    exact = slopes.slope(table, OUTCOME).p_value
+    assert 0.01 < exact < 0.6
+    drawn = slopes.slope(table, OUTCOME, n_permutations=4000).p_value
+    assert drawn == pytest.approx(exact, abs=0.03)
+    assert drawn * 4001 == pytest.approx(round(drawn * 4001))
+
+
+def test_p_value_is_never_smaller_than_the_arrangements_allow():
+    table = one_stage(0, slope=5.0)
+    assert slopes.slope(table, OUTCOME, n_permutations=999).p_value == pytest.approx(1 / 1000)
+    within = slopes.slope(table, OUTCOME, within_families=True)
+    assert within.p_value >= 1 / (24 * 24 * 2 * 2)
+
+
+def test_repeating_every_run_adds_no_evidence():
+    once = one_stage(1, slope=0.3, seeds=1)
+    often = pd.concat([once.assign(seed=number) for number in range(5)])
+    one, five = (slopes.slope(table, OUTCOME, n_permutations=199) for table in (once, often))
+    assert (five.value, five.low, five.high, five.p_value) == pytest.approx((one.value, one.low, one.high, one.p_value))
+    assert (five.conditions, five.runs) == (14, 70)
+
+
+def test_differences_between_seeds_do_not_count():
+    table = one_stage(1, slope=0.3)
+    moved = table.assign(**{OUTCOME: table[OUTCOME] + 0.1 * table["seed"]})
+    assert slopes.slope(moved, OUTCOME).value == pytest.approx(slopes.slope(table, OUTCOME).value)
+
+
+@pytest.mark.parametrize(("conditions", "interval"), [(5, False), (6, True)])
+def test_no_interval_from_fewer_than_six_conditions(conditions, interval):
+    table = one_stage(0, conditions={"consistency": tuple(np.linspace(1, 0.1, conditions))})
+    found = slopes.slope(table, OUTCOME)
+    assert math.isfinite(found.low) == interval
+    assert (slopes.slopes(table).loc["English accuracy", "verdict"] == judging.TOO_FEW) != interval
+    assert math.isfinite(found.value)
+    assert math.isfinite(found.p_value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.drop(columns="trace"), "no column trace"),
+        (lambda t: pd.concat([t, t[:1]]), "condition none has two runs of seed 1"),
+        (lambda t: t.assign(trace=0.0), "column trace of run none is not above 0"),
+    ],
+    ids=["column missing", "two runs", "trace of 0"],
+)
+def test_tables_that_would_give_a_wrong_slope_are_refused(change, message):
+    with pytest.raises(FlatlingoError, match=message):
+        slopes.slope(change(one_stage()), OUTCOME)
+
+
+@pytest.mark.parametrize(
+    ("interval", "p", "verdict"),
+    [
+        ((0.8, 0.6, 1.0), 0.01, "rises"),
+        ((-0.8, -1.0, -0.6), 0.01, "falls"),
+        ((-0.8, -1.0, -0.6), 0.06, "undecided"),
+        ((0.2, -0.1, 0.5), 0.2, "no effect"),
+        ((0.3, 0.1, 0.5), 0.001, "no effect"),
+        ((0.3, 0.1, 0.51), 0.001, "rises"),
+        ((0.1, -0.4, 0.6), 0.7, "undecided"),
+        ((0.8, math.nan, math.nan), 0.001, "too few conditions"),
+    ],
+)
+def test_verdicts(interval, p, verdict):
+    assert judging.judge(*interval, p) == verdict
+
+
+def test_holm_is_scipys_on_the_smallest_and_never_falls():
+    p = [0.02, 0.001, 0.3, 0.04]
+    assert judging.holm(p) == pytest.approx([0.06, 0.004, 0.3, 0.08])
+    assert judging.holm([0.5, 0.6]) == pytest.approx([1, 1])
+
+
+class TestCompetent:
+    def test_is_judged_on_each_seed_above_chance(self):
+        table = one_stage(0, seeds=2).assign(clean_train_accuracy=0.9)
+        limit = 1 / 3 + 0.75 * (0.9 - 1 / 3)
+        weak = (table["label"] == "l2=0.5") & (table["seed"] == 2)
+        exact = (table["label"] == "l2=0.75") & (table["seed"] == 2)
+        table["clean_train_accuracy"] = np.where(weak, limit - 0.001, np.where(exact, limit, 0.9))
+        assert decisions.competent(table).equals(~weak)
+
+    def test_holds_for_every_language_of_a_run(self):
+        table = simulated_study(0)
+        table.loc[table["label"] == "l2=0.5", "clean_train_accuracy"] = 0.5
+        assert decisions.competent(table).equals(table["label"] != "l2=0.5")
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda t: without(t, ("none", 2)), "seed 2 has no run of condition none"),
+            (lambda t: t.assign(clean_train_accuracy=np.nan), "clean_train_accuracy is not known"),
+            (lambda t: t.drop(columns="classes"), "classes is not known"),
+            (lambda t: t.assign(clean_train_accuracy=0.3), "seed 1 learnt nothing"),
+        ],
+        ids=["no baseline", "accuracy unknown", "classes unknown", "baseline at chance"],
+    )
+    def test_refuses_what_cannot_be_judged(self, change, message):
+        with pytest.raises(FlatlingoError, match=message):
+            decisions.competent(change(one_stage()))
+
+
+def shares(**by_label):
+    """Two seeds of conditions at given shares of their seed's baseline."""
+    rows = [("none", "none", 1.0)] + [(label.split("_")[0], label, share) for label, share in by_label.items()]
+    return pd.DataFrame(
+        [
+            {"family": family, "label": label, "seed": seed, "trace": 100 * seed * share, "y": 0.7 + 0.01 * seed}
+            for family, label, share in rows
+            for seed in (1, 2)
+        ]
+    )
+
+
+def test_a_condition_is_at_the_level_nearest_to_its_share():
+    table = shares(l2_a=0.7, l2_b=0.45, l2_c=0.52, dropout_a=0.06, dropout_b=0.16, dropout_c=0.068)
+    found = matched.levels(table)
+    assert found["level"].dropna().to_dict() == {"l2_a": 0.75, "l2_c": 0.5, "dropout_c": 0.1}
+    assert found["share"].to_dict() == pytest.approx(
+        {"l2_a": 0.7, "l2_b": 0.45, "l2_c": 0.52, "dropout_a": 0.06, "dropout_b": 0.16, "dropout_c": 0.068}
+    )
+    left_out = found["left_out"].to_dict()
+    assert left_out["l2_b"] == "l2_c is nearer to its level"
+    assert left_out["dropout_a"] == left_out["dropout_b"] == "no level within a factor 1.5"
+    assert (found["left_out"] == "").equals(found["level"].notna())
+
+
+def test_shares_are_of_the_same_seed_and_averaged_as_logarithms():
+    table = shares(l2_a=0.5)
+    table.loc[table["label"] == "l2_a", "trace"] = [100 * 0.25, 200 * 1.0]
+    assert matched.levels(table).loc["l2_a", ["share", "level"]].tolist() == pytest.approx([0.5, 0.5])
+    with pytest.raises(FlatlingoError, match="seed 1 has no run of condition none"):
+        matched.levels(without(table, ("none", 1)))
+
+
+def test_families_at_equal_trace_are_paired_by_seed_and_level():
+    table = shares(consistency_a=0.75, consistency_b=0.25, fisher_a=0.7, fisher_b=0.26, fisher_c=0.1)
+    lifted = {("consistency_a", 1): 0.01, ("consistency_a", 2): 0.02, ("consistency_b", 1): 0.03}
+    keys = pd.MultiIndex.from_frame(table[["label", "seed"]])
+    table = without(table.assign(y=table["y"] + [lifted.get(key, 0.0) for key in keys]), ("fisher_b", 2))
+    pairs = matched.pairs_at_equal_trace(table, "consistency", "fisher")
+    assert pairs == {"0.75": ("consistency_a", "fisher_a"), "0.25": ("consistency_b", "fisher_b")}
+    found = matched.compare(table, "y", pairs)
+    assert list(found.index) == ["0.75", "0.25", "all"]
+    assert found["value"].tolist() == pytest.approx([1.5, 3.0, 2.0])  # seed 1: (1 + 3)/2, seed 2: 2
+    assert found["pairs"].tolist() == [2, 1, 3]
+    assert found["seeds"].tolist() == [2, 1, 2]
+    assert found.loc["0.75", "halvings"] == pytest.approx(-np.log2(0.75 / 0.7))
+    expected = stats.ttest_1samp([1.0, 2.0], 0)
+    interval = expected.confidence_interval()
+    assert found.loc["0.75", ["low", "high", "p"]].tolist() == pytest.approx([*interval, expected.pvalue])
+    assert found.loc["0.25", ["low", "p"]].isna().all()
+    assert found.loc["0.25", "verdict"] == matched.TOO_FEW_SEEDS
+
+
+def test_every_weight_of_consistency_is_compared_with_both_views():
+    table = one_stage(2, seeds=10, family_effects={"consistency": 3.0, "both_views": 1.0})
+    added = matched.compare(table, OUTCOME, matched.pairs_with_control(table, "consistency", "both_views"))
+    assert list(added.index) == [*(f"consistency={share:g}" for share in CONDITIONS["consistency"]), "all"]
+    assert added.loc["all", "value"] == pytest.approx(2, abs=0.6)
+    augmented = matched.compare(table, OUTCOME, matched.pairs_with_control(table, "both_views", "none"))
+    assert augmented.loc["all", "value"] == pytest.approx(1, abs=0.8)
+    assert matched.compare(table, OUTCOME, {}).empty
+
+
+def test_the_gain_stands_beside_its_start_its_end_and_the_english_control():
+    table = simulated_study(4, seeds=5)
+    found = matched.gains(table)
+    part = table[table["label"] == "l2=0.5"]
+    assert found.loc["l2=0.5", "gain"] == pytest.approx(100 * (part["adapted"] - part["zero_shot"]).mean())
+    beyond = 100 * (part["gain"] - part["control_gain"]).groupby(part["seed"]).mean()
+    low, high = stats.ttest_1samp(beyond, 0).confidence_interval()
+    assert found.loc["l2=0.5", ["low", "high"]].tolist() == pytest.approx([low, high])
+    everything = found.drop(index="all")["gain minus control"].mean()
+    assert found.loc["all", "gain minus control"] == pytest.approx(everything)
+    assert found.loc["all", "seeds"] == 5
+
+
+def test_memory_is_what_chance_does_not_explain():
+    table = pd.DataFrame({"english_accuracy": [0.7, 1.0], "noisy_fitted": [0.15, 0.4], "classes": [3.0, 2.0]})
+    assert decisions.memorised(table).tolist() == pytest.approx([0, 0.4])
+
+
+class TestRegret:
+    def table(self, seeds=6):
+        return simulated_study(1, slope=1.0, seeds=seeds)
+
+    def test_is_what_the_choice_loses_in_each_seed(self):
+        table = self.table()
+        lost = choosing.regret_by_seed(table)
+        group = table[table["seed"] == 3].set_index(["language", "label"])["adapted"].unstack()
+        assert lost.loc[3, choosing.NONE] == pytest.approx(100 * (group.max(axis=1) - group["none"]).mean())
+        assert lost.loc[3, "at random"] == pytest.approx(100 * (group.max(axis=1) - group.mean(axis=1)).mean())
+        assert (lost >= 0).all(axis=None)
+
+    def test_the_best_family_is_found_on_the_other_seeds(self):
+        table = self.table(seeds=2)
+        best = {1: "l2", 2: "dropout"}  # in seed 1 L2 is best, in seed 2 dropout
+        better = table["family"] == table["seed"].map(best)
+        table = table.assign(adapted=np.where(better, 0.9, np.where(table["family"].isin(best.values()), 0.6, 0.5)))
+        assert choosing.regret_by_seed(table)[choosing.BEST_FAMILY].tolist() == pytest.approx([30, 30])
+
+    def test_intervals_stay_among_the_values_of_the_seeds(self):
+        table = self.table()
+        lost, found = choosing.regret_by_seed(table), choosing.regret_table(table)
+        for rule in lost:
+            value, low, high, seeds = found.loc[(rule, "")]
+            assert lost[rule].min() - 1e-9 <= low <= value <= high <= lost[rule].max() + 1e-9
+            assert value == pytest.approx(lost[rule].mean())
+            assert seeds == 6
+        against = found.loc[("smallest Tr(F)", choosing.NONE)]
+        assert against["value"] == pytest.approx((lost["smallest Tr(F)"] - lost[choosing.NONE]).mean())
+        assert against["high"] < 0
+        assert found.equals(choosing.regret_table(table))
+
+    def test_no_interval_from_few_seeds(self):
+        assert choosing.regret_table(self.table(seeds=4))[["low", "high"]].isna().all(axis=None)
+
+
+class TestVerdicts:
+    def test_of_a_study_in_which_accuracy_rises_by_a_point(self):
+        found = decisions.verdicts(simulated_study(0, slope=1.0, seeds=5), n_permutations=999)
+        said = found.set_index(["question", "outcome"])["verdict"]
+        for question in ("slope", "slope within families"):
+            for outcome in ("English accuracy", "zero-shot accuracy", "accuracy after adaptation"):
+                assert said[question, outcome] == "rises"
+            assert said[question, "gain"] not in ("rises", "falls")
+        assert not said.filter(like="equal Tr(F)", axis=0).isin(["higher", "lower"]).any()
+        assert said["regret of the smallest Tr(F) minus that of always none"].item() == "lower"
+        assert list(found.columns) == decisions.COLUMNS
+        assert not found.duplicated(["question", "outcome"]).any()
+
+    def test_holm_runs_over_the_outcomes_of_a_question(self):
+        table = simulated_study(0, slope=0.2)
+        found = decisions.verdicts(table, n_permutations=199)
+        slopes_asked = found[found["question"] == "slope"]
+        alone = [slopes.slope(table, y, n_permutations=199).p_value for y in slopes.OUTCOMES]
+        assert slopes_asked["p"].tolist() == pytest.approx(judging.holm(alone).tolist())
+
+    def test_leave_out_runs_that_learnt_nothing(self):
+        table = simulated_study(0)
+        broken = table["label"] == "fisher_penalty=0.1"
+        table.loc[broken, ["clean_train_accuracy", "english_accuracy", "trace"]] = [0.4, 0.34, 0.1]
+        found = decisions.verdicts(table, n_permutations=99)
+        expected = decisions.verdicts(table[~broken], n_permutations=99)
+        pd.testing.assert_frame_equal(found, expected)
+
+    def test_say_where_runs_are_missing(self):
+        table = simulated_study(0, conditions={"none": (1.0,), "consistency": (0.5, 0.25), "l2": (0.6,)})
+        said = decisions.verdicts(table, n_permutations=99).set_index(["question", "outcome"])["verdict"]
+        assert said["slope", "English accuracy"] == "too few conditions"
+        assert said["consistency minus Fisher penalty at equal Tr(F)", "gain"] == "no pair of conditions"
+        assert said["both views minus none", "gain"] == "no pair of conditions"
+        assert said["consistency minus L2 to zero at equal Tr(F)", "gain"] != "no pair of conditions"
+
+    def test_of_a_study_without_second_stage_ask_of_what_there_is(self):
+        found = decisions.verdicts(one_stage(0), n_permutations=99)
+        assert set(found["outcome"]) == {"English accuracy", "zero-shot accuracy"}
+
+    def test_are_printed_in_points(self):
+        shown = decisions.printed(decisions.verdicts(one_stage(0, slope=-1.0), n_permutations=99))
+        row = shown.loc[("slope", "English accuracy")]
+        assert row["value"].startswith("−")
+        assert row["verdict"] == "falls"
+
+
+@pytest.fixture(scope="module", params=["no effect", "one point", "family"])
+def rates(request):
+    truth = {"no effect": {}, "one point": {"slope": 1.0}, "family": {"family_effects": {"consistency": 2.0}}}
+    return request.param, verdict_rates(40, n_permutations=199, **truth[request.param])
+
+
+class TestRates:
+    """How often the verdicts are right. Few studies, fixed seeds: the bounds are what 40 draws allow."""
+
+    def test_intervals_cover_the_truth(self, rates):
+        _, found = rates
+        assert (found["covered"].dropna() >= 0.88).all()
+
+    def test_verdicts_are_right(self, rates):
+        truth, found = rates
+        contrast = found.loc["consistency minus Fisher penalty"]
+        for question in ("slope", "slope within families"):
+            row = found.loc[question]
+            if truth == "no effect":
+                assert row["up"] + row["down"] <= 0.06
+                assert row["none"] >= 0.3
+            elif truth == "one point":
+                assert row["up"] >= 0.9
+                assert row["down"] == row["none"] == 0
+        if truth == "family":  # a trace that only goes along with a family has no slope within it
+            within = found.loc["slope within families"]
+            assert within["up"] + within["down"] <= 0.06
+            assert contrast["down"] == contrast["none"] == 0
+        else:
+            assert contrast["up"] + contrast["down"] <= 0.1

@@ -1,0 +1,106 @@
+"""Reports on stores as the large presets leave them: a second stage in every plan, one seed or three, real rows."""
+
+import json
+
+import matplotlib
+
+matplotlib.use("agg")
+
+import matplotlib.pyplot as plt
+import nbformat
+import pandas as pd
+import pytest
+from made_up import made_up_store
+
+from flatlingo import sweep
+from flatlingo.files import ROOT
+from flatlingo.report import comparisons, statistics
+from flatlingo.report.beyond import beyond_figure
+from flatlingo.report.explore import EVERY, PLANS, Runs, explorer
+from flatlingo.report.figures import figure1, figure2, methods
+
+
+@pytest.fixture(scope="module", params=[1, 3], ids=["one seed", "three seeds"])
+def seeds(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def store(seeds, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        folder = tmp_path_factory.mktemp("paper") / "store"
+        made_up_store(folder, "paper", seeds)
+        yield str(folder)
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
+def texts(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+@pytest.mark.parametrize("plan", ["nli", "paraphrase", "methods", "regularized_second_stage"])
+def test_every_plan_gives_the_figures_that_its_table_has(plan, store, seeds):
+    table = sweep(plan, preset="paper", store=store, seeds=seeds)
+    assert table["noisy_fitted"].dtype == float
+    runs = statistics.per_run(table)
+    assert len(runs) == table["run_id"].nunique()
+    drawn = [line for line in figure1(table).axes[0].lines if not line.get_label().startswith("_")]
+    assert sum(len(line.get_xdata()) for line in drawn) == len(runs)
+    assert len(figure2(table).axes) == 6
+    if plan == "methods":
+        assert len(methods(table).axes) == 4
+
+
+def test_panels_say_what_they_lack(store, seeds):
+    runs = statistics.per_run(sweep("nli", preset="paper", store=store, seeds=seeds))
+    undefined = comparisons.forest({("German", "gain"): statistics.correlation(runs.head(2), "trace", "distance")})
+    fig = beyond_figure(runs, {"ρ": undefined, "difference": comparisons.forest({})})
+    first, second, third, *_ = fig.axes
+    assert texts(first) == ["no training label is known to be wrong"]
+    assert texts(second) == ["undefined"]
+    assert texts(third) == ["no runs that can be compared"]
+    fig.canvas.draw()
+
+
+def execute(path, parameters):
+    """Run the cells of a notebook here, without a kernel."""
+    names = {}
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "code":
+            exec(compile(cell.source, f"{path.stem}: {cell.id}", "exec"), names)
+        if "parameters" in cell.metadata.get("tags", []):
+            names |= parameters
+
+
+@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
+@pytest.mark.parametrize("notebook", ["2_figure1", "3_figure2", "5_beyond_the_paper"])
+def test_notebooks_run_on_real_rows(notebook, store, seeds, tmp_path, monkeypatch):
+    monkeypatch.setattr("flatlingo.report.saving.FIGURES", tmp_path)
+    execute(ROOT / "notebooks" / f"{notebook}.ipynb", {"preset": "paper", "store": store, "seeds": seeds})
+    (record,) = tmp_path.glob("*.json")
+    assert json.loads(record.read_text(encoding="utf-8"))["provenance"]["preset"] == "paper"
+
+
+@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
+def test_a_preset_may_do_without_the_third_plan(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("flatlingo.report.saving.FIGURES", tmp_path)
+    made_up_store(tmp_path / "store", "xlmr", 1)
+    parameters = {"preset": "xlmr", "store": str(tmp_path / "store"), "seeds": 1}
+    execute(ROOT / "notebooks" / "5_beyond_the_paper.ipynb", parameters)
+
+
+def test_runs_can_be_explored(store, seeds):
+    plans = {name: Runs(plan, preset="paper", store=store, seeds=seeds) for name, plan in PLANS.items()}
+    explorer(plans)
+    for runs in plans.values():
+        rows = runs.rows(EVERY, "de")
+        assert isinstance(rows, pd.DataFrame)
+        assert set(rows["run_id"]) == set(runs.configs)
+        assert "google-bert" in runs.describe(rows["run_id"].iloc[0])
