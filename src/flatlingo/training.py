@@ -1,9 +1,6 @@
 """Fine-tuning with regularisers, on `transformers.Trainer`."""
 
 import copy
-import math
-import numbers
-import os
 import random
 import tempfile
 import warnings
@@ -20,7 +17,6 @@ from torch import Tensor, nn
 from transformers import (
     EarlyStoppingCallback,
     EvalPrediction,
-    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -34,9 +30,10 @@ from flatlingo import devices
 from flatlingo.callbacks import KEPT, Checkpoints
 from flatlingo.encoding import EncodedRows, LengthGroupedSampler, PairCollator, check_length, padding_id
 from flatlingo.errors import FlatlingoError, unknown
+from flatlingo.files import replacing
 from flatlingo.lossrecord import LossRecord
-from flatlingo.regularizers import SAM, Consistency, Regularizer
-from flatlingo.rowfiles import texts_of
+from flatlingo.regularizers import SAM, Regularizer
+from flatlingo.rowchecks import check_rows, warn_if_cut, warn_if_empty
 
 Precision = Literal["float32", "bf16"]
 
@@ -120,8 +117,8 @@ class RegularizedTrainer(Trainer):
             self.data_collator = PairCollator(self.processing_class, padding_id(self.model, self.processing_class))
             # accelerate forwards the epoch to the data set in one process only
             self.add_callback(_EpochCallback(self.train_dataset))
-            _warn_if_cut(self.train_dataset, self.processing_class)
-            _warn_if_empty(self.train_dataset, self.processing_class)
+            warn_if_cut(self.train_dataset, self.processing_class)
+            warn_if_empty(self.train_dataset, self.processing_class)
         # first of all, since others may measure the model in on_train_begin
         self.callback_handler.callbacks.insert(0, _BeginCallback(self._begin))
         self._contexts = ExitStack()
@@ -248,7 +245,7 @@ class RegularizedTrainer(Trainer):
             raise FlatlingoError("rows of texts need a tokenizer; give the trainer processing_class=tokenizer")
         check_length(self.model, self.processing_class, self.max_length, f"max_length {self.max_length}")
         rows = [dict(row) for row in rows]
-        _check_rows(rows, self.model.config, needs_labels=training)
+        check_rows(rows, self.model.config, needs_labels=training)
         return EncodedRows(
             rows, self.processing_class, max_length=self.max_length, regularizers=regularizers, seed=self.args.seed
         )
@@ -324,8 +321,8 @@ class RegularizedTrainer(Trainer):
         }
         if states:
             path = Path(output_dir, self._states_file)
-            save_file(states, path.with_suffix(".tmp"))
-            os.replace(path.with_suffix(".tmp"), path)
+            with replacing(path) as temporary:
+                save_file(states, temporary)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
@@ -538,77 +535,6 @@ def _holds_texts(rows: Any) -> bool:
     if rows is None or isinstance(rows, str | EncodedRows | torch.utils.data.IterableDataset) or len(rows) == 0:
         return False
     return isinstance(rows[0], Mapping) and "text_a" in rows[0]
-
-
-def _check_rows(rows: Sequence[Mapping[str, Any]], config: PretrainedConfig, *, needs_labels: bool) -> None:
-    """Name the first row whose texts or label a model cannot learn from or be measured on."""
-    for position, row in enumerate(rows):
-        name = f"row {row.get('row_id', position)!r}"
-        for column in texts_of(rows[0]):
-            if column not in row:
-                raise FlatlingoError(f"{name} has no {column}; it has {', '.join(sorted(row))}")
-            if not isinstance(row[column], str):
-                raise FlatlingoError(f"{column} of {name} is {row[column]!r}, not a text; mend it or leave the row out")
-        if "label" not in row:
-            if needs_labels:
-                raise FlatlingoError(f"{name} has no label to learn; it has {', '.join(sorted(row))}")
-        elif expected := _unfit(row["label"], config):
-            raise FlatlingoError(
-                f"the label of {name} is {row['label']!r}, not {expected}; mend it or leave the row out"
-            )
-
-
-def _unfit(label: Any, config: PretrainedConfig) -> str | None:
-    """What a label should be, where it is something else."""
-    count, problem = config.num_labels, config.problem_type
-    if problem == "multi_label_classification" or (problem == "regression" and count > 1):
-        several = isinstance(label, Sequence) and len(label) == count
-        floats = several and all(isinstance(value, float) and math.isfinite(value) for value in label)
-        return None if floats else f"a list of {count} floats"
-    if count == 1:
-        number = isinstance(label, numbers.Real) and not isinstance(label, bool) and math.isfinite(label)
-        return None if number else "a number, which a model of one label (a regression) learns"
-    if isinstance(label, numbers.Integral) and not isinstance(label, bool) and 0 <= label < count:
-        return None
-    return f"a whole number (an int) from 0 to {count - 1}, for the {count} labels of the model"
-
-
-def _warn_if_cut(rows: EncodedRows, tokenizer: PreTrainedTokenizerBase) -> None:
-    full = [row for row, item in zip(rows.rows, rows.clean, strict=True) if len(item["input_ids"]) == rows.max_length]
-    if full:
-        texts = ([row[name] for row in full] for name in texts_of(full[0]))
-        lengths = map(len, tokenizer(*texts, verbose=False)["input_ids"])  # not verbose: they are longer on purpose
-        if cut := sum(length > rows.max_length for length in lengths):
-            warnings.warn(
-                f"{cut} of {len(rows)} training rows are longer than max_length {rows.max_length} and are cut",
-                stacklevel=3,
-            )
-
-    views = rows.rows[:500]
-    for regularizer in rows.regularizers:
-        if not isinstance(regularizer, Consistency):
-            continue
-        settings = {"seed": rows.seed, "epoch": 0, "max_length": rows.max_length + 1}
-        lengths = (len(regularizer.features(row, **settings)["input_ids"]) for row in views)
-        if cut := sum(length > rows.max_length for length in lengths):
-            warnings.warn(
-                f"{cut} of the first {len(views)} perturbed views of {regularizer.name} are longer than max_length "
-                f"{rows.max_length} and are cut",
-                stacklevel=3,
-            )
-
-
-def _warn_if_empty(rows: EncodedRows, tokenizer: PreTrainedTokenizerBase) -> None:
-    names = list(texts_of(rows.rows[0]))
-    doubtful = [(row, name) for row in rows.rows for name in names if not any(map(str.isalnum, row[name]))]
-    empty = [(row, name) for row, name in doubtful if not tokenizer(row[name], add_special_tokens=False)["input_ids"]]
-    if empty:
-        row, name = empty[0]
-        warnings.warn(
-            f"{len(empty)} of {len(names) * len(rows)} training texts have no pieces (first: {name} of row "
-            f"{row['row_id']!r}): they are blank, or the tokenizer drops their characters",
-            stacklevel=3,
-        )
 
 
 def _check_precision(precision: str) -> None:
