@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
+from flatlingo.files import replacing
+
 RESULTS = Path(__file__).parent / "results"
 LABELS = 3
 # layers, hidden size, heads, vocabulary, examples a batch; "micro" and "mini" are for trying a benchmark out
@@ -180,9 +182,8 @@ def write_report(path: Path, report: dict, text: list[str]) -> None:
 def write(path: Path, content: str) -> None:
     """Write a file completely or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text(content, encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(content, encoding="utf-8")
     print("wrote", path)
 
 

@@ -258,7 +258,8 @@ def _refuse_unwritable(output: Path) -> None:
 def sweep(
     plan: Annotated[str, typer.Argument(help=PLAN_HELP)],
     store: Annotated[
-        Path | None, typer.Option(help="folder of finished runs; only what is missing from it is computed")
+        Path | None,
+        typer.Option(help="folder of finished runs; only what is missing from it is computed; or: recorded"),
     ] = None,
     preset: PresetOption = "mini",
     seeds: SeedsOption = None,
@@ -291,7 +292,7 @@ def sweep(
     table = sweep(
         plan,
         preset=preset,
-        store=store.resolve(),
+        store="recorded" if str(store) == "recorded" else store.resolve(),
         seeds=seeds,
         task=task,
         data=data and data.resolve(),

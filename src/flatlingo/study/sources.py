@@ -48,7 +48,7 @@ class Sources:
             model: another encoder than the preset's: `mini-mbert`, a Hub id or a folder.
             task: another task than the plan's: a name, or the path of a description.
             data: folder of rows in XTREME layout, relative to the checkout. A task of the mini world is then replaced
-                by the real one of its kind.
+                by the real one of its kind; the sizes and the label noise stay the plan's.
         """
         task = str(task or preset.plan(plan).setup.task)
         if data is not None:
