@@ -10,7 +10,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PRESET ?= mini
 SEEDS  ?= 1
-# Runs at a time; by default one a core or GPU.
+# Runs at a time; by default one per core or GPU.
 JOBS   ?=
 # Folder of rows in XTREME layout, for presets of real rows; by default the Hub's.
 DATA   ?=

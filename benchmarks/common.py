@@ -18,7 +18,7 @@ from flatlingo.files import replacing
 
 RESULTS = Path(__file__).parent / "results"
 LABELS = 3
-# layers, hidden size, heads, vocabulary, examples a batch; "micro" and "mini" are for trying a benchmark out
+# layers, hidden size, heads, vocabulary, examples per batch; "micro" and "mini" are for trying a benchmark out
 SIZES = {
     "micro": (1, 32, 2, 500, 4),
     "mini": (2, 64, 2, 2400, 4),

@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py [--output benchmarks/results/gpu.json] [--minutes 9] [--smoke]
 
-A model of mBERT's shape with random weights, 32 rows a batch, all rows as long as T, trained by `training.finetune`.
+A model of mBERT's shape with random weights, 32 rows per batch, all rows as long as T, trained by `training.finetune`.
 Without a GPU, or with --smoke, everything is small, so that the benchmark itself can be tried anywhere. The report is
 written after every part; a part that fails says why, and one that no time is left for is left out.
 """
@@ -81,7 +81,7 @@ class Bench:
 
     @property
     def precision(self) -> str:
-        """Of training."""
+        """What is trained in: bf16 where the device has it."""
         return "bf16" if devices.has_bf16() else "float32"
 
     def model(self, seed: int = 0):
@@ -119,7 +119,7 @@ def rows(n: int, tokens: int) -> Dataset:
 
 
 def about(bench: Bench) -> dict:
-    """Device, driver, TF32."""
+    """The device, its driver and the precision of training and of matrix products."""
     found = environment("accelerate") | {"device": devices.device_name(), "cuda": torch.version.cuda}
     found |= {"precision of training": bench.precision, "matmul precision": torch.get_float32_matmul_precision()}
     if bench.on_gpu:
@@ -280,13 +280,13 @@ def steps(bench: Bench, tokens: int) -> dict:
 
 
 def forward_flops(size: str, batch_size: int, tokens: int) -> float:
-    """Of one pass through the encoder's layers: 24 h² + 4 T h a token and layer."""
+    """Of one pass through the encoder's layers: 24 h² + 4 T h per token and layer."""
     layers, hidden, *_ = SIZES[size]
     return batch_size * tokens * layers * (24 * hidden**2 + 4 * tokens * hidden)
 
 
 def evaluation(bench: Bench) -> dict:
-    """Rows a second of accuracy and of Tr(F), in batches of 32 and 128."""
+    """Rows per second of accuracy and of Tr(F), in batches of 32 and 128."""
     found, model, tokens = {}, bench.model(), bench.scale.lengths[-1]
     data = rows(bench.scale.evaluated_rows, tokens)
     for batch_size in (32, 128):
@@ -322,7 +322,7 @@ def same_seed(bench: Bench) -> dict:
 
 
 class BrokenOffError(Exception):
-    """What ends a training in its middle."""
+    """Raised by `BreakOff` to end a training in its middle."""
 
 
 class BreakOff(TrainerCallback):
@@ -342,7 +342,7 @@ def distance(one, other) -> float:
     return max(float((a - b).detach().abs().max()) for a, b in pairs)
 
 
-def runs_an_hour(bench: Bench, jobs: int) -> dict:
+def runs_per_hour(bench: Bench, jobs: int) -> dict:
     """Throughput of a small plan of this encoder with so many runs at a time; starting processes is not counted."""
     with tempfile.TemporaryDirectory() as folder:
         preset = _preset(bench, Path(folder))
@@ -353,7 +353,7 @@ def runs_an_hour(bench: Bench, jobs: int) -> dict:
         if failed := [outcome.reason for outcome in outcomes if outcome.state != "done"]:
             return {"failed": f"{len(failed)} of {len(configs)}: {failed[0]}"}
         seconds = [store.result(config)["seconds"] for config in configs]
-    return {"seconds a run": statistics.median(seconds), "runs an hour": 3600 * jobs / statistics.mean(seconds)}
+    return {"seconds per run": statistics.median(seconds), "runs per hour": 3600 * jobs / statistics.mean(seconds)}
 
 
 def _preset(bench: Bench, folder: Path):
@@ -393,8 +393,8 @@ def parts(bench: Bench) -> dict[str, Callable[[], dict]]:
         "same seed": lambda: same_seed(bench),
     }
     found |= {f"steps, T = {tokens}": lambda tokens=tokens: steps(bench, tokens) for tokens in bench.scale.lengths}
-    found["rows a second"] = lambda: evaluation(bench)
-    return found | {f"{jobs} jobs": lambda jobs=jobs: runs_an_hour(bench, jobs) for jobs in bench.scale.jobs}
+    found["rows per second"] = lambda: evaluation(bench)
+    return found | {f"{jobs} jobs": lambda jobs=jobs: runs_per_hour(bench, jobs) for jobs in bench.scale.jobs}
 
 
 def reports(bench: Bench) -> Iterator[dict]:

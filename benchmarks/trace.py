@@ -81,7 +81,7 @@ def errors(size: str, methods: list[str]) -> dict[str, dict]:
 
 
 def setting(size: str, tokens: int, methods: list[str], rounds: int, quality: dict[str, dict]) -> list[dict]:
-    """One row a method for a model size and a length; `quality` is what `errors` found."""
+    """One row per method for a model size and a length; `quality` is what `errors` found."""
     able = [name for name in methods if "failed" not in quality[name]]
     # first, for the memory that the methods take together is not left for another process
     memory = {name: in_own_process(__file__, "--memory", name, "--sizes", size, "--tokens", tokens) for name in able}

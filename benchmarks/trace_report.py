@@ -55,7 +55,7 @@ def save(report: dict, output: Path) -> None:
 
 
 def plot(rows: list[dict], path) -> None:
-    """Time relative to floor_full, one panel a setting, one height a make of CPU within each method's."""
+    """Time relative to floor_full, one panel per setting, one height per make of CPU within each method's."""
     settings = list(dict.fromkeys((row["size"], row["T"]) for row in rows))
     makes = list(dict.fromkeys(row["cpu"] for row in rows))
     size = (2.2 * len(settings) + 2, 1.6 * (1 + len(makes)))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-PARTS = ["device", "matrix TFLOP/s", "bf16", "Tr(F)", "same seed", "steps, T = 16", "rows a second", "1 jobs"]
+PARTS = ["device", "matrix TFLOP/s", "bf16", "Tr(F)", "same seed", "steps, T = 16", "rows per second", "1 jobs"]
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ def rows():
 
 
 def one_by_one(model, rows) -> np.ndarray:
-    """Probabilities from one unpadded forward pass a row."""
+    """Probabilities from one unpadded forward pass per row."""
     encoded = (TOKENIZER(row["text_a"], row["text_b"], return_tensors="pt") for row in rows)
     with torch.no_grad():
         return np.concatenate([model(**inputs).logits.softmax(-1).numpy() for inputs in encoded])

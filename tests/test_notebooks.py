@@ -36,7 +36,7 @@ def tagged(notebook, tag):
 
 
 def visible_text(notebook):
-    """Sources and textual outputs, one string a piece."""
+    """Sources and textual outputs, one string per piece."""
     for cell in notebook.cells:
         yield cell.source
         for output in cell.get("outputs", []):

@@ -55,7 +55,7 @@ def test_the_vocabulary_does_not_depend_on_chance(documents):
 
 
 def test_a_large_corpus_takes_little_more_memory_than_its_ids(documents, encoder):
-    """Eight bytes a number, two numbers a piece; all that the tokenizer returns takes hundreds."""
+    """Eight bytes per number, two numbers per piece; all that the tokenizer returns takes hundreds."""
     tokenizer, process = hub.load_tokenizer(str(encoder[0])), psutil.Process()
     pretraining._encode(documents, tokenizer, SMALL)
     before = process.memory_info().rss

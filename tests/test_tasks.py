@@ -422,7 +422,7 @@ def test_exactly_the_share_is_redrawn(large):
         for row in load_task(**large, label_noise=0.01, train_size=100, seed=seed).rows("en", "train")
         if row["label"] != row["clean_label"]
     }
-    assert 10 < len(changed) <= 30  # one row of 100 a seed
+    assert 10 < len(changed) <= 30  # one row of 100 per seed
 
 
 def test_label_noise_is_the_same_in_every_language_and_follows_the_seed(large):

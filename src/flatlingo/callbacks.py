@@ -1,4 +1,4 @@
-"""Callbacks for any Trainer: checkpoints from which a killed training goes on, a line a minute, TensorBoard."""
+"""Callbacks for any Trainer: checkpoints from which a killed training goes on, a line per minute, TensorBoard."""
 
 import logging
 import shutil
@@ -85,7 +85,7 @@ class Checkpoints(TrainerCallback):
 
 
 class MinuteLines(TrainerCallback):
-    """Writes a line a minute on standard error: step, last logged loss, time left. For terminals and log files."""
+    """Writes a line per minute on standard error: step, last logged loss, time left. For terminals and log files."""
 
     def __init__(self) -> None:
         self._began = self._last = time.monotonic()

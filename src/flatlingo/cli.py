@@ -36,7 +36,7 @@ DataOption = Annotated[
 ]
 LanguageOption = Annotated[str, typer.Option(help="language of the rows")]
 ExamplesOption = Annotated[int | None, typer.Option(min=2, help="the first N validation rows only; all by default")]
-BatchOption = Annotated[int, typer.Option(min=1, help="rows a batch; fewer need less memory")]
+BatchOption = Annotated[int, typer.Option(min=1, help="rows per batch; fewer need less memory")]
 ProgressOption = Annotated[bool, typer.Option(help="show a progress bar, on the error stream")]
 LengthOption = Annotated[int, typer.Option(min=8, help="longest input in pieces; longer ones are cut")]
 PresetOption = Annotated[str, typer.Option(help="smoke, mini, small, paper, xlmr, or a YAML file")]
@@ -269,7 +269,7 @@ def sweep(
     launcher: Annotated[
         Launcher, typer.Option(help="processes of this machine, or array jobs of SLURM")
     ] = Launcher.local,
-    jobs: Annotated[int | None, typer.Option(min=1, help="runs at a time; one a core or GPU by default")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="runs at a time; one per core or GPU by default")] = None,
     time_limit: Annotated[int, typer.Option(min=1, help="minutes that a SLURM job may take")] = 240,
     checkpoint_minutes: CheckpointsOption = 5.0,
     tensorboard: BoardOption = None,
@@ -350,7 +350,7 @@ def calibrate(
     task: TaskOption = None,
     data: DataOption = None,
     model: PretrainedOption = None,
-    jobs: Annotated[int | None, typer.Option(min=1, help="runs at a time; one a core or GPU by default")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="runs at a time; one per core or GPU by default")] = None,
 ) -> None:
     """Find the weights at which every family has 3/4, 1/2, 1/4 and 1/10 of the unregularised model's Tr(F).
 
@@ -381,7 +381,7 @@ def pretrain(
     output: Annotated[
         Path, typer.Option(help="folder for the encoder; an encoder that is there is replaced at the end")
     ],
-    texts: Annotated[list[Path] | None, typer.Argument(help="UTF-8 text files, one document a line")] = None,
+    texts: Annotated[list[Path] | None, typer.Argument(help="UTF-8 text files, one document per line")] = None,
     mini_world: Annotated[
         bool, typer.Option("--mini-world", help="the corpus of the mini world instead of files")
     ] = False,

@@ -12,7 +12,7 @@ from flatlingo.errors import FlatlingoError
 from flatlingo.regularizers import Regularizer
 from flatlingo.rowfiles import texts_of
 
-CHUNK = 1024  # rows a tokenizer call: bounds the memory that its encodings take
+CHUNK = 1024  # rows per tokenizer call: bounds the memory that its encodings take
 NO_PADDING = (
     "the checkpoint has no padding token; name one in its tokenizer (pad_token) and its configuration (pad_token_id), "
     "and save both"
@@ -164,7 +164,7 @@ def batches(
         tokenizer: tokenizer of the model.
         rows: `text_a`, for pairs `text_b` and, optionally, `label`.
         max_length: largest number of tokens; longer texts are cut, pairs longest first.
-        batch_size: rows a batch.
+        batch_size: rows per batch.
 
     Returns:
         Dicts of CPU tensors: what the model takes, and `labels` if the rows have a label.

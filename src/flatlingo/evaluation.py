@@ -61,7 +61,7 @@ def logits(
         tokenizer: its tokenizer.
         rows: `text_a` and, for pairs, `text_b`.
         max_length: largest number of tokens; longer texts are cut, pairs longest first.
-        batch_size: rows a forward pass, in order of length; by default 64 on CPU, 256 on a GPU.
+        batch_size: rows per forward pass, in order of length; by default 64 on CPU, 256 on a GPU.
 
     Returns:
         Shape (rows, classes), float32, in the order of the rows.
@@ -160,7 +160,7 @@ def trace_of_rows(
         tokenizer: its tokenizer.
         rows: `text_a` and, for pairs, `text_b`.
         max_length: largest number of tokens; longer texts are cut, pairs longest first.
-        batch_size: rows a batch.
+        batch_size: rows per batch.
         measure: `fisher_trace`; or `empirical_fisher`, for which rows need a `label`, matched by name as for `logits`.
         **options: of `measure`, such as `by` and `progress`.
 

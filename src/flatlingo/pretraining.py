@@ -111,7 +111,7 @@ def _unmark(piece: str) -> str:
 
 
 def read_texts(paths: list[Path]) -> list[str]:
-    """One document a line from UTF-8 text files; blank lines are skipped.
+    """One document per line from UTF-8 text files; blank lines are skipped.
 
     Raises:
         FlatlingoError: if a file is missing, is not UTF-8 or holds no text.

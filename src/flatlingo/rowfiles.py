@@ -44,9 +44,9 @@ class TsvRow(NamedTuple):
 def read_rows(path: str | Path) -> list[dict[str, str]]:
     r"""Read single texts or pairs of texts; `label` and any other column is ignored, for Tr(F) needs none.
 
-    A TSV file has a first line with the columns' names and one row a line after it, either as it is or as a CSV writer
-    quotes it (pandas' `to_csv(sep="\t")`); see `tsv_rows`. A JSONL file has one object a line. Both are UTF-8; blank
-    lines are skipped.
+    A TSV file has a first line with the columns' names and one row per line after it, either as it is or as a CSV
+    writer quotes it (pandas' `to_csv(sep="\t")`); see `tsv_rows`. A JSONL file has one object per line. Both are
+    UTF-8; blank lines are skipped.
 
     Args:
         path: a file that ends in .tsv or .jsonl.
@@ -130,7 +130,7 @@ def tsv_rows(text: str) -> list[TsvRow]:
 
 
 def jsonl_rows(text: str) -> Iterator[tuple[int, dict]]:
-    """The objects of a file with one a line, and the numbers of their lines; blank lines are skipped.
+    """The objects of a file with one per line, and the numbers of their lines; blank lines are skipped.
 
     Raises:
         LineError: a line that is no JSON object.

@@ -408,13 +408,13 @@ def finetune(
         regularizers: terms to add to the loss.
         seed: seed of everything random.
         epochs: passes over the rows.
-        batch_size: rows a forward pass, in all processes together; times `gradient_accumulation_steps` for an update.
+        batch_size: rows per forward pass, in all processes together; times `gradient_accumulation_steps` for an update.
         learning_rate: at the start of the decay.
         max_length: largest number of tokens; longer pairs are truncated longest first.
         weight_decay: decoupled weight decay, on all but biases and layer norms.
         warmup: share of the updates, below 1, in which the learning rate rises linearly from 0.
         max_grad_norm: largest norm of the gradient.
-        gradient_accumulation_steps: batches an update.
+        gradient_accumulation_steps: batches per update.
         label_smoothing: share of the label spread over all classes.
         sam: sharpness-aware minimisation.
         patience: stop when the loss on `eval_rows` has not fallen for so many epochs, and keep the weights of its
@@ -474,7 +474,7 @@ def finetune(
             disable_tqdm=not progress,
         )
         args.mixed_precision = "bf16" if precision == "bf16" else "no"  # not what the environment says
-        args._n_gpu = min(args.n_gpu, 1)  # one device a process: DataParallel would multiply the batch
+        args._n_gpu = min(args.n_gpu, 1)  # one device per process: DataParallel would multiply the batch
         trainer = RegularizedTrainer(
             model=model,
             args=args,

@@ -264,7 +264,7 @@ def test_language_adapters_in_a_mixed_batch():
     mixed = rows(8, 8, 8, 8, pad=1) | {"lang_ids": torch.tensor([0, 1, 1, 0])}
     (warning,) = measure(model, [mixed])
     assert "adapter_modules" in warning
-    assert "in a module that does not see one row an example" in warning
+    assert "in a module that does not see one row per example" in warning
     one = rows(8, 8, 8, 8, pad=1) | {"lang_ids": torch.zeros(4, dtype=torch.long)}
     assert measure(model, [one]) == []
 

@@ -243,8 +243,8 @@ BATCH = padded_batch(LENGTHS)
 BAD_BATCHES = {
     "none": ([], "no batches"),
     "not a dict": ([[1, 2]], "batch 0 is not a dict of tensors"),
-    "no rows": ([{"input_ids": torch.ones(0, 3, dtype=torch.long)}], "one row an example"),
-    "unequal": ([{**BATCH, "token_type_ids": BATCH["token_type_ids"][:2]}], "one row an example"),
+    "no rows": ([{"input_ids": torch.ones(0, 3, dtype=torch.long)}], "one row per example"),
+    "unequal": ([{**BATCH, "token_type_ids": BATCH["token_type_ids"][:2]}], "one row per example"),
     "no mask": ([{"input_ids": BATCH["input_ids"]}], "padding but no attention_mask"),
 }
 

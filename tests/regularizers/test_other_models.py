@@ -301,7 +301,7 @@ def test_terms_of_a_softmax_refuse_labels_without_one(term, labels):
     term.start(model, seed=0)
     with term.forward_context():
         outputs = model(**batch())
-    with pytest.raises(FlatlingoError, match="needs one class a row"):
+    with pytest.raises(FlatlingoError, match="needs one class per row"):
         term(model, batch() | {"labels": labels}, outputs)
 
 

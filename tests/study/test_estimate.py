@@ -67,7 +67,7 @@ def test_only_what_a_setup_asks_for_is_counted(setup, part, expected):
 
 @pytest.fixture
 def imitated(monkeypatch):
-    """Steps that take 0.5 s whatever their rows and 10 ms a token, the first of them a minute, one in two disturbed."""
+    """Steps that take 0.5 s whatever their rows and 10 ms per token, the first a minute, one in two disturbed."""
     now = [0.0]
 
     def finetune(model, tokenizer, rows, *, batch_size, callbacks, **_):

@@ -1,4 +1,4 @@
-"""Launchers: one run a process, each with a GPU of its own, here or as the jobs of a cluster."""
+"""Launchers: one run per process, each with a GPU of its own, here or as the jobs of a cluster."""
 
 import itertools
 import multiprocessing
@@ -25,7 +25,7 @@ def preset(tmp_path_factory):
     """One run that succeeds and one that fails."""
     return write_preset(
         tmp_path_factory.mktemp("presets"),
-        nli={"none": [0], "l2": [1e38]},
+        nli={"none": [0], "early_stopping": [0]},
         setup=SIZES | {"train_size": 32, "languages": ["en"]},
     )
 
@@ -49,7 +49,7 @@ def test_a_job_computes_once_and_tells_failures(configs, sources, tmp_path):
     assert (runs.path(configs[0]) / "environment.json").stat() == before
     failed = job(configs[1])
     assert failed.state == "failed"
-    assert "not finite" in failed.reason
+    assert "patience" in failed.reason
     assert runs.log(configs[1]).read_text().splitlines()[-1].startswith(launchers.FAILED)
 
 

@@ -19,7 +19,7 @@ def check_model(model: nn.Module) -> None:
     if any(module.training for module in model.modules()):
         raise FlatlingoError("the model is in train mode, where dropout makes Tr(F) random: call model.eval() first")
     if getattr(config, "problem_type", None) in ("regression", "multi_label_classification"):
-        raise FlatlingoError(f"problem_type={config.problem_type!r}: Tr(F) is defined here for one label an example")
+        raise FlatlingoError(f"problem_type={config.problem_type!r}: Tr(F) is defined here for one label per example")
     if any(tensor.is_inference() for tensor in chain(model.parameters(), model.buffers())):
         raise FlatlingoError(
             "the model was made under torch.inference_mode(), so autograd cannot use its tensors: load it outside"
@@ -32,14 +32,16 @@ def check_model(model: nn.Module) -> None:
 
 
 def check_batch(model: nn.Module, batch: object, position: int) -> None:
-    """Refuse what is no dict of tensors with one row an example, and padding without a mask."""
+    """Refuse what is no dict of tensors with one row per example, and padding without a mask."""
     if not isinstance(batch, Mapping) or not all(isinstance(value, Tensor) for value in batch.values()):
         raise FlatlingoError(f"batch {position} is not a dict of tensors; make it with the tokenizer's collator")
     if scalars := [key for key, value in batch.items() if value.ndim == 0]:
-        raise FlatlingoError(f"batch {position} needs one row an example in each tensor; leave out {scalars}, a number")
+        raise FlatlingoError(
+            f"batch {position} needs one row per example in each tensor; leave out {scalars}, a number"
+        )
     sizes = {key: len(value) for key, value in batch.items()}
     if not sizes or len(set(sizes.values())) > 1 or 0 in sizes.values():
-        raise FlatlingoError(f"batch {position} needs one row an example in each tensor; it has {sizes}")
+        raise FlatlingoError(f"batch {position} needs one row per example in each tensor; it has {sizes}")
     pad = getattr(getattr(model, "config", None), "pad_token_id", None)
     if pad is not None and "attention_mask" not in batch and "input_ids" in batch and (batch["input_ids"] == pad).any():
         raise FlatlingoError(f"batch {position} has padding but no attention_mask, so padding would be read as text")

@@ -82,7 +82,7 @@ def connected(model: nn.Module, logits: Tensor, calls: list[RecordedCall]) -> li
     """The calls on which the logits depend, which are all the uses of the trainable parameters.
 
     Raises:
-        FlatlingoError: naming the parameters of which there are other uses, or whose modules do not see one row an
+        FlatlingoError: naming the parameters of which there are other uses, or whose modules do not see one row per
             example; or a module whose input was overwritten.
     """
     in_graph, nodes = uses_in_graph(logits)
@@ -176,13 +176,13 @@ class _Norms:
             self._kept.append(keep)
 
     def table(self, direction: Tensor, parameters: Iterable[str]) -> Tensor:
-        """(B, P) in float64, without a graph."""
+        """Squared norms of every example and parameter, (B, P) in float64, without a graph."""
         norms = self(direction, differentiable=False)
         nothing = torch.zeros(self._size, device=direction.device)
         return torch.stack([norms.get(name, nothing).detach().double() for name in parameters], dim=1)
 
     def __call__(self, direction: Tensor, *, differentiable: bool = True) -> dict[str, Tensor]:
-        """(B,) for each parameter, from a direction (B, C)."""
+        """Squared gradient norms of ⟨direction, logits⟩: (B,) for each parameter, from a direction (B, C)."""
         if not self._edges:
             return {}
         with autograd_explained():

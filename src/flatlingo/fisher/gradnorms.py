@@ -26,7 +26,7 @@ CHECK_EVERY = 512  # examples, of which one is measured by plain autograd too
 CHECKED_ROWS = 4  # examples beside it, measured in another order
 USED = "used in a way that the fast route does not cover"
 HOOKED = "changed by a gradient hook"
-ROWS = "in a module that does not see one row an example"
+ROWS = "in a module that does not see one row per example"
 DIFFERS = "not what plain autograd gives"
 
 Terms = Callable[[Tensor, int], list[tuple[Tensor, Tensor]]]
@@ -42,7 +42,7 @@ class GradientNorms:
     What is measured is what plain autograd gives, or a FlatlingoError. A parameter is *covered* if every use of it is a
     call of a module of a known kind: Linear, Conv1D, LayerNorm, RMSNorm or Embedding; each other use is seen in the
     autograd graph of the very pass, and the parameter's gradient is then formed. Examples are taken one at a time from
-    there on, and also where a module does not see one row an example; a warning says so. Besides, one example in 512,
+    there on, and also where a module does not see one row per example; a warning says so. Besides, one example in 512,
     the first, and the first that uses a parameter another number of times, are measured by plain autograd too, alone,
     and a few beside it in another order: examples that depend on each other, or change places, are found out.
 
@@ -127,7 +127,7 @@ class GradientNorms:
         return self._pass.logits.detach()
 
     def backward(self, direction: Tensor, *, last: bool = False) -> Tensor:
-        """Squared norms of the gradients of direction · logits, one an example.
+        """Squared norms of the gradients of direction · logits, one per example.
 
         Args:
             direction: (B, C), a direction in logit space for each example.
@@ -221,7 +221,7 @@ class GradientNorms:
         return Tap.apply(call.output, self._anchor, partial(self._receive, call.name, kept))
 
     def _receive(self, module: str, kept: list, cotangent: Tensor) -> None:
-        """The cotangent of a module's output has arrived."""
+        """Add to the norms what one call of a module gives, now that the cotangent of its output is known."""
         now = self._pass
         cotangent = by_row(cotangent, now.size)
         for name, role, value, version in kept:
@@ -328,7 +328,7 @@ class GradientNorms:
 
     @contextmanager
     def _left(self) -> Iterator[None]:
-        """The model as it was."""
+        """Within the context the model is without the recorder's hooks, as it was before measuring."""
         self.__exit__()
         try:
             yield
@@ -402,7 +402,7 @@ class _Pass:
 
     @property
     def precision(self) -> torch.dtype:
-        """The coarsest of an output."""
+        """The least precise type of any output in the pass."""
         return reduce(coarser, self.dtypes)
 
     def facts(self) -> set:
@@ -434,7 +434,7 @@ def uncached_casts() -> Iterator[None]:
 
 
 def _plain(device: torch.device) -> AbstractContextManager:
-    """No gradients and no autocast."""
+    """Context without gradients and without autocast."""
     if not torch.is_autocast_enabled(device.type):
         return torch.no_grad()  # entered at every call, so nothing more than is needed
     stack = ExitStack()

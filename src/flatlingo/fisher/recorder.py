@@ -66,13 +66,13 @@ class Tap(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, output: Tensor, anchor: Tensor | None, receive: Callable[[Tensor], None] | None) -> Tensor:
-        """The output."""
+        """Pass the output on, and remember who receives its cotangent."""
         ctx.receive = receive
         return output.detach()
 
     @staticmethod
     def backward(ctx, cotangent: Tensor) -> tuple[Tensor, None, None]:
-        """The cotangent, which can be differentiated."""
+        """Hand the cotangent to `receive` and pass it on; it can be differentiated."""
         if ctx.receive is not None:
             ctx.receive(cotangent)
         return cotangent, None, None

@@ -26,7 +26,7 @@ from transformers.pytorch_utils import Conv1D
 
 from flatlingo.fisher.lastlayer import PerHead
 
-# The gradient itself (d × p numbers an example) replaces the Gram matrices where these cost this many times more
+# The gradient itself (d × p numbers per example) replaces the Gram matrices where these cost this many times more
 # multiplications, from 256 tokens in a layer of 128 or 1024 in one of 384. Below, the Gram matrices win although they
 # multiply more: nearly half is saved, those of the inputs serve several layers and directions, none is read twice.
 GRAM_LIMIT = 2
@@ -52,7 +52,7 @@ Pairs = list[tuple[Kept, Tensor]]
 class Role:
     """How a parameter enters a module, hence the form of its gradient. Roles hold no state.
 
-    Shapes: B examples, T tokens (1 where the module sees one vector an example), d inputs, p outputs.
+    Shapes: B examples, T tokens (1 where the module sees one vector per example), d inputs, p outputs.
     """
 
     takes_ids = False
@@ -79,7 +79,7 @@ class Role:
         raise NotImplementedError
 
     def fits(self, module: nn.Module, inputs: Tensor, output: Tensor) -> bool:
-        """Whether a call is what the role assumes."""
+        """Whether a call computes what the role assumes: by default, nothing is checked."""
         return True
 
 
@@ -99,11 +99,11 @@ class LastGram:
         return self._gram
 
     def of(self, x: Tensor) -> Tensor | None:
-        """X Xᵀ if it is the one remembered."""
+        """The Gram matrix X Xᵀ if it is the one remembered, else None."""
         return self._gram if _key(x) == self._key else None
 
     def forget(self) -> None:
-        """Let go of the last one."""
+        """Forget the Gram matrix remembered, and free its memory."""
         self._x = self._key = self._gram = None
 
 
@@ -149,7 +149,7 @@ def _folded(x: Tensor, pairs: Callable[[slice, slice], Tensor]) -> Tensor:
 
 
 def _block(x: Tensor) -> int:
-    """Tokens a block: all in one where several would cost more than they save."""
+    """Tokens per block: all in one where several would cost more than they save."""
     folds = x.device.type == "cpu" and x.dtype.itemsize > 2 and not torch.is_grad_enabled()
     return BLOCK if folds else x.shape[1]
 
@@ -202,7 +202,7 @@ class NormScale(Role):
         return Kept(module=module, inputs=inputs.to(output.dtype))
 
     def norm(self, pairs, grams):
-        """From the gradient, which is small."""
+        """The squared norm from the gradient itself, (B, d), which is small."""
         gradient = sum(_sum_tokens(_at_least_float32(g) * _normalised(kept.module, kept.inputs)) for kept, g in pairs)
         return gradient.square().sum(1)
 
@@ -225,7 +225,7 @@ class EmbeddingTable(Role):
         return Kept(inputs=ids) if shared else Kept(gram=_same(ids, output.reshape(*ids.shape, -1)))
 
     def norm(self, pairs, grams):
-        """From two Gram matrices, one of which is 0 and 1."""
+        """The squared norm from two Gram matrices, one of which holds 0 and 1: which ids agree."""
         if len(pairs) == 1 and pairs[0][0].gram is not None:
             return _dot(grams(pairs[0][1]), pairs[0][0].gram)
         ids, cotangents = _joined(pairs)
@@ -236,7 +236,7 @@ class HeadWeight(Role):
     """W of a `PerHead`, a single input a (d,) for each head, and rows of its own: ∑ₕ ‖gₕ aₕᵀ‖²."""
 
     def keep(self, module, inputs, output, grams, shared):
-        """‖aₕ‖² in the place of a Gram matrix, (B, heads)."""
+        """Keep ‖aₕ‖², (B, heads), in the place of a Gram matrix."""
         return Kept(gram=_at_least_float32(inputs).square().sum(2))
 
     def norm(self, pairs, grams):
@@ -249,7 +249,7 @@ class HeadBias(Role):
     """b of a `PerHead`: ∑ₕ ‖gₕ‖²."""
 
     def norm(self, pairs, grams):
-        """From the cotangents alone."""
+        """The squared norm, from the cotangents alone."""
         ((_, cotangents),) = pairs
         return _at_least_float32(cotangents).square().sum((1, 2))
 

@@ -88,7 +88,7 @@ class FisherTrace:
         return float(difference.mean()), _standard_error(difference)
 
     def to_frame(self) -> pd.DataFrame:
-        """A table with one row a group and a last row `all`: value, standard error, share of the value."""
+        """A table with one row per group and a last row `all`: value, standard error, share of the value."""
         table = pd.DataFrame({"value": self.groups, "standard_error": self.group_standard_errors})
         table.loc["all"] = [self.value, self.standard_error]
         return table.assign(share=table["value"] / self.value).rename_axis("group")
@@ -120,7 +120,7 @@ def fisher_trace(
     progress: bool = False,
     seed: int = 0,
 ) -> FisherTrace:
-    r"""Trace of the Fisher information matrix of a classifier, one number an example.
+    r"""Trace of the Fisher information matrix of a classifier, one number per example.
 
     .. math:: \operatorname{Tr} F = \frac1N \sum_{i=1}^N \sum_{c=1}^C p_c(x_i) \|\nabla_\theta \log p_c(x_i)\|^2
 
@@ -135,7 +135,7 @@ def fisher_trace(
         batches: dicts of tensors as a Trainer's collator makes them, for example a DataLoader. Gold labels are ignored.
             Sorting examples by length saves time and changes nothing else. With several processes (accelerate) give
             each the same batches; they share the work and return the same result.
-        labels: "exact" sums over all labels; "sampled" draws one label an example from the model, unbiased but noisier.
+        labels: "exact" sums over all labels; "sampled" draws one per example from the model, unbiased but noisier.
         parameters: names, or a function of the name; default all that require a gradient. Frozen ones never count.
         by: how parameters are grouped: "module group" (embeddings = the word embedding matrix, other embeddings,
             encoder, pooler, head), "parameter", or a function of the parameter's name.
@@ -235,7 +235,7 @@ def softmax_factor(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def sampled_labels(logits: Tensor, start: int, seed: int) -> Tensor:
-    """One label an example, (B,), from the model's probabilities."""
+    """One label per example, (B,), from the model's probabilities."""
     uniform = [np.random.default_rng((seed, start + i)).random() for i in range(len(logits))]
     below = logits.double().softmax(1).cumsum(1)[:, :-1] < torch.tensor(uniform, device=logits.device)[:, None]
     return below.sum(1)
@@ -319,7 +319,7 @@ class _Groups:
         self._index = torch.tensor([self.names.index(group) for group in groups])
 
     def sums(self, norms: Tensor) -> np.ndarray:
-        """(B, groups) from (B, P)."""
+        """Sums over the parameters of each group: (B, groups) from (B, P)."""
         norms = norms.cpu()
         return norms.new_zeros(len(norms), len(self.names)).index_add_(1, self._index, norms).numpy()
 
@@ -408,7 +408,7 @@ class Batch(NamedTuple):
     start: int
 
     def part(self, first: int, size: int) -> "Batch":
-        """So many examples from one on."""
+        """The `size` examples from the one numbered `first` on."""
         rows = slice(first, first + size)
         gold = None if self.gold is None else self.gold[rows]
         return Batch({key: value[rows] for key, value in self.inputs.items()}, gold, self.start + first)

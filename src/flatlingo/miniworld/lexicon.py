@@ -22,7 +22,7 @@ _FOLDER = Path(__file__).parent
 
 
 def read_table(name: str) -> list[dict[str, str]]:
-    """Read the rows of `<name>.tsv` of this folder as dictionaries, one a concept."""
+    """Read the rows of `<name>.tsv` of this folder as dictionaries, one per concept."""
     with (_FOLDER / f"{name}.tsv").open(encoding="utf-8", newline="") as lines:
         return list(csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE))
 

@@ -79,7 +79,7 @@ class Regularizer(Resumable):
         """Prepare for training `model` from its present weights: check it, remember it, seed one's own generators."""
 
     def training_context(self, model: nn.Module) -> AbstractContextManager:
-        """Context of all of training."""
+        """Context in which all of training runs, for a method that changes the model as long as it is trained."""
         return nullcontext()
 
     def features(self, row: Mapping[str, Any], *, seed: int, epoch: int, max_length: int) -> dict[str, list[int]]:
@@ -99,7 +99,7 @@ class Regularizer(Resumable):
         return {}
 
     def forward_context(self) -> AbstractContextManager:
-        """Context of the clean forward pass."""
+        """Context of the clean forward pass, for a term that must see it or change its kernels."""
         return nullcontext()
 
     def shared_context(self, model: nn.Module, batch: Mapping[str, Tensor]) -> AbstractContextManager:
@@ -176,15 +176,15 @@ def check_softmax(model: nn.Module, what: str) -> None:
 
 
 def check_labels(logits: Tensor, labels: Tensor | None, what: str) -> None:
-    """Refuse labels, or logits, of anything but one class a row: transformers would then take another loss.
+    """Refuse labels, or logits, of anything but one class per row: transformers would then take another loss.
 
     Raises:
         FlatlingoError: naming `what`.
     """
     if labels is not None and (labels.is_floating_point() or labels.ndim != 1):
         raise FlatlingoError(
-            f"{what} needs one class a row, and the labels are of shape {tuple(labels.shape)} and type {labels.dtype}, "
-            "for several labels at once or for a number; give integer labels, or leave the term out"
+            f"{what} needs one class per row, and the labels are of shape {tuple(labels.shape)} and type "
+            f"{labels.dtype}, for several labels at once or for a number; give integer labels, or leave the term out"
         )
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise FlatlingoError(f"{what} needs logits of shape (rows, two classes or more), got {tuple(logits.shape)}")

@@ -115,7 +115,7 @@ class Consistency(Regularizer):
 
     @property
     def shares_pass(self) -> bool:
-        """As set."""
+        """Whether the perturbed rows go through the clean pass, as `shared_pass` says."""
         return self.shared_pass
 
     def shared_context(self, model: nn.Module, batch: Mapping[str, Tensor]) -> AbstractContextManager:
@@ -152,11 +152,11 @@ class Consistency(Regularizer):
         return term, {getattr(function, "__name__", "divergence"): divergence, "view_cross_entropy": view_loss}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The perturbation's."""
+        """The state of the perturbation's generators, for a checkpoint."""
         return self.perturbation.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """The perturbation's."""
+        """Put the perturbation's generators back into a state that `state_dict` gave."""
         self.perturbation.load_state_dict(state)
 
     def _scale(self, logits: Tensor) -> float:
@@ -294,7 +294,7 @@ class R4F(R3F):
 
     @contextmanager
     def training_context(self, model: nn.Module) -> Iterator[None]:
-        """Normalise the head's weight."""
+        """Have every pass use W/σ(W) as the head's weight, and leave it so after training."""
         with changed_weight([self._head], self._normalised):
             yield
         with torch.no_grad():
@@ -303,7 +303,7 @@ class R4F(R3F):
     def __call__(
         self, model: nn.Module, batch: Mapping[str, Tensor], outputs: Any
     ) -> tuple[Tensor, dict[str, float | Tensor]]:
-        """As for `R3F`."""
+        """Compute the term, after checking that the normalised head was used in the clean pass."""
         if self._head is not None and not self._passes:
             raise FlatlingoError(
                 f"the head that {self.name} normalises was not used in the forward pass; run it inside "
@@ -314,7 +314,7 @@ class R4F(R3F):
         return term
 
     def _normalised(self, _layer: nn.Module, weight: Tensor) -> Tensor:
-        """W/σ(W)."""
+        """W/σ(W), σ(W) the largest singular value, computed in float32 or better."""
         self._passes += 1
         precise = weight.to(torch.promote_types(weight.dtype, torch.float32))
         return weight / torch.linalg.matrix_norm(precise, 2).to(weight.dtype)

@@ -149,7 +149,7 @@ def _refuse_half_precision(model: nn.Module, logits: Tensor) -> None:
 
 
 def draw_labels(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """A label a row, drawn from the softmax of logits of shape (B, classes).
+    """A label per row, drawn from the softmax of logits of shape (B, classes).
 
     The draws of `torch.multinomial`, bit for bit, which waits for a GPU to check its input; here NaN in is an arbitrary
     label out.

@@ -40,13 +40,13 @@ class GradientNormPenalty(Regularizer):
         check_differentiable_twice(model, "the gradient-norm penalty")
 
     def forward_context(self) -> AbstractContextManager:
-        """Composite (not fused) attention."""
+        """Have the clean pass use composite attention: fused kernels cannot be differentiated twice."""
         return sdpa_kernel(SDPBackend.MATH)
 
     def __call__(
         self, model: nn.Module, batch: Mapping[str, Tensor], outputs: Any
     ) -> tuple[Tensor, dict[str, float | Tensor]]:
-        """Compute the penalty."""
+        """Compute the weighted squared norm of the batch's loss gradient."""
         check_labels(outputs.logits, batch["labels"], "the gradient-norm penalty")
         squared_norm = squared_gradient_norm(
             model, logits_of(outputs), batch["labels"], label_smoothing=self.label_smoothing

@@ -24,7 +24,7 @@ class L2(Regularizer):
     def __call__(
         self, model: nn.Module, batch: Mapping[str, Tensor], outputs: Any
     ) -> tuple[Tensor, dict[str, float | Tensor]]:
-        """Compute the term."""
+        """Compute (λ/2) Σ θ² over the parameters that are trainable now."""
         distance = sum(squared_norm(parameter) for parameter in _trainable(model))
         return self.weight / 2 * distance, {"squared_distance": distance}
 
@@ -56,7 +56,7 @@ class L2SP(Regularizer):
     def __call__(
         self, model: nn.Module, batch: Mapping[str, Tensor], outputs: Any
     ) -> tuple[Tensor, dict[str, float | Tensor]]:
-        """Compute the term."""
+        """Compute (λ/2) Σ (θ - θ⁰)² over the parameters that are trainable now."""
         if not self._anchors:
             raise FlatlingoError("L2SP does not know the initial weights; call start(model, seed=0) before training")
         for name, parameter in model.named_parameters():

@@ -55,7 +55,7 @@ class Mixout(Regularizer):
 
     @contextmanager
     def training_context(self, model: nn.Module) -> Iterator[None]:
-        """Mix the weights in passes in train mode."""
+        """Have every pass in train mode use weights mixed anew with the initial ones."""
         with changed_weight(self._anchors, self._mixed):
             yield
 

@@ -32,10 +32,10 @@ class Perturbation(Resumable):
     """
 
     recomputable = True
-    """As for a `Regularizer`."""
+    """Whether the perturbed pass can run under gradient checkpointing, as for a `Regularizer`."""
 
     needs_pass_alone = False
-    """As for a `Regularizer`."""
+    """Whether the clean pass must hold its own rows only, as for a `Regularizer`."""
 
     def start(self, model: nn.Module, *, seed: int) -> None:
         """Check that the model can take the perturbation; seed the generator."""
@@ -45,7 +45,7 @@ class Perturbation(Resumable):
         return {}
 
     def forward_context(self) -> AbstractContextManager:
-        """Context of the clean forward pass."""
+        """Context of the clean forward pass, for perturbations that need to see it."""
         return nullcontext()
 
     def shared_rows(self, inputs: Mapping[str, Tensor], view: Mapping[str, Tensor]) -> Mapping[str, Tensor] | None:
@@ -75,7 +75,7 @@ class View(Perturbation):
     """A perturbed text, encoded in `features`; the model itself is left alone."""
 
     def shared_rows(self, inputs: Mapping[str, Tensor], view: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The view."""
+        """The encoded view, whose pass is an ordinary one."""
         return view
 
     def __call__(self, model: nn.Module, inputs: Mapping[str, Tensor], view: Mapping[str, Tensor], outputs: Any) -> Any:
@@ -86,7 +86,7 @@ class View(Perturbation):
 class SampledSegmentation(View):
     """Another segmentation of the same texts, drawn by the sampler for the tokenizer's kind (`subword_sampler`).
 
-    In `clean` mode drawn for each row and epoch; in `faithful` mode once a row, as in the cached data sets of Wang et
+    In `clean` mode drawn for each row and epoch; in `faithful` mode once per row, as in the cached data sets of Wang et
     al. (2021).
 
     Args:
@@ -207,7 +207,7 @@ class Dropout(Perturbation):
             )
 
     def shared_rows(self, inputs: Mapping[str, Tensor], view: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The clean rows again."""
+        """The clean rows again: a second pass draws another dropout."""
         return inputs
 
     def __call__(self, model: nn.Module, inputs: Mapping[str, Tensor], view: Mapping[str, Tensor], outputs: Any) -> Any:
@@ -314,7 +314,7 @@ class AdversarialEmbedding(TokenNoise):
         sigma: σ > 0.
         step_size: η > 0; not used by `"power"`.
         steps: K, at least 1.
-        update: see above.
+        update: how δ moves, one of the three above.
         divergence: what the steps increase.
 
     Raises:
@@ -493,7 +493,7 @@ class HiddenNoise(Noise):
         return perturbed
 
     def compared(self, outputs: Any, inputs: Mapping[str, Tensor]) -> Tensor:
-        """The logits, or the outputs of the layers above."""
+        """The logits or, if hidden states are compared, the outputs of the layers above the noise."""
         if self.compare == "logits":
             return logits_of(outputs)
         hidden = torch.stack(self._states(outputs)[self.layer + 1 :], 1)

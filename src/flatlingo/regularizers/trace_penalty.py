@@ -33,7 +33,7 @@ class TracePenalty(PeriodicPenalty):
     parameters outside the known kinds of modules, and to follow the paper. `benchmarks/penalties.py` measures both.
 
     In every step each use of a trainable parameter that the autograd graph shows must be a recorded call of a module of
-    a known kind, with one row an example; and of one example in 512, the first among them, the norms are held against
+    a known kind, with one row per example; and of one example in 512, the first among them, the norms are held against
     plain autograd. What differs is refused.
 
     Args:
@@ -74,7 +74,7 @@ class TracePenalty(PeriodicPenalty):
             yield
 
     def penalty(self, model: nn.Module, batch: Mapping[str, Tensor], outputs: Any) -> tuple[Tensor, Tensor]:
-        """Tr(F_batch), twice."""
+        """Tr(F_batch): it is both what is penalised and what is logged."""
         calls, self._calls = self._calls, None
         if not calls:
             raise FlatlingoError(f"{self.name} saw no forward pass; run it inside forward_context(), after start()")

@@ -132,5 +132,5 @@ def legend(fig: Figure, table: pd.DataFrame) -> None:
 
 
 def key(label: str, **marker: object) -> Line2D:
-    """An entry of a legend."""
+    """An entry of a legend: a marker and its label, no data."""
     return Line2D([], [], label=label, **marker)

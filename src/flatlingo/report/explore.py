@@ -65,7 +65,7 @@ class Runs:
         return rows.assign(accuracy=rows[column]).sort_values("trace")
 
     def result(self, run_id: str) -> dict:
-        """What was recorded of a run."""
+        """The `result.json` of a run."""
         return self._runs.result(self.configs[run_id])
 
     def figure(self, run_id: str, family: str = EVERY, language: str = "en") -> Figure:

@@ -25,7 +25,7 @@ def judge(
     Args:
         value: in points.
         low: NaN for no interval.
-        high: see above.
+        high: the same.
         p_value: corrected for the questions asked together.
         words: for up, down and neither.
         too_few: said where there is no interval.

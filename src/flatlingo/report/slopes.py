@@ -143,12 +143,12 @@ def rank_correlation(
     and permutations are those of `slope`: whole conditions, within families where these are held fixed.
 
     Args:
-        table: as for `slope`, and so are the others; y need not be an accuracy.
-        y: see above.
-        x: see above.
-        within_families: see above.
-        seed: see above.
-        n_permutations: see above.
+        table: as for `slope`.
+        y: as for `slope`, but it need not be an accuracy.
+        x: as for `slope`.
+        within_families: as for `slope`.
+        seed: as for `slope`.
+        n_permutations: as for `slope`.
 
     Returns:
         The correlation; interval NaN with fewer than six conditions.

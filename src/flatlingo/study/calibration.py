@@ -40,11 +40,11 @@ def calibrate(
         plan: a plan whose preset has a `calibration`.
         preset: a name, or a path to a YAML file.
         store: folder of finished runs.
-        task: as for `sweep`, and so are the others.
-        data: see above.
-        model: see above.
-        jobs: see above.
-        progress: see above.
+        task: as for `sweep`.
+        data: as for `sweep`.
+        model: as for `sweep`.
+        jobs: as for `sweep`.
+        progress: as for `sweep`.
 
     Returns:
         The runs (`measured`) and the weights (`weights_at_levels`).

@@ -30,11 +30,11 @@ class Line(NamedTuple):
     rate: float
 
     def __call__(self, amount: Amount) -> float:
-        """Seconds of the work."""
+        """Seconds that so many calls and tokens take."""
         return amount.calls * self.constant + amount.tokens * self.rate
 
     def towards(self, other: "Line", share: float) -> "Line":
-        """The mean of calls of which a share costs what the other does."""
+        """The mean line where that share of the calls costs what `other` does, and the rest what this one does."""
         return Line(*(mine + share * (its - mine) for mine, its in zip(self, other, strict=True)))
 
 

@@ -32,7 +32,7 @@ class Estimate:
     """What a sweep takes.
 
     Attributes:
-        families: one row a family of conditions, with the columns `runs`, `step_seconds` and `run_hours`.
+        families: one row per family of conditions, with the columns `runs`, `step_seconds` and `run_hours`.
         memory: the largest number of bytes held while measuring.
         text: all of it, for people.
     """
@@ -63,9 +63,9 @@ def estimate(
         plan: one of `presets.PLANS`.
         preset: a name, or a path to a YAML file.
         seeds: how many, or which; the preset's number by default.
-        task: as for `sweep`, and so are the others.
-        data: see above.
-        model: see above.
+        task: as for `sweep`.
+        data: as for `sweep`.
+        model: as for `sweep`.
 
     Raises:
         FlatlingoError: for bad input, and for an encoder or rows that are not at hand.

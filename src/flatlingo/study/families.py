@@ -61,7 +61,7 @@ class Family:
 
     @property
     def drawn(self) -> Look:
-        """Its look, or a dot in the colour of its kind."""
+        """How the family is drawn: its look or, without one, a dot in the colour of its kind."""
         return self.look or Look(".", KINDS[self.kind][1], size=7)
 
     def label(self, weight: float) -> str:

@@ -47,7 +47,7 @@ class Job:
         sources: where encoder and rows lie.
         keep_weights: also store the fine-tuned weights.
         checkpoint_minutes: between two checkpoints of a run.
-        tensorboard: folder for what TensorBoard shows, one folder a run in it; None for nothing.
+        tensorboard: folder for what TensorBoard shows, one folder per run in it; None for nothing.
     """
 
     runs: Store
@@ -99,7 +99,7 @@ class Job:
         return Outcome(config, "done")
 
     def _callbacks(self, config: RunConfig) -> list[TrainerCallback]:
-        """What is written of a run while it trains: a line a minute into its log, and for TensorBoard if asked for."""
+        """What is written while a run trains: a line per minute into its log, and for TensorBoard if asked for."""
         boards = [tensorboard(self.tensorboard / config.run_id)] if self.tensorboard else []
         return [MinuteLines(), *boards]
 
@@ -125,8 +125,8 @@ def local(job: Job, configs: list[RunConfig], jobs: int | None = None) -> Iterat
     Args:
         job: what to do with a run.
         configs: the runs.
-        jobs: runs at a time; one a GPU or, without GPUs, one a core by default. With one, and no choice of GPUs, they
-            are computed in the calling process.
+        jobs: runs at a time; one per GPU or, without GPUs, one per core by default. With one, and no choice of GPUs,
+            they are computed in the calling process.
     """
     gpus = _gpus()
     jobs = jobs or len(gpus) or joblib.cpu_count()
@@ -151,7 +151,7 @@ def local(job: Job, configs: list[RunConfig], jobs: int | None = None) -> Iterat
 def slurm(
     job: Job, configs: list[RunConfig], jobs: int | None = None, *, time_limit: int = 240, cluster: str = "slurm"
 ) -> Iterator[Outcome]:
-    """Compute runs as the jobs of one SLURM array, one run a job; outcomes come as jobs end.
+    """Compute runs as the jobs of one SLURM array, one run per job; outcomes come as jobs end.
 
     Partition, account, GPUs, memory and whatever else the cluster wants come from sbatch's own variables
     (`SBATCH_PARTITION`, `SBATCH_ACCOUNT`, `SBATCH_GPUS_PER_NODE=1`, `SBATCH_MEM_PER_NODE`, …). The store and the Python

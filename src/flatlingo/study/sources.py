@@ -74,7 +74,7 @@ class Sources:
         return [RunConfig(**dict(spec), weights=weights, rows=rows[spec.setup.languages]) for spec in specs]
 
     def load_task(self, setup: Setup, seed: int) -> Task:
-        """The rows of a run."""
+        """The rows that a run of this setup and seed trains on and is measured on."""
         second_stage = setup.second_stage
         return tasks.load_task(
             self.task,
@@ -88,7 +88,7 @@ class Sources:
         )
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
-        """The encoder's tokenizer."""
+        """The tokenizer that comes with the encoder, of the same revision."""
         return hub.load_tokenizer(self.encoder.source, revision=self.encoder.revision)
 
     def load_model(self, spec: RunSpec, labels: Sequence[str]) -> PreTrainedModel:

@@ -1,4 +1,4 @@
-"""What a sweep has done, what it is doing and how long it will take: a table of a store, a bar, a line a minute."""
+"""What a sweep has done, what it is doing and how long it will take: a table of a store, a bar, a line per minute."""
 
 import os
 import sys
@@ -23,7 +23,7 @@ def status(configs: list[RunConfig], runs: Store) -> pd.DataFrame:
     """Say of every run how it stands.
 
     Returns:
-        One row a run: `run_id`, `family`, `state` (one of `STATES`), `seconds` that it took (finished) or has taken
+        One row per run: `run_id`, `family`, `state` (one of `STATES`), `seconds` that it took (finished) or has taken
         (running), and `detail`: where it runs, why it failed and the log to read, what is damaged.
     """
     rows = ((config.run_id, config.condition.family, *_state(config, runs)) for config in configs)
@@ -64,7 +64,7 @@ def time_left(table: pd.DataFrame) -> float | None:
 
 @contextmanager
 def progress(configs: list[RunConfig], runs: Store, *, shown: bool) -> Iterator:
-    """Show how runs proceed: a bar in terminals and notebooks, elsewhere one line a minute on standard error.
+    """Show how runs proceed: a bar in terminals and notebooks, elsewhere one line per minute on standard error.
 
     `FLATLINGO_PROGRESS=lines` in the environment asks for lines in notebooks too, `none` for nothing at all.
 

@@ -28,7 +28,7 @@ OWN = LOCKS, LOGS, WORK, DAMAGED = "locks", "logs", "work", "damaged"
 
 
 class Store:
-    """A folder of finished runs, one folder a run.
+    """A folder of finished runs, one folder per run.
 
     A run's folder holds `config.json`, `result.json` and `rows.npz` (the same on every repetition; the last holds
     arrays, see `study.measure`), `environment.json` (versions, device, seconds), unless discarded `model/` with the

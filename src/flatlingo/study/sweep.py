@@ -62,16 +62,16 @@ def sweep(
             one of its kind.
         model: another encoder than the preset's: a folder or a Hub id.
         launcher: "local" (processes of this machine) or "slurm" (array jobs, see `launchers.slurm`).
-        jobs: runs at a time; locally one a GPU or, without GPUs, one a core by default. Results do not depend on it: on
-            CPU every run uses one thread.
+        jobs: runs at a time; locally one per GPU or, without GPUs, one per core by default. Results do not depend on
+            it: on CPU every run uses one thread.
         time_limit: of a SLURM job, in minutes.
         keep_weights: also store the fine-tuned weights of every run.
         checkpoint_minutes: between two checkpoints of a run; shorter runs write none. Results do not depend on it.
-        tensorboard: folder for what TensorBoard shows of the trainings, one folder a run in it; None for nothing.
-        progress: show a progress bar, or a line a minute where standard error is no terminal.
+        tensorboard: folder for what TensorBoard shows of the trainings, one folder per run in it; None for nothing.
+        progress: show a progress bar, or a line per minute where standard error is no terminal.
 
     Returns:
-        One row a run or, with a second stage, one row a run and target language; columns: `study.table`.
+        One row per run or, with a second stage, one row per run and target language; columns: `study.table`.
 
     Raises:
         FlatlingoError: for bad input; if the recorded results lack runs; if the store cannot be written; or, after all

@@ -8,17 +8,16 @@ from flatlingo.study.presets import RunConfig
 
 
 def table(configs: list[RunConfig], results: list[dict]) -> pd.DataFrame:
-    """One row a run or, where the study has a second stage, one row a run and target language.
+    """One row per run or, where the study has a second stage, one row per run and target language.
 
     Accuracies and shares lie in 0..1, losses are in nats, traces in nats²; NaN where something was not measured.
 
-    Columns of every table: `run_id, plan, task, encoder, family, weight, label, seed, classes,
-    seconds`; `english_accuracy`,
-    `accuracy_<language>` and `zero_shot_accuracy`, the mean over the other languages; `train_accuracy`, `train_loss`,
-    `clean_train_accuracy`, `clean_train_loss`, `noisy_fitted` (of the wrong training labels, the share reproduced);
-    `trace`, `trace_se`, `log_trace` (mean over examples of the logarithm), `trace_without_embeddings`, `head_trace`,
-    `trace_<language>`, `empirical_fisher`, `scale_aware`, `distance`, `margin` and `early_trace` (the first measured
-    after training began).
+    Columns of every table: `run_id, plan, task, encoder, family, weight, label, seed, classes, seconds`;
+    `english_accuracy`, `accuracy_<language>` and `zero_shot_accuracy`, the mean over the other languages;
+    `train_accuracy`, `train_loss`, `clean_train_accuracy`, `clean_train_loss`, `noisy_fitted` (of the wrong training
+    labels, the share reproduced); `trace`, `trace_se`, `log_trace` (mean over examples of the logarithm),
+    `trace_without_embeddings`, `head_trace`, `trace_<language>`, `empirical_fisher`, `scale_aware`, `distance`,
+    `margin` and `early_trace` (the first measured after training began).
 
     After a second stage also: `language`; on its held-out half `zero_shot`, `adapted`, `gain` = adapted - zero_shot,
     `control` (adapted on as many English rows) and `control_gain`.

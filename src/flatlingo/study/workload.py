@@ -58,7 +58,7 @@ class Lengths:
     def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int):
         self.task, self.tokenizer, self.max_length = task, tokenizer, max_length
 
-    @functools.cache  # noqa: B019 (there is one object an estimate)
+    @functools.cache  # noqa: B019 (there is one object per estimate)
     def of(self, language: str, split: str) -> np.ndarray:
         """Tokens of each row, (rows,)."""
         items = encode(list(self.task.rows(language, split)), self.tokenizer, max_length=self.max_length)
@@ -99,7 +99,7 @@ def _second_stages(spec: RunSpec, lengths: Lengths) -> tuple[Amount, Amount]:
 
 
 def shuffled(lengths: np.ndarray, batch_size: int, grouped: bool = False) -> Amount:
-    """One pass of training: a call a batch, each padded to its longest row, `grouped` by length or not.
+    """One pass of training: a call per batch, each padded to its longest row, `grouped` by length or not.
 
     >>> shuffled(np.array([5, 5, 5, 5, 5]), 2), shuffled(np.array([9, 1, 9, 1]), 2, grouped=True)
     (Amount(calls=3, tokens=25), Amount(calls=2, tokens=20))
