@@ -39,6 +39,7 @@ def test_a_result_tells_rows_accuracies_fit_traces_and_the_second_stage(outcome)
     assert result["empirical_fisher"] > 0
     assert result["distance"] > 0
     assert result["train_loss"] > 0
+    assert result["sharpness"] > 0
 
 
 def test_the_curve_has_losses_and_traces_at_the_steps_asked_for(outcome):

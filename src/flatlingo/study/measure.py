@@ -13,7 +13,8 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flatlingo import evaluation
-from flatlingo.fisher import FisherTrace, empirical_fisher
+from flatlingo.encoding import batches
+from flatlingo.fisher import FisherTrace, empirical_fisher, sam_sharpness
 from flatlingo.fisher.trace import module_group
 
 
@@ -53,6 +54,7 @@ def fit(classifier: Classifier, rows: Dataset) -> Measured:
         "train_loss": _loss(logits, labels),
         "clean_train_accuracy": float((predicted == clean).mean()),
         "clean_train_loss": _loss(logits, clean),
+        "train_margin": float(_margins(logits, labels).mean()),
         "noisy_fitted": float((predicted == labels)[noisy].mean()) if noisy.any() else None,
     }
     return Measured(numbers, {"fitted/train": predicted == labels, "noisy/train": noisy})
@@ -111,6 +113,12 @@ def trace(classifier: Classifier, rows: Dataset, start: Mapping[str, torch.Tenso
         {"trace/en": by_tensor.per_example.astype(np.float32)}
         | {f"tensor/{name}": values for name, values in tensors.items()},
     )
+
+
+def sharpness(classifier: Classifier, rows: Dataset, radius: float) -> Measured:
+    """How much the loss on training rows rises within a radius, see `fisher.sam_sharpness`."""
+    padded = batches(classifier.tokenizer, rows, max_length=classifier.max_length, batch_size=32)
+    return Measured({"sharpness": sam_sharpness(classifier.model.eval(), padded, radius)}, {})
 
 
 def target_trace(classifier: Classifier, rows: Dataset, language: str) -> Measured:

@@ -23,6 +23,7 @@ from flatlingo.study.terms import settings, terms
 from flatlingo.tasks import Task
 
 TRACE_BATCH = 32
+SHARPNESS_ROWS = 300
 GPU_WORKERS = 4  # processes that draw the views of the next batches while a GPU computes; the result is the same
 
 
@@ -146,6 +147,9 @@ def _measure(
     for language, rows in validation.items():
         kept = len(traced.get(language, ()))
         steps[f"accuracy-{language}"] = functools.partial(measure.accuracy, classifier, rows, language, kept)
+    if asked.sharpness_radius:
+        few = _first(task.rows("en", "train"), SHARPNESS_ROWS)
+        steps["sharpness"] = lambda: measure.sharpness(classifier, few, asked.sharpness_radius)
     steps["trace-en"] = lambda: measure.trace(classifier, traced["en"], start)
     for language in list(traced)[1:]:
         steps[f"trace-{language}"] = functools.partial(measure.target_trace, classifier, traced[language], language)
@@ -204,6 +208,7 @@ def _assembled(spec: RunSpec, task: Task, parts: dict[str, Measured], arrays: di
         "margin": {language: found["margin"] for language, found in of.items()},
         **numbers["fit"],
         **numbers["trace-en"],
+        **numbers.get("sharpness", {}),
         "target_trace": {
             language: numbers[f"trace-{language}"]["trace"]
             for language in task.languages

@@ -17,7 +17,7 @@ def table(configs: list[RunConfig], results: list[dict]) -> pd.DataFrame:
     `train_accuracy`, `train_loss`, `clean_train_accuracy`, `clean_train_loss`, `noisy_fitted` (of the wrong training
     labels, the share reproduced); `trace`, `trace_se`, `log_trace` (mean over examples of the logarithm),
     `trace_without_embeddings`, `head_trace`, `trace_<language>`, `empirical_fisher`, `scale_aware`, `distance`,
-    `margin` and `early_trace` (the first measured after training began).
+    `sharpness`, `margin`, `train_margin` and `early_trace` (the first measured after training began).
 
     After a second stage also: `language`; on its held-out half `zero_shot`, `adapted`, `gain` = adapted - zero_shot,
     `control` (adapted on as many English rows) and `control_gain`.
@@ -33,7 +33,10 @@ def table(configs: list[RunConfig], results: list[dict]) -> pd.DataFrame:
 def _row(config: RunConfig, result: dict) -> dict:
     trace, accuracy = result["trace"], result["accuracy"]
     others = {language: value for language, value in accuracy.items() if language != "en"}
-    measured = ("train_loss", "clean_train_accuracy", "clean_train_loss", "noisy_fitted", "scale_aware", "distance")
+    measured = (
+        *("train_loss", "train_margin", "clean_train_accuracy", "clean_train_loss", "noisy_fitted"),
+        *("scale_aware", "distance", "sharpness"),
+    )
     return {
         "run_id": config.run_id,
         "plan": config.plan,
