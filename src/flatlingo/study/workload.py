@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from flatlingo.encoding import LengthGroupedSampler, encode
 from flatlingo.study.presets import RunSpec
-from flatlingo.study.run import TRACE_BATCH
+from flatlingo.study.run import SHARPNESS_ROWS, TRACE_BATCH
 from flatlingo.tasks import Task
 
 PREDICTION_BATCH = 64
@@ -73,6 +73,8 @@ def workload(spec: RunSpec, lengths: Lengths) -> Workload:
     languages = lengths.task.languages
     predicted = [ordered(lengths.of("en", "train"), PREDICTION_BATCH)]
     predicted += [ordered(lengths.of(language, "validation"), PREDICTION_BATCH) for language in languages]
+    if asked.sharpness_radius:  # a gradient takes about three forward passes
+        predicted.append(ordered(lengths.of("en", "train")[:SHARPNESS_ROWS], TRACE_BATCH) * 4)
     traced = ordered(lengths.of("en", "validation")[: asked.trace_examples], TRACE_BATCH)
     targets = [language for language in languages if language != "en"] if asked.target_examples else []
     briefly = [
