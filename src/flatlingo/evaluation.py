@@ -102,10 +102,18 @@ def margins(
     found, labels = logits(model, tokenizer, rows, **settings), _column(rows, "label")
     if not ((labels >= 0) & (labels < found.shape[1])).all():
         raise FlatlingoError(f"a label is not one of the model's {found.shape[1]} classes, 0 to {found.shape[1] - 1}")
-    each = np.arange(len(labels))
-    others = found.copy()
+    return found.argmax(-1), label_margins(found, labels)
+
+
+def label_margins(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Log probability of each label less that of the most probable other class, (rows,) in nats, from logits.
+
+    >>> label_margins(np.array([[2.0, 0.5, 1.0]]), np.array([1]))
+    array([-1.5])
+    """
+    each, others = np.arange(len(labels)), logits.copy()
     others[each, labels] = -np.inf
-    return found.argmax(-1), found[each, labels] - others.max(-1)
+    return logits[each, labels] - others.max(-1)
 
 
 def accuracy(
@@ -128,12 +136,17 @@ def memorisation(
         None if there is no such row.
     """
     predicted = logits(model, tokenizer, rows, **settings).argmax(-1)
-    fitted = predicted == _column(rows, "label")
+    clean = _column(rows, "clean_label") if "clean_label" in rows[0] else None
+    return memorised(predicted, _column(rows, "label"), clean)
+
+
+def memorised(predicted: np.ndarray, labels: np.ndarray, clean: np.ndarray | None) -> dict[str, float | None]:
+    """What `memorisation` returns, from the classes predicted, the labels, and the clean labels if they are known."""
+    fitted = predicted == labels
     result: dict[str, float | None] = {"train_accuracy": float(fitted.mean())}
-    if "clean_label" not in rows[0]:
+    if clean is None:
         return result | {"clean_train_accuracy": None, "noisy_fitted": None}
-    clean = _column(rows, "clean_label")
-    noisy = clean != _column(rows, "label")
+    noisy = clean != labels
     return result | {
         "clean_train_accuracy": float(np.mean(predicted == clean)),
         "noisy_fitted": float(fitted[noisy].mean()) if noisy.any() else None,

@@ -48,16 +48,13 @@ def fit(classifier: Classifier, rows: Dataset) -> Measured:
     """
     logits, labels = classifier.logits(rows), np.array(rows["label"])
     clean = np.array(rows["clean_label"]) if "clean_label" in rows.column_names else labels
-    predicted, noisy = logits.argmax(1), clean != labels
-    numbers = {
-        "train_accuracy": float((predicted == labels).mean()),
+    predicted = logits.argmax(1)
+    numbers = evaluation.memorised(predicted, labels, clean) | {
         "train_loss": _loss(logits, labels),
-        "clean_train_accuracy": float((predicted == clean).mean()),
+        "train_margin": float(evaluation.label_margins(logits, labels).mean()),
         "clean_train_loss": _loss(logits, clean),
-        "train_margin": float(_margins(logits, labels).mean()),
-        "noisy_fitted": float((predicted == labels)[noisy].mean()) if noisy.any() else None,
     }
-    return Measured(numbers, {"fitted/train": predicted == labels, "noisy/train": noisy})
+    return Measured(numbers, {"fitted/train": predicted == labels, "noisy/train": clean != labels})
 
 
 def accuracy(classifier: Classifier, rows: Dataset, language: str, kept: int) -> Measured:
@@ -68,7 +65,7 @@ def accuracy(classifier: Classifier, rows: Dataset, language: str, kept: int) ->
     """
     logits, labels = classifier.logits(rows), np.array(rows["label"])
     correct = logits.argmax(1) == labels
-    margins = _margins(logits, labels)
+    margins = evaluation.label_margins(logits, labels)
     return Measured(
         {"accuracy": float(correct.mean()), "loss": _loss(logits, labels), "margin": float(margins.mean())},
         {f"correct/{language}": correct, f"margin/{language}": margins[:kept].astype(np.float16)},
@@ -156,14 +153,6 @@ def _summary(found: FisherTrace) -> dict[str, float]:
 def _loss(logits: np.ndarray, labels: np.ndarray) -> float:
     """Mean cross entropy in nats."""
     return float(-_log_softmax(logits)[np.arange(len(labels)), labels].mean())
-
-
-def _margins(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Log p of the label less the largest log p of another class, (rows,)."""
-    rows = np.arange(len(labels))
-    others = logits.astype(float)
-    others[rows, labels] = -np.inf
-    return logits[rows, labels] - others.max(1)
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
