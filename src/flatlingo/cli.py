@@ -15,8 +15,8 @@ from flatlingo.errors import FlatlingoError
 from flatlingo.extras import missing
 from flatlingo.files import replacing
 from flatlingo.study.families import FAMILIES
-from flatlingo.study.presets import PLANS, Condition, load_preset, validated
-from flatlingo.taskfiles import MINI, load_description
+from flatlingo.study.presets import PLANS, Condition, load_preset
+from flatlingo.taskfiles import MINI, load_description, validated
 
 app = typer.Typer(
     help="Measure and regularise the trace of the Fisher information, Tr(F), of multilingual classifiers.",

@@ -3,17 +3,16 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
-import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from flatlingo.errors import FlatlingoError, unknown
 from flatlingo.files import PRESETS
 from flatlingo.study.families import FAMILIES, family
+from flatlingo.taskfiles import read_yaml, validated
 
 PLANS = ("nli", "paraphrase", "methods", "regularized_second_stage")
-S = TypeVar("S", bound=BaseModel)
 
 
 def _known_family(name: str) -> str:
@@ -271,20 +270,7 @@ def load_preset(name: str) -> Preset:
     path = Path(name) if name.endswith(".yaml") else PRESETS / f"{name}.yaml"
     if not path.is_file() or not (name in known_presets() or name.endswith(".yaml")):
         raise FlatlingoError(unknown("preset", name, known_presets()) + " (or give a path that ends in .yaml)")
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise FlatlingoError(f"preset {path.name} is not a YAML file: {error}") from error
-    return validated(Preset, settings, f"preset {path.name}")
-
-
-def validated(kind: type[S], values: object, what: str) -> S:
-    """The settings, or a `FlatlingoError` that names every field that is wrong and why."""
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise FlatlingoError(f"{what}: {wrong}") from error
+    return validated(Preset, read_yaml(path, "preset"), f"preset {path.name}")
 
 
 def chosen_seeds(preset: Preset, seeds: int | list[int] | None) -> list[int]:

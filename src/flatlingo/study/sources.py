@@ -12,7 +12,7 @@ from flatlingo.errors import FlatlingoError, unknown
 from flatlingo.files import ROOT
 from flatlingo.study.families import family
 from flatlingo.study.presets import Encoder, Preset, Provenance, RunConfig, RunSpec, Setup, expand
-from flatlingo.taskfiles import REAL_COUNTERPART, load_description
+from flatlingo.taskfiles import REAL_COUNTERPART
 from flatlingo.tasks import Task
 
 
@@ -58,7 +58,7 @@ class Sources:
 
     def specs(self, plan: str, preset: Preset, seeds: int | list[int] | None = None) -> list[RunSpec]:
         """The runs of a plan with this encoder and task; see `presets.expand`."""
-        return expand(plan, preset, seeds=seeds, encoder=self.encoder, task=_name(self.task))
+        return expand(plan, preset, seeds=seeds, encoder=self.encoder, task=tasks.name_of(self.task))
 
     def resolve(self, specs: list[RunSpec]) -> list[RunConfig]:
         """The runs with what tells their encoder and rows from others.
@@ -129,11 +129,6 @@ class Sources:
                 raise FlatlingoError(unknown("target language", language, task.languages))
         self.load_tokenizer()
         self.load_model(spec, task.labels)
-
-
-def _name(task: str) -> str:
-    """The name of a task, or of the one that a file describes."""
-    return load_description(task).name if task.endswith((".yaml", ".yml")) else task
 
 
 @functools.lru_cache(maxsize=8)
