@@ -388,7 +388,7 @@ def pretrain(
     layers: Annotated[int, typer.Option(min=1)] = 4,
     hidden: Annotated[int, typer.Option(min=8)] = 128,
     heads: Annotated[int, typer.Option(min=1)] = 4,
-    vocabulary: Annotated[int, typer.Option(min=200, help="pieces of the WordPiece vocabulary")] = 2400,
+    vocabulary: Annotated[int, typer.Option(min=200, help="pieces of the WordPiece vocabulary")] = 1930,
     max_length: LengthOption = 128,
     epochs: Annotated[float, typer.Option(min=0.01)] = 2.0,
     batch_size: Annotated[int, typer.Option(min=1)] = 64,

@@ -4,7 +4,7 @@ import random
 from dataclasses import replace
 
 from flatlingo.miniworld import lexicon
-from flatlingo.miniworld.frame import DEFINITE, NP, Frame, can_be_passive, problem
+from flatlingo.miniworld.frame import DEFINITE, NP, Frame, adverbials, can_be_passive, problem
 from flatlingo.miniworld.lexicon import CONCEPTS
 
 _TRANSITIVE = tuple(v for v in lexicon.of_kind("verb") if CONCEPTS[v].object)
@@ -44,7 +44,7 @@ def random_frame(rng: random.Random, transitive: float = 0.6) -> Frame:
         object_ = None
         if verb.object:
             object_ = noun_phrase(rng, verb.object, _OBJECTS_AFTER_DEFINITE if definite and not negated else _OBJECTS)
-        place = rng.choice(lexicon.of_kind("place")) if rng.random() < 0.5 else None
+        place = rng.choice(lexicon.of_kind("place")) if not negated and rng.random() < 0.5 else None
         time = rng.choice(lexicon.of_kind("time")) if rng.random() < 0.4 else None
         frame = Frame(subject, verb.id, object_, place, time, negated)
         if problem(frame) is None:
@@ -53,8 +53,8 @@ def random_frame(rng: random.Random, transitive: float = 0.6) -> Frame:
 
 def reworded(frame: Frame, rng: random.Random, passive: float = 0.35, front: float = 0.25) -> Frame:
     """Draw the voice and what stands in front; the meaning stays."""
-    adverbials = [a for a in ("place", "time") if getattr(frame, a)]
-    fronted = rng.choice(adverbials) if adverbials and rng.random() < front else None
+    movable = adverbials(frame)
+    fronted = rng.choice(movable) if movable and rng.random() < front else None
     return replace(frame, passive=rng.random() < passive and can_be_passive(frame), front=fronted)
 
 

@@ -147,14 +147,11 @@ def _quantifier_edits(frame: Frame) -> Iterator[Edit]:
 
 def _subject_quantifiers(quantifier: str) -> Iterator[tuple[str, str]]:
     yield from _existential_quantifiers(quantifier)
-    if quantifier == "a":
-        yield "not every", INDEPENDENT
-    elif quantifier in UNIVERSAL:
+    if quantifier in UNIVERSAL:
         yield "no", EXCLUSION
         yield from ((f"at least {number}", INDEPENDENT) for number in NUMBERS)
     elif quantifier == "not every":
         yield "no", REVERSE
-        yield "a", INDEPENDENT
     elif quantifier == "no":
         yield "not every", FORWARD
         yield from ((other, EXCLUSION) for other in (*UNIVERSAL, *COUNTS))
@@ -255,9 +252,6 @@ def _time_edits(frame: Frame) -> Iterator[Edit]:
             yield Edit("time hyponym", _narrower(polarity), frame, {"time": part})
         return
     yield Edit("time hypernym", _broader(polarity), frame, {"time": "today"})
-    for part in parts:
-        if part != frame.time:
-            yield Edit("time swapped", INDEPENDENT, frame, {"time": part})
 
 
 def _role_edits(frame: Frame) -> Iterator[Edit]:

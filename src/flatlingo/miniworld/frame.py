@@ -57,23 +57,34 @@ def _canonical_np(np: NP) -> tuple[str, str, str | None]:
 
 
 def can_be_passive(frame: Frame) -> bool:
-    """Whether the passive of a frame exists and means the same, so that no quantifier changes its scope."""
-    if frame.object is None or "active" in lexicon.CONCEPTS[frame.verb].flags:
+    """Whether the passive of a frame exists and means the same, so that no quantifier changes its scope.
+
+    There is none under negation: Chinese would say that something has not been done, not that it is not going on.
+    """
+    if frame.object is None or "active" in lexicon.CONCEPTS[frame.verb].flags or frame.negated:
         return False
     subject, object_ = frame.subject.quantifier, frame.object.quantifier
-    if subject in SINGLE and object_ in SINGLE:
-        return True
-    if subject in DEFINITE:
-        return not frame.negated
-    return object_ in DEFINITE and subject != "not every"
+    if subject in ("no", "not every"):
+        return False
+    return subject in DEFINITE or object_ in DEFINITE or (subject in SINGLE and object_ in SINGLE)
+
+
+def adverbials(frame: Frame) -> tuple[str, ...]:
+    """What can open the sentence, of "place" and "time".
+
+    A place only before a single subject: "in the garden, every dog is running" speaks of the dogs in the garden alone.
+    """
+    place = frame.place and frame.subject.quantifier in SINGLE
+    return (("place",) if place else ()) + (("time",) if frame.time else ())
 
 
 def problem(frame: Frame) -> str | None:
     """Say why a frame is outside the fragment, None if it is inside.
 
     The fragment leaves out what is ambiguous in one of the languages: two quantifiers whose order matters, negation
-    with an indefinite subject, a place beside a universal object ("every cat in the garden"), and a definite phrase
-    that may mean the other participant ("the person is praising Laura").
+    with an indefinite subject or beside a place ("Laura is not sleeping in the garden", but elsewhere), a place beside
+    a universal object ("every cat in the garden") or in front of a quantified subject (`adverbials`), and a definite
+    phrase that may mean the other participant ("the person is praising Laura").
     """
     subject, object_ = frame.subject, frame.object
     verb = lexicon.CONCEPTS[frame.verb]
@@ -90,10 +101,12 @@ def problem(frame: Frame) -> str | None:
             return f"{np.noun!r} does not go with verb {verb.id!r}"
         if np.adjective and (np.quantifier == "name" or np.adjective not in lexicon.adjectives_for(np.noun)):
             return f"{np.adjective!r} does not go with {np.noun!r}"
-    if frame.front and getattr(frame, frame.front) is None:
-        return f"there is no {frame.front} to put in front"
+    if frame.front and frame.front not in adverbials(frame):
+        return f"there is no {frame.front} that could stand in front"
     if frame.negated and subject.quantifier not in DEFINITE:
         return "only a sentence about a name or 'the' can be negated"
+    if frame.negated and frame.place:
+        return "a place beside a negation is ambiguous"
     if object_ is not None and (reason := _object_problem(frame)):
         return reason
     if frame.passive and not can_be_passive(frame):

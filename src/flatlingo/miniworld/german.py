@@ -69,7 +69,10 @@ def _object(np: NP, negated: bool) -> str:
 
 
 def sentence(c) -> str:
-    """German sentence in the present tense for a `grammar.Clause`; "nicht" stands before the agent or the place."""
+    """German sentence in the present tense for a `grammar.Clause`.
+
+    A definite object stands before the time, another one after it; "nicht" ends the middle of the sentence.
+    """
     verb = FORMS["de"][c.verb]
     plural = c.first.quantifier == "all" or c.first.quantifier in _NUMERALS
     time = FORMS["de"][c.time]["word"] if c.time and c.front != "time" else ""
@@ -77,12 +80,12 @@ def sentence(c) -> str:
     negation = "nicht" if c.negated and not (c.second and c.second.quantifier == "any") else ""
     if c.passive:
         finite, last = "werden" if plural else "wird", verb["participle"]
-        middle = [time, negation, _agent(c.second), place]
+        middle = [time, place, _agent(c.second)]
     else:
         finite, last = verb["plural"] if plural else verb["word"], verb["prefix"]
         second = _object(c.second, c.negated) if c.second else ""
-        definite = c.second and c.second.quantifier in DEFINITE
-        middle = [second, time, negation, place] if negation and definite else [time, second, negation, place]
+        middle = [second, time] if c.second and c.second.quantifier in DEFINITE else [time, second]
+        middle += [negation, place]  # never both: `frame.problem`
     first = noun_phrase(c.first, "nom")
     if c.front:
         opening = [FORMS["de"][c.place if c.front == "place" else c.time]["word"], finite, first]

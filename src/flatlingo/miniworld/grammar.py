@@ -1,8 +1,7 @@
 """Sentences for frames: one small grammar a language.
 
-A frame first becomes a `Clause`, in which the phrases stand in surface order and negation sits where every language
-can say it: a negated sentence with an indefinite object, or one whose subject is "no ...", has an "any" phrase in
-second place.
+A frame first becomes a `Clause`, in which the phrases stand in surface order; a negated sentence with an indefinite
+object, or one whose subject is "no ...", has an "any" phrase in second place.
 """
 
 from dataclasses import replace
@@ -11,8 +10,8 @@ from typing import NamedTuple
 
 from flatlingo.errors import FlatlingoError
 from flatlingo.miniworld import german
-from flatlingo.miniworld.frame import NP, NUMBERS, Frame, check
-from flatlingo.miniworld.lexicon import FORMS, LANGUAGES, is_animate
+from flatlingo.miniworld.frame import NP, NUMBERS, UNIVERSAL, Frame, check
+from flatlingo.miniworld.lexicon import FORMS, LANGUAGES, is_animal, is_person
 
 _cached = lru_cache(maxsize=1 << 16)
 PLURAL_COUNTS = (*NUMBERS, *(f"at least {n}" for n in NUMBERS))
@@ -32,18 +31,13 @@ class Clause(NamedTuple):
 
 
 def clause(frame: Frame) -> Clause:
-    """Put the phrases of a frame in surface order and move its negation to where it is said."""
-    first, second, negated = frame.subject, frame.object, frame.negated
-    downward = negated or first.quantifier == "no"
-    if second and not frame.passive and downward and second.quantifier == "a":
+    """Put the phrases of a frame in surface order."""
+    first, second = frame.subject, frame.object
+    if second and second.quantifier == "a" and (frame.negated or first.quantifier == "no"):
         second = replace(second, quantifier="any")
-    elif frame.passive:
+    if frame.passive:
         first, second = second, first
-        if negated and first.quantifier == "a":  # Laura is not chasing a cat = no cat is being chased by Laura
-            first, negated = replace(first, quantifier="no"), False
-        elif second.quantifier == "no":  # no dog is chasing Laura = Laura is not being chased by any dog
-            second, negated = replace(second, quantifier="any"), True
-    return Clause(first, second, frame.verb, negated, frame.passive, frame.place, frame.time, frame.front)
+    return Clause(first, second, frame.verb, frame.negated, frame.passive, frame.place, frame.time, frame.front)
 
 
 # English --------------------------------------------------------------------------------------------------------------
@@ -119,9 +113,9 @@ def spanish_np(np: NP) -> str:
 
 @_cached
 def spanish_object(np: NP) -> str:
-    """Spanish direct object: persons and animals take "a", and a + el = al."""
+    """Spanish direct object: persons, and animals one can tell, take "a", and a + el = al."""
     text = spanish_np(np)
-    if not is_animate(np.noun):
+    if not is_person(np.noun) and not (is_animal(np.noun) and np.quantifier in ("the", *UNIVERSAL)):
         return text
     return f"al {text[3:]}" if text.startswith("el ") else f"a {text}"
 
@@ -135,18 +129,17 @@ def spanish_participle(verb: str, first: NP) -> str:
 
 
 def spanish(c: Clause) -> str:
-    """Spanish sentence in the simple present."""
-    verb = FORMS["es"][c.verb]
-    plural = c.first.quantifier in _SPANISH_PLURALS
+    """Spanish sentence in the present progressive, as the simple present would be read as a habit."""
     parts = [spanish_np(c.first)]
     if c.front:
         parts.insert(0, FORMS["es"][c.place if c.front == "place" else c.time]["word"] + ",")
     if c.negated:
         parts.append("no")
+    parts.append("están" if c.first.quantifier in _SPANISH_PLURALS else "está")
     if c.passive:
-        parts += ["son" if plural else "es", spanish_participle(c.verb, c.first), "por", spanish_np(c.second)]
+        parts += ["siendo", spanish_participle(c.verb, c.first), "por", spanish_np(c.second)]
     else:
-        parts.append(verb["plural"] if plural else verb["word"])
+        parts.append(FORMS["es"][c.verb]["word"])
         if c.second:
             parts.append(spanish_object(c.second))
     if c.place and c.front != "place":
@@ -172,14 +165,14 @@ def chinese_np(np: NP) -> str:
     form = FORMS["zh"][np.noun]
     if np.quantifier == "name":
         return form["word"]
-    noun = (FORMS["zh"][np.adjective]["word"] if np.adjective else "") + form["word"]
+    adjective = FORMS["zh"][np.adjective]["word"] if np.adjective else ""
     if np.quantifier in _WITHOUT_CLASSIFIER:
-        return _WITHOUT_CLASSIFIER[np.quantifier] + noun
-    return _CHINESE_DETERMINERS[np.quantifier] + form["classifier"] + noun
+        return _WITHOUT_CLASSIFIER[np.quantifier] + adjective + (form["bare"] or form["word"])
+    return _CHINESE_DETERMINERS[np.quantifier] + form["classifier"] + adjective + form["word"]
 
 
 def chinese(c: Clause) -> str:
-    """Chinese sentence: time and place before the verb, 都 after universals, 没有 as negation, 被 for the passive."""
+    """Chinese sentence in the progressive: time and place before the verb, 都 after universals, 被 for the passive."""
     first = c.first.quantifier
     time = FORMS["zh"][c.time]["word"] if c.time else ""
     place = FORMS["zh"][c.place]["word"] if c.place else ""
@@ -190,13 +183,17 @@ def chinese(c: Clause) -> str:
         text, place = f"在{place}，{text}", ""
     text += time
     if first in ("every", "all", "not every"):
-        text += "都在"
+        text += "都正在" if c.passive else "都在"
     elif c.negated:
-        text += "没有" if c.passive and not place else "没有在"
+        text += "没有在"
     else:
         text += "在" if first == "no" else "正在"
-    verb, second = FORMS["zh"][c.verb]["word"], chinese_np(c.second) if c.second else ""
-    return f"{text}{place}被{second}{verb}。" if c.passive else f"{text}{place}{verb}{second}。"
+    verb, second = FORMS["zh"][c.verb], chinese_np(c.second) if c.second else ""
+    return (
+        f"{text}{place}被{second}{verb['passive'] or verb['word']}。"
+        if c.passive
+        else f"{text}{place}{verb['word']}{second}。"
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------------------

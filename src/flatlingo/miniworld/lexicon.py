@@ -8,8 +8,10 @@ passive). `en.tsv`, `de.tsv`, `es.tsv` and `zh.tsv` hold the forms:
 * English: noun `word`/`plural`; verb `word` (-ing form) and `participle`.
 * German: noun `word`/`gender`/`plural`/`oblique` (weak nouns: every singular case but the nominative); verb `word`
   (third person singular), `plural`, `participle`, separable `prefix`; adjective `word` (stem).
-* Spanish: noun `word`/`gender`/`plural`; verb as in German; adjective `word`/`feminine`/`plural`/`feminine_plural`.
-* Chinese: noun `word`/`classifier`; adjective `word` in its attributive form.
+* Spanish: noun `word`/`gender`/`plural`; verb `word` (gerund) and `participle`; adjective
+  `word`/`feminine`/`plural`/`feminine_plural`.
+* Chinese: noun `word`/`classifier`, `bare` where it differs without a classifier (所有车辆); verb `word`, `passive`
+  where it differs after 被; adjective `word` in its attributive form.
 """
 
 import csv
@@ -154,6 +156,6 @@ def is_person(noun: str) -> bool:
     return "person" in ancestors(noun)
 
 
-def is_animate(noun: str) -> bool:
-    """Whether a noun or name denotes persons or animals (Spanish marks them as objects by "a")."""
-    return fits(noun, ("person", "animal"))
+def is_animal(noun: str) -> bool:
+    """Whether a noun denotes animals."""
+    return "animal" in ancestors(noun)

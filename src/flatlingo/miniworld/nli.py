@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from flatlingo.miniworld.draw import random_frame, reworded, with_synonyms
 from flatlingo.miniworld.edits import EXCLUSION, FORWARD, INDEPENDENT, JOIN, NEGATION, REVERSE, Edit, edits
-from flatlingo.miniworld.frame import Frame
+from flatlingo.miniworld.frame import COUNTS, Frame
 
 LABELS = ("entailment", "neutral", "contradiction")
 # Label of (premise, hypothesis) by the relation of the hypothesis to the premise made from it.
@@ -61,6 +61,12 @@ def _twice(first: Edit, label: str, rng: random.Random) -> Edit | None:
     return _pick(found, rng)
 
 
+def _some_or_not_all(premise: Frame, hypothesis: Frame) -> bool:
+    """Whether one speaks of some and the other of not all: a reader may take either to imply the other."""
+    quantifiers = {premise.subject.quantifier, hypothesis.subject.quantifier}
+    return "not every" in quantifiers and not quantifiers.isdisjoint(("a", *COUNTS))
+
+
 def candidates(label: str, rng: random.Random) -> Iterator[tuple[Frame, Frame, str]]:
     """Yield (premise, hypothesis, operation) with the label, without end; each hypothesis is offered once."""
     while True:
@@ -73,5 +79,7 @@ def candidates(label: str, rng: random.Random) -> Iterator[tuple[Frame, Frame, s
         if rng.random() < 0.5:
             first = _pick([e for e in found if e.relation != INDEPENDENT], rng)
             edit = _twice(first, label, rng) or edit
+        if label == "neutral" and _some_or_not_all(edit.frame, hypothesis):
+            continue
         premise = reworded(with_synonyms(edit.frame, rng, 0.2), rng)
         yield premise, reworded(hypothesis, rng), edit.operation

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from flatlingo.miniworld import lexicon
 from flatlingo.miniworld.draw import random_frame, reworded, with_synonyms
-from flatlingo.miniworld.frame import COUNTS, NP, NUMBERS, Frame, can_be_passive, problem
+from flatlingo.miniworld.frame import COUNTS, NP, NUMBERS, Frame, adverbials, can_be_passive, problem
 from flatlingo.miniworld.lexicon import CONCEPTS
 
 LABELS = ("different", "paraphrase")
@@ -21,9 +21,11 @@ SWAPS = 0.85  # share of pairs of frames with exactly the same words
 def swaps(frame: Frame) -> dict[str, Frame]:
     """Frames of the same words in other roles, by operation; not all of them valid."""
     subject, object_ = frame.subject, frame.object
+    roles = replace(frame, subject=object_, object=subject)
+    mutual = "mutual" in CONCEPTS[frame.verb].flags
     swapped = {}
-    if "mutual" not in CONCEPTS[frame.verb].flags:
-        swapped["roles swapped"] = replace(frame, subject=object_, object=subject)
+    if not mutual:
+        swapped["roles swapped"] = roles
         if "name" not in (subject.quantifier, object_.quantifier):
             swapped["nouns swapped"] = replace(
                 frame, subject=replace(subject, noun=object_.noun), object=replace(object_, noun=subject.noun)
@@ -41,7 +43,7 @@ def swaps(frame: Frame) -> dict[str, Frame]:
             subject=replace(subject, quantifier=object_.quantifier),
             object=replace(object_, quantifier=subject.quantifier),
         )
-    return swapped
+    return {operation: other for operation, other in swapped.items() if not (mutual and other.meaning == roles.meaning)}
 
 
 def substitutions(frame: Frame, rng: random.Random) -> dict[str, Frame]:
@@ -78,6 +80,7 @@ def two_meanings(rng: random.Random) -> tuple[Frame, Frame, str]:
             if problem(other) is None
             and other.meaning != frame.meaning
             and can_be_passive(other) == can_be_passive(frame)
+            and adverbials(other) == adverbials(frame)
         ]
         if options:
             operation, other = rng.choice(options)
