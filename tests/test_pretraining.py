@@ -17,7 +17,7 @@ from flatlingo import cli, hub, miniworld, pretraining
 from flatlingo.errors import FlatlingoError
 from flatlingo.pretraining import Pretraining, pretrain, read_texts, train_tokenizer
 
-SMALL = Pretraining(layers=1, hidden=32, heads=2, vocabulary=600, epochs=4, batch_size=16, threads=1)
+SMALL = Pretraining(layers=1, hidden=32, heads=2, vocabulary=1100, epochs=4, batch_size=16, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def test_the_encoder_loads_as_a_classifier_with_its_tokenizer(encoder):
 
 
 def test_the_vocabulary_does_not_depend_on_chance(documents):
-    first, second = (train_tokenizer(documents, 800).get_vocab() for _ in range(2))
+    first, second = (train_tokenizer(documents, 1200).get_vocab() for _ in range(2))
     assert first == second
 
 
@@ -125,7 +125,7 @@ def test_a_killed_call_resumes_to_the_same_weights(documents, encoder, tmp_path)
     script = (
         "import sys; from pathlib import Path; from flatlingo.pretraining import *\n"
         "pretrain(read_texts([Path('texts.txt')]), Path('killed'), Pretraining(layers=1, hidden=32, heads=2,"
-        " vocabulary=600, epochs=4, batch_size=16, threads=1), description='test', progress=False, save_steps=20)\n"
+        " vocabulary=1100, epochs=4, batch_size=16, threads=1), description='test', progress=False, save_steps=20)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path)
     checkpoints = tmp_path / ".killed.work"
@@ -141,11 +141,20 @@ def test_a_killed_call_resumes_to_the_same_weights(documents, encoder, tmp_path)
     assert not checkpoints.exists()
 
 
-def test_words_of_european_languages_are_never_unknown_and_chinese_characters_are_words(documents):
-    tokenizer = train_tokenizer(documents, 600)
-    assert tokenizer.unk_token not in tokenizer.tokenize("Größere Mäuse, pingüino y niño: Xylophone #42!")
-    assert len(tokenizer) == 600
-    assert tokenizer.tokenize("狗跑") == ["狗", "跑"] or tokenizer.unk_token in tokenizer.tokenize("狗跑")
+def test_words_are_never_unknown_and_chinese_ones_have_several_segmentations(documents):
+    tokenizer = train_tokenizer(documents, 1100)
+    assert len(tokenizer) == 1100
+    pieces = tokenizer.get_vocab()
+    for text in ("Größere Mäuse, pingüino y niño: Xylophone #42!", "狗跑", "Hugo 追赶 the 狗.", *documents):
+        assert tokenizer.unk_token not in tokenizer.tokenize(text)
+    chinese = [piece.removeprefix("##") for piece in pieces if pretraining.CHINESE.search(piece)]
+    assert {len(piece) for piece in chinese} == {1, 2}
+    assert pieces.keys() >= {"狗", "##狗", "##正在", "##正", "##在"}
+
+
+def test_characters_are_kept_even_where_the_vocabulary_is_too_small_for_them():
+    tokenizer = train_tokenizer(["a dog", "一只狗"], 20)
+    assert tokenizer.tokenize("dog 狗") == ["d", "##o", "##g", "狗"]
 
 
 @pytest.mark.parametrize(

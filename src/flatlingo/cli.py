@@ -391,7 +391,7 @@ def pretrain(
     vocabulary: Annotated[int, typer.Option(min=200, help="pieces of the WordPiece vocabulary")] = 1930,
     max_length: LengthOption = 128,
     epochs: Annotated[float, typer.Option(min=0.01)] = 2.0,
-    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    batch_size: Annotated[int, typer.Option(min=1)] = 32,
     learning_rate: Annotated[float, typer.Option(min=0)] = 1e-3,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     start: Annotated[

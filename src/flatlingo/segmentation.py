@@ -4,6 +4,7 @@ import json
 import math
 import random
 import re
+from collections.abc import Iterable, Sequence
 from itertools import accumulate, groupby
 from typing import Literal
 
@@ -33,6 +34,31 @@ def subword_sampler(
         _check_mode(mode)
         return UnigramSampler(tokenizer, alpha, nbest)
     return WordPieceSampler(tokenizer, p, mode)
+
+
+def share_that_loses_a_word(
+    tokenizer: PreTrainedTokenizerBase, rows: Iterable[Sequence[str]], *, p: float = 0.2, seed: int = 0
+) -> float:
+    """The share of rows in whose `faithful` segmentation a word is unknown that the tokenizer knows.
+
+    A word with a single candidate at some place is lost with probability p, be it the quantifier or the negation that
+    the label hangs on; punctuation does not count. In `clean` mode none is.
+
+    Args:
+        tokenizer: with a WordPiece model.
+        rows: one text or more each.
+        p: probability of rejecting a match.
+        seed: of the draws.
+    """
+    plain, sampler, rng = WordPieceSampler(tokenizer, 0.0), WordPieceSampler(tokenizer, p), random.Random(seed)
+    unknown = [tokenizer.unk_token]
+
+    def lost(word: str) -> bool:
+        return sampler.sample_word(word, rng) == unknown != plain.sample_word(word, rng)
+
+    words = ([word for text in texts for word in plain.words(text) if word[0].isalnum()] for texts in rows)
+    rows_that_lose = [sum(map(lost, row)) > 0 for row in words]
+    return sum(rows_that_lose) / len(rows_that_lose)
 
 
 class SubwordSampler:
@@ -174,6 +200,20 @@ class WordPieceSampler(SubwordSampler):
     def sample(self, text: str, rng: random.Random) -> list[str]:
         """Draw the pieces of a text, word by word."""
         return [piece for word in self.words(text) for piece in self.sample_word(word, rng)]
+
+    def count(self, word: str) -> int:
+        """The number of segmentations of a word that the vocabulary has, for p strictly between 0 and 1.
+
+        >>> from transformers import BertTokenizer
+        >>> pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "un", "u", "##n", "##do", "##d", "##o"]
+        >>> tokenizer = BertTokenizer(vocab={piece: i for i, piece in enumerate(pieces)})
+        >>> WordPieceSampler(tokenizer, mode="clean").count("undo")
+        4
+        """
+        ways = [0] * len(word) + [1]
+        for start, ends in reversed(list(enumerate(self._ends(word)))):
+            ways[start] = sum(ways[end] for end in ends)
+        return ways[0]
 
     def _piece(self, word: str, start: int, end: int) -> str:
         return (self._prefix if start else "") + word[start:end]

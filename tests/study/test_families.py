@@ -26,7 +26,7 @@ def test_a_row_names_something_that_exists(row):
     assert row.kind in KINDS
     if row.changes == "term":
         assert issubclass(getattr(regularizers, row.how), regularizers.Regularizer)
-        assert getattr(regularizers, row.how).name == row.name
+        assert getattr(regularizers, row.how).name == row.name.removesuffix("_faithful")
     elif row.changes == "setting":
         assert row.how in inspect.signature(finetune).parameters
     elif row.changes == "model":
@@ -45,7 +45,8 @@ def test_looks_tell_families_apart():
 @pytest.mark.parametrize("preset", ["smoke", "mini", "paper"])
 def test_every_family_is_run_once_by_plan_methods(preset):
     families = [condition.family for condition in load_preset(preset).plan("methods").expand()]
-    without = {"smoke": set(), "mini": {"both_views"}, "paper": {"both_views", "xtune"}}[preset]  # xtune has no lexicon
+    # The consistency of preset paper is the faithful one, and xtune has no lexicon there.
+    without = {"smoke": set(), "mini": {"both_views"}, "paper": {"both_views", "xtune", "consistency_faithful"}}[preset]
     assert families[0] == "none"
     assert sorted(families) == sorted(set(FAMILIES) - without)
 
@@ -63,7 +64,13 @@ def test_a_method_runs_at_the_weight_it_has_by_default(name):
     assert term.weight == weight
     assert first.default in (weight, inspect.Parameter.empty)
     assert f"{weight:g}" in family(name).code.replace("1.0", "1")
-    assert term.name == name
+    assert term.name == name.removesuffix("_faithful")
+
+
+@pytest.mark.parametrize(("name", "mode"), [("consistency", "clean"), ("consistency_faithful", "faithful")])
+def test_consistency_is_of_clean_segmentations_in_the_mini_world_and_of_faithful_ones_where_it_says_so(name, mode):
+    (term,) = terms(spec_of(name), load_tokenizer("mini-mbert"))
+    assert term.perturbation.mode == term.perturbation.sampler.mode == mode
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,9 @@ def terms(spec: RunSpec, tokenizer: PreTrainedTokenizerBase) -> list[Regularizer
         return []
     if row.name == "both_views":
         return [BothViews(tokenizer, **dict(setup.segmentation))]
-    if row.name == "consistency":
-        return [SubwordConsistency(tokenizer, weight=weight, **dict(setup.segmentation))]
+    if row.name in ("consistency", "consistency_faithful"):
+        mode = "faithful" if row.name == "consistency_faithful" else setup.segmentation.mode
+        return [SubwordConsistency(tokenizer, weight=weight, **dict(setup.segmentation) | {"mode": mode})]
     if row.name == "xtune":
         if setup.task not in MINI:
             raise FlatlingoError(
