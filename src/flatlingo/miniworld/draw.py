@@ -34,8 +34,8 @@ def noun_phrase(rng: random.Random, classes: tuple[str, ...], weights: dict[str,
     return NP(quantifier, noun, rng.choice(adjectives) if adjectives and rng.random() < 0.4 else None)
 
 
-def random_frame(rng: random.Random, transitive: float = 0.6) -> Frame:
-    """Draw a frame of the fragment in plain wording; `transitive` is the probability of a verb with an object."""
+def random_frame(rng: random.Random, transitive: float = 0.6, place: float = 0.5, time: float = 0.4) -> Frame:
+    """Draw a frame of the fragment in plain wording, with an object, a place and a time of these probabilities."""
     while True:
         verb = CONCEPTS[rng.choice(_TRANSITIVE if rng.random() < transitive else _INTRANSITIVE)]
         subject = noun_phrase(rng, verb.subject, _SUBJECTS)
@@ -44,9 +44,9 @@ def random_frame(rng: random.Random, transitive: float = 0.6) -> Frame:
         object_ = None
         if verb.object:
             object_ = noun_phrase(rng, verb.object, _OBJECTS_AFTER_DEFINITE if definite and not negated else _OBJECTS)
-        place = rng.choice(lexicon.of_kind("place")) if not negated and rng.random() < 0.5 else None
-        time = rng.choice(lexicon.of_kind("time")) if rng.random() < 0.4 else None
-        frame = Frame(subject, verb.id, object_, place, time, negated)
+        where = rng.choice(lexicon.of_kind("place")) if not negated and rng.random() < place else None
+        when = rng.choice(lexicon.of_kind("time")) if rng.random() < time else None
+        frame = Frame(subject, verb.id, object_, where, when, negated)
         if problem(frame) is None:
             return frame
 

@@ -70,13 +70,13 @@ def _some_or_not_all(premise: Frame, hypothesis: Frame) -> bool:
 def candidates(label: str, rng: random.Random) -> Iterator[tuple[Frame, Frame, str]]:
     """Yield (premise, hypothesis, operation) with the label, without end; each hypothesis is offered once."""
     while True:
-        hypothesis = random_frame(rng)
+        hypothesis = random_frame(rng, transitive=0.2, place=0.3, time=0.2)
         found = edits(hypothesis)
         by_label = {name: _pick([e for e in found if _label(e) == name], rng) for name in LABELS}
         if None in by_label.values():
             continue
         edit = by_label[label]
-        if rng.random() < 0.5:
+        if rng.random() < 0.3:
             first = _pick([e for e in found if e.relation != INDEPENDENT], rng)
             edit = _twice(first, label, rng) or edit
         if label == "neutral" and _some_or_not_all(edit.frame, hypothesis):
