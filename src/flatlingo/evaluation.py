@@ -16,6 +16,7 @@ from flatlingo.encoding import PairCollator, batches, check_length, encode, inde
 from flatlingo.errors import FlatlingoError
 from flatlingo.fisher import FisherTrace, empirical_fisher, fisher_trace
 from flatlingo.labels import class_names, label_order
+from flatlingo.regularizers.perturbations import View
 
 __all__ = [
     "accuracy",
@@ -27,6 +28,7 @@ __all__ = [
     "memorisation",
     "predictions",
     "trace_of_rows",
+    "view_logits",
 ]
 
 
@@ -72,6 +74,40 @@ def logits(
     """
     order = _order(model, rows)
     items, collate = _encoded(model, tokenizer, rows, max_length)
+    found = _logits(model, items, collate, batch_size)
+    return found if order is None else found[:, order]
+
+
+def view_logits(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    view: View,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    max_length: int,
+    seed: int,
+) -> np.ndarray:
+    """Logits of all rows in eval mode, of a perturbed view of their texts such as another segmentation.
+
+    Args:
+        model: as for `logits`, but its classes stay in its own order.
+        tokenizer: its tokenizer.
+        view: what perturbs the texts.
+        rows: `row_id`, by which the views are drawn, `text_a` and, for pairs, `text_b`.
+        max_length: as for `logits`.
+        seed: of the views; the global generators are left alone.
+
+    Returns:
+        Shape (rows, classes), float32, in the order of the rows.
+    """
+    items = [view.features(row, seed=seed, epoch=0, max_length=max_length) for row in rows]
+    return _logits(model, items, PairCollator(tokenizer, padding_id(model, tokenizer)))
+
+
+def _logits(
+    model: PreTrainedModel, items: Sequence[Mapping[str, Any]], collate: PairCollator, batch_size: int | None = None
+) -> np.ndarray:
+    """Logits of encoded rows, in their order and that of the model's classes."""
     batch_size = batch_size or (64 if model.device.type == "cpu" else 256)
     places, parts = [], []
     with evaluating(model):
@@ -79,8 +115,7 @@ def logits(
             inputs = {column: values.to(model.device) for column, values in batch.items() if column != "labels"}
             places += positions
             parts.append(model(**inputs).logits.float())  # stays on the device: a GPU need not wait for the next batch
-    found = torch.cat(parts).cpu().numpy()[np.argsort(places)]
-    return found if order is None else found[:, order]
+    return torch.cat(parts).cpu().numpy()[np.argsort(places)]
 
 
 def predictions(

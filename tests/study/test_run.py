@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from tiny import resolved, sources_of
 
 from flatlingo import evaluation, training
 from flatlingo.errors import FlatlingoError
 from flatlingo.fisher import fisher_trace
+from flatlingo.regularizers import SampledSegmentation, divergences
 from flatlingo.study import measure
 from flatlingo.study import run as running
 from flatlingo.study.run import run
@@ -90,6 +92,23 @@ def test_zero_shot_is_the_accuracy_of_the_first_stage_on_the_held_out_half(outco
     held_out = sources.load_task(spec.setup, spec.seed).rows("es", "adapt_validation")
     accuracy = evaluation.accuracy(model, tokenizer, held_out, max_length=64)
     assert result["second_stage"]["es"]["zero_shot"] == pytest.approx(accuracy)
+
+
+def test_segmentations_are_compared_row_by_row_by_the_mean_of_both_divergences(outcome, validation):
+    spec, _, (result, rows, model, tokenizer) = outcome
+    view = SampledSegmentation(tokenizer, **spec.setup.segmentation.model_dump(include={"p", "mode"}))
+    few = validation.select(range(40))
+    found = []
+    for row in few:
+        own = tokenizer(row["text_a"], row["text_b"], return_tensors="pt")
+        drawn = view.features(row, seed=0, epoch=0, max_length=64)
+        with torch.no_grad():
+            p = model(**own).logits
+            q = model(**{name: torch.tensor([values]) for name, values in drawn.items()}).logits
+        found.append(float(divergences.mean_symmetric_kl(p, q)))
+    np.testing.assert_allclose(rows["segmentation_kl/en"], found, rtol=1e-3, atol=1e-7)
+    assert result["segmentation_kl"] == pytest.approx(np.mean(found), rel=1e-3)
+    assert max(found) > 0
 
 
 def test_the_same_run_gives_the_same_result(outcome):

@@ -16,6 +16,7 @@ from flatlingo import evaluation
 from flatlingo.encoding import batches
 from flatlingo.fisher import FisherTrace, empirical_fisher, sam_sharpness
 from flatlingo.fisher.trace import module_group
+from flatlingo.regularizers.perturbations import View
 
 
 class Measured(NamedTuple):
@@ -116,6 +117,18 @@ def sharpness(classifier: Classifier, rows: Dataset, radius: float) -> Measured:
     """How much the loss on training rows rises within a radius, see `fisher.sam_sharpness`."""
     padded = batches(classifier.tokenizer, rows, max_length=classifier.max_length, batch_size=32)
     return Measured({"sharpness": sam_sharpness(classifier.model.eval(), padded, radius)}, {})
+
+
+def segmentation_kl(classifier: Classifier, rows: Dataset, view: View) -> Measured:
+    """How far apart predictions for two segmentations of a text are: what a consistency loss would make small.
+
+    ½ KL(p ‖ q) + ½ KL(q ‖ p), in nats, p for the tokenizer's own segmentation and q for one that is drawn, the same for
+    every model; the mean over rows. Array `segmentation_kl/en`: of each row.
+    """
+    own = _log_softmax(classifier.logits(rows))
+    drawn = _log_softmax(evaluation.view_logits(*classifier[:2], view, rows, max_length=classifier.max_length, seed=0))
+    found = 0.5 * ((np.exp(own) - np.exp(drawn)) * (own - drawn)).sum(axis=1)
+    return Measured({"segmentation_kl": float(found.mean())}, {"segmentation_kl/en": found.astype(np.float32)})
 
 
 def target_trace(classifier: Classifier, rows: Dataset, language: str) -> Measured:

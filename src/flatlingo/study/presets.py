@@ -105,6 +105,7 @@ class Measurement(_Settings):
     `trace_examples`: English validation rows of Tr(F), all by default; `target_examples`: those of each other language,
     0 for none. `curve`: at which shares of the training steps Tr(F) is measured on the way, on the first
     `curve_examples` rows. `sharpness_radius`: ρ of SAM's sharpness, on the first 300 training rows; None for none.
+    `segmentation_examples`: English validation rows on which predictions for two segmentations are compared, 0 for none.
     """
 
     trace_examples: int | None = Field(default=None, gt=1)
@@ -112,6 +113,7 @@ class Measurement(_Settings):
     curve: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = ()
     curve_examples: int = Field(default=100, gt=1)
     sharpness_radius: float | None = Field(default=None, gt=0, exclude_if=lambda radius: radius is None)
+    segmentation_examples: int = Field(default=0, ge=0, exclude_if=lambda examples: examples == 0)
 
 
 class Setup(_Settings):

@@ -5,9 +5,18 @@ from transformers import PreTrainedTokenizerBase
 from flatlingo import regularizers
 from flatlingo.errors import FlatlingoError
 from flatlingo.miniworld.lexicon import FORMS
-from flatlingo.regularizers import SAM, BothViews, CodeSwitching, Regularizer, SubwordConsistency, TracePenalty, XTune
+from flatlingo.regularizers import (
+    SAM,
+    BothViews,
+    CodeSwitching,
+    Regularizer,
+    SampledSegmentation,
+    SubwordConsistency,
+    TracePenalty,
+    XTune,
+)
 from flatlingo.study.families import family
-from flatlingo.study.presets import Condition, RunSpec
+from flatlingo.study.presets import Condition, RunSpec, Setup
 from flatlingo.tasks import MINI
 
 
@@ -33,6 +42,11 @@ def terms(spec: RunSpec, tokenizer: PreTrainedTokenizerBase) -> list[Regularizer
     if row.name == "trace_penalty":
         return [TracePenalty(weight, every=setup.trace_penalty_every)]
     return [getattr(regularizers, row.how)(weight)]
+
+
+def segmentation(setup: Setup, tokenizer: PreTrainedTokenizerBase) -> SampledSegmentation:
+    """The second segmentation of a text as the consistency loss of a study draws it."""
+    return SampledSegmentation(tokenizer, **setup.segmentation.model_dump(include={"p", "alpha", "mode"}))
 
 
 def settings(condition: Condition) -> dict:

@@ -75,6 +75,8 @@ def workload(spec: RunSpec, lengths: Lengths) -> Workload:
     predicted += [ordered(lengths.of(language, "validation"), PREDICTION_BATCH) for language in languages]
     if asked.sharpness_radius:  # a gradient takes about three forward passes
         predicted.append(ordered(lengths.of("en", "train")[:SHARPNESS_ROWS], TRACE_BATCH) * 4)
+    if asked.segmentation_examples:  # two passes
+        predicted.append(ordered(lengths.of("en", "validation")[: asked.segmentation_examples], PREDICTION_BATCH) * 2)
     traced = ordered(lengths.of("en", "validation")[: asked.trace_examples], TRACE_BATCH)
     targets = [language for language in languages if language != "en"] if asked.target_examples else []
     briefly = [
