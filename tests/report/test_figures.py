@@ -12,16 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
-from matplotlib.text import Text
 
 from flatlingo.errors import FlatlingoError
 from flatlingo.files import ROOT
-from flatlingo.report import figures
 from flatlingo.report.drawing import apart
-from flatlingo.report.figures import figure1, figure2, run_figure
+from flatlingo.report.figures import figure1, figure2
 from flatlingo.report.saving import save_figure
 from flatlingo.report.statistics import Correlation, correlation
-from flatlingo.report.theory_figures import theory_figure
 from flatlingo.study.families import FAMILIES
 
 CONDITIONS = {
@@ -209,10 +206,8 @@ def test_every_family_can_be_drawn(name):
     assert FAMILIES[name].title in legend_texts(fig)
 
 
-@pytest.mark.parametrize("draw", [figure1, figures.methods], ids=["figure 1", "methods"])
-def test_a_run_with_several_languages_is_drawn_once(draw):
-    one, several = runs(), runs_by_language()
-    once, drawn = (draw(table.assign(accuracy_de=0.5)).axes[0] for table in (one, several))
+def test_a_run_with_several_languages_is_drawn_once():
+    once, drawn = (figure1(table).axes[0] for table in (runs(), runs_by_language()))
     assert [list(line.get_xdata()) for line in once.lines] == [list(line.get_xdata()) for line in drawn.lines]
     assert texts(once) == texts(drawn)
 
@@ -228,60 +223,6 @@ def test_labels_of_close_lines_stand_apart_and_move_little(places, gap):
     assert moved.sum() == pytest.approx(places.sum())
     assert (abs(moved - places) <= gap * max(len(places) - 1, 0)).all()
     assert (apart(moved, gap) == pytest.approx(moved)) or not len(places)
-
-
-def runs_of_methods():
-    """A table as `sweep("methods")` makes it."""
-    rng, families = np.random.default_rng(1), list(FAMILIES)
-    rows = pd.DataFrame({"family": families * 2, "weight": 1.0, "seed": np.repeat([1, 2], len(families))})
-    rows["label"] = rows["family"]
-    rows["run_id"] = rows.index.astype(str)
-    rows["trace"] = 100 * np.exp(rng.normal(size=len(rows)))
-    for name in ("english_accuracy", "accuracy_de", "accuracy_es", "accuracy_zh"):
-        rows[name] = 0.6 + 0.02 * rng.normal(size=len(rows))
-    return rows
-
-
-def test_methods_figure_names_every_method_at_its_mean_in_every_language():
-    table = runs_of_methods()
-    fig = figures.methods(table)
-    titles = [ax.get_title().partition(",")[0] for ax in fig.axes]
-    assert titles == ["English", "German", "Spanish", "Chinese"]
-    fig.canvas.draw()
-    for ax, column in zip(fig.axes, ["english_accuracy", "accuracy_de", "accuracy_es", "accuracy_zh"], strict=True):
-        drawn = markers(ax)
-        assert sorted(texts(ax)) == sorted(drawn) == sorted(row.title for row in FAMILIES.values())
-        sam, none = (table[table.family == family].set_index("seed") for family in ("sam", "none"))
-        assert drawn["SAM"].get_xdata() == pytest.approx(sam["trace"].mean())
-        assert drawn["SAM"].get_ydata() == pytest.approx(100 * (sam[column] - none[column]).mean())
-        assert f"{100 * none[column].mean():.1f} % without" in ax.get_title()
-        names = sorted(Text.get_window_extent(text).y0 for text in ax.texts)  # without the lines to the points
-        assert np.diff(names).min() > 5  # pixels: none hides another
-
-
-def test_methods_figure_refuses_an_unknown_family():
-    with pytest.raises(FlatlingoError, match="unknown family 'magic'"):
-        figures.methods(runs_of_methods().replace({"family": {"sam": "magic"}}))
-
-
-def test_methods_figure_refuses_a_seed_without_a_baseline():
-    table = runs_of_methods()
-    with pytest.raises(FlatlingoError, match="family none"):
-        figures.methods(table[(table["family"] != "none") | (table["seed"] == 1)])
-
-
-def test_theory_figure_shows_its_tables():
-    deviation = np.logspace(-5, 1, 13)
-    expansion = pd.DataFrame({"model": "MLP", "deviation": deviation, "kl": deviation**2, "quadratic": deviation**2})
-    expansion = expansion.assign(remainder=deviation**3, paired=deviation**4)
-    independent = pd.DataFrame({"model": "MLP", "deviation": [0.1, 1.0], "ratio": [1.0, 0.8], "standard_error": 0.1})
-    structured = pd.DataFrame({"noise": ["a", "b"], "predicted": [1, 20], "ratio": [1.1, 19], "standard_error": 0.1})
-    fig = theory_figure(expansion, independent, structured)
-    growth, left_out, mean, correlated = fig.axes
-    np.testing.assert_allclose(markers(growth)["MLP"].get_ydata(), deviation**2)
-    assert texts(left_out) == ["slope 3", "slope 4"]
-    assert mean.containers[0].lines[0].get_ydata() == pytest.approx([1.0, 0.8])
-    assert [tick.get_text() for tick in correlated.get_yticklabels()] == ["a", "b"]
 
 
 def test_saved_files_are_the_same_bytes_again(tmp_path):
@@ -344,12 +285,3 @@ def test_the_style_does_not_leak():
     before = dict(plt.rcParams)
     figure1(runs())
     assert dict(plt.rcParams) == before
-
-
-def test_a_run_whose_log_has_more_than_losses_can_be_looked_at():
-    history = [{"step": 0, "trace/value": 9.0}, {"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5, "trace/value": 8.0}]
-    table = runs(seeds=1)
-    fig = run_figure(table, table["run_id"][2], "english_accuracy", history=history, groups={"head": 1.0})
-    assert fig.axes[1].lines[0].get_xydata().tolist() == [[1, 1.0], [2, 0.5]]
-    fig = run_figure(table, table["run_id"][2], "english_accuracy", history=history[:1], groups={"head": 1.0})
-    assert texts(fig.axes[1]) == ["no training curve recorded"]

@@ -17,7 +17,8 @@ from flatlingo.files import ROOT
 from flatlingo.report import comparisons, statistics
 from flatlingo.report.beyond import beyond_figure
 from flatlingo.report.explore import EVERY, PLANS, Runs, explorer
-from flatlingo.report.figures import figure1, figure2, methods
+from flatlingo.report.figures import figure1, figure2
+from flatlingo.report.methods import methods_figure
 
 
 @pytest.fixture(scope="module", params=[1, 3], ids=["one seed", "three seeds"])
@@ -54,7 +55,7 @@ def test_every_plan_gives_the_figures_that_its_table_has(plan, store, seeds):
     assert sum(len(line.get_xdata()) for line in drawn) == len(runs)
     assert len(figure2(table).axes) == 6
     if plan == "methods":
-        assert len(methods(table).axes) == 4
+        assert len(methods_figure(table).axes) == 3
 
 
 def test_panels_say_what_they_lack(store, seeds):

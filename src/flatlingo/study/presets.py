@@ -105,7 +105,7 @@ class Measurement(_Settings):
     `trace_examples`: English validation rows of Tr(F), all by default; `target_examples`: those of each other language,
     0 for none. `curve`: at which shares of the training steps Tr(F) is measured on the way, on the first
     `curve_examples` rows. `sharpness_radius`: ρ of SAM's sharpness, on the first 300 training rows; None for none.
-    `segmentation_examples`: English validation rows on which predictions for two segmentations are compared, 0 for none.
+    `segmentation_examples`: English validation rows whose predictions for two segmentations are compared; 0 for none.
     """
 
     trace_examples: int | None = Field(default=None, gt=1)
