@@ -5,6 +5,7 @@ condition differ in their seed only, so they are not independent evidence about 
 permuting always move whole conditions, never single runs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -258,6 +259,40 @@ def power_law(x: np.ndarray, y: np.ndarray) -> PowerLaw:
     """
     line = stats.linregress(np.log(x), np.log(y))
     return PowerLaw(float(np.round(line.slope, 12)), float(line.stderr))
+
+
+class GroupedError(NamedTuple):
+    """A relative error (root mean square) and its 95 % interval."""
+
+    error: float
+    low: float
+    high: float
+
+
+def grouped_error(units: Sequence[float], truth: float, size: int) -> GroupedError:
+    """How far the mean of `size` independent estimates lies from the truth, measured on disjoint groups of them.
+
+    (1/G Σ_g (mean of group g / truth - 1)²)^½ over G whole groups. The interval takes the groups' errors for normal:
+    G times the mean square is then χ² with G degrees of freedom times its expectation.
+
+    Args:
+        units: the estimates; those of a last, incomplete group are left out.
+        truth: what they estimate.
+        size: of a group.
+
+    Raises:
+        FlatlingoError: if there are fewer estimates than a group needs.
+
+    >>> grouped_error([1.1, 0.9, 1.2, 1.0], 1.0, 2).error  # groups of mean 1 and 1.1
+    0.0707...
+    """
+    groups = len(units) // size
+    if not groups:
+        raise FlatlingoError(f"{len(units)} estimates make no group of {size}; draw more")
+    means = np.reshape(units[: groups * size], (groups, size)).mean(axis=1)
+    error = float(np.mean((means / truth - 1) ** 2) ** 0.5)
+    low, high = (error * (groups / stats.chi2.ppf(end, groups)) ** 0.5 for end in (0.975, 0.025))
+    return GroupedError(error, float(low), float(high))
 
 
 def per_run(table: pd.DataFrame) -> pd.DataFrame:
