@@ -158,8 +158,9 @@ def estimators_figure(cost: pd.DataFrame, spread: pd.DataFrame, ratios: pd.DataF
         axes[1].set(xlabel="batch size B", ylabel="relative spread of one draw")
         axes[2].set(xlabel="batch size B", ylabel="ratio to Tr(F), with 95 % interval")
         axes[2].axhline(1, color="0.4", linewidth=0.8)
-        for axis in (axes[1].xaxis, axes[1].yaxis, axes[2].xaxis, axes[2].yaxis):
-            plain_log_labels(axis)
+        for ax in axes:
+            plain_log_labels(ax.xaxis)
+            plain_log_labels(ax.yaxis)
         drawn = set().union(*(table["estimator"] for table, _, _ in panels))
         keys = [key(n, color=c, marker=m, markersize=4) for n, (c, m) in ESTIMATORS.items() if n in drawn]
         fig.legend(handles=keys, loc="outside lower center", ncols=4)
