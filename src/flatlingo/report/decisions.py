@@ -58,6 +58,16 @@ def competent(table: pd.DataFrame) -> pd.Series:
     return runs["learnt"] / runs["seed"].map(baseline) >= COMPETENT - 1e-12
 
 
+def competent_runs(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of competent runs; none where this is not known of every run, as of runs on record that lack `classes`.
+
+    Raises:
+        FlatlingoError: as for `competent`, of what is known.
+    """
+    known = table[["clean_train_accuracy", "classes"]].notna().all(axis=None)
+    return table[competent(table)] if known else table.head(0)
+
+
 def memorised(table: pd.DataFrame) -> pd.Series:
     """Share of wrong training labels reproduced, less what a model without memory reproduces by chance.
 

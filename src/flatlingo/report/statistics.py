@@ -27,7 +27,11 @@ HEADINGS = {
     "trace": "Tr(F)",
     "trace_without_embeddings": "Tr(F) without embeddings",
     "head_trace": "Tr(F) of the head",
+    "target_trace": "Tr(F) on target rows",
+    "early_trace": "Tr(F) early in training",
+    "scale_aware": "scale-aware Tr(F)",
     "empirical_fisher": "empirical Fisher",
+    "sharpness": "sharpness",
     "zero_shot": "zero-shot accuracy (%)",
     "zero_shot_accuracy": "zero-shot accuracy (%)",
     "adapted": "adapted accuracy (%)",
@@ -64,8 +68,9 @@ class Correlation:
 
     @property
     def interval(self) -> str:
-        """`value [low, high]` with two decimals and a true minus sign."""
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]".replace("-", "−")
+        """`value [low, high]` with two decimals and a true minus sign; the value alone where there is no interval."""
+        ends = "" if np.isnan(self.low) else f" [{self.low:.2f}, {self.high:.2f}]"
+        return f"{self.value:.2f}{ends}".replace("-", "−")
 
 
 def correlation(
