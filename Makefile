@@ -76,12 +76,13 @@ build/$(PRESET)/figures-$(SEEDS): $(DRAWN)
 	ls $(FIGURES)/*.png | tee $@
 
 # What a notebook is given besides the preset.
-ARGS_1_theory  := $(if $(filter smoke,$(PRESET)),-p pairs=10)
-ARGS_4_fisher_estimators := $(if $(filter smoke,$(PRESET)),-p draws=6)
-ARGS_explore := -p store=$(STORE) -p seeds=$(SEEDS)
-ARGS_2_figure1 := $(ARGS_explore) $(if $(DATA),-p data=$(abspath $(DATA)))
+ARGS_1_theory  := $(if $(filter smoke,$(PRESET)),-p pairs=10 -p rows=64)
+ARGS_4_fisher_estimators := $(if $(filter smoke,$(PRESET)),-p draws=4)
+ARGS_runs := -p store=$(STORE) -p seeds=$(SEEDS)
+ARGS_explore := $(ARGS_runs) $(if $(filter smoke,$(PRESET)),-p epochs=1)
+ARGS_2_figure1 := $(ARGS_runs) $(if $(DATA),-p data=$(abspath $(DATA)))
 ARGS_3_figure2 := $(ARGS_2_figure1)
-ARGS_5_beyond_the_paper := $(if $(SWEPT_5_beyond_the_paper),$(ARGS_2_figure1))
+ARGS_5_beyond_the_paper := $(if $(SWEPT_5_beyond_the_paper),$(ARGS_2_figure1)) $(if $(filter smoke,$(PRESET)),-p studies=5)
 # A notebook is executed under another name and moved when it succeeded, so that a failed one is built again.
 .SECONDEXPANSION:
 build/$(PRESET)/%-$(SEEDS).ipynb: notebooks/%.ipynb $(STAMP) $(SOURCES) $$(SWEPT_$$*)
