@@ -421,4 +421,4 @@ def test_runs_of_unknown_competence_are_none():
     assert decisions.competent_runs(table.assign(classes=np.nan)).empty
     assert choosing.regret_forest(table.head(0)).empty
     rows = choosing.regret_forest(table)
-    assert set(rows["group"]) == {"regret", "less that of always none", "less that of always the best family"}
+    assert set(rows["group"]) == {"regret", "minus none", "minus the best family"}

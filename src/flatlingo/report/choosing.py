@@ -75,7 +75,8 @@ def regret_forest(table: pd.DataFrame, y: str = "adapted") -> pd.DataFrame:
     if table.empty:
         return pd.DataFrame(columns=columns)
     rows = regret_table(table, y).reset_index().rename(columns={"rule": "label"})
-    return rows.assign(group=[f"less that of {naive}" if naive else "regret" for naive in rows["minus"]])[columns]
+    groups = [f"minus {naive.removeprefix('always ')}" if naive else "regret" for naive in rows["minus"]]
+    return rows.assign(group=groups)[columns]
 
 
 def _bootstrapped(values: np.ndarray, drawn: np.ndarray) -> tuple[float, float, float, int]:
