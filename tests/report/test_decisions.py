@@ -422,3 +422,13 @@ def test_runs_of_unknown_competence_are_none():
     assert choosing.regret_forest(table.head(0)).empty
     rows = choosing.regret_forest(table)
     assert set(rows["group"]) == {"regret", "minus none", "minus the best family"}
+
+
+@pytest.mark.parametrize("ask", [slopes.slope, slopes.rank_correlation])
+def test_where_every_family_has_one_condition_there_is_nothing_within_families(ask):
+    runs = pd.DataFrame({"family": ["none", "l2", "dropout"], "label": list("abc"), "seed": 1})
+    runs = runs.assign(trace=[9.0, 4.0, 1.0], gain=[0.0, 0.1, 0.3])
+    found = ask(runs, "gain", within_families=True)
+    assert np.isnan([found.value, found.low, found.high, found.p_value]).all()
+    assert found.conditions == 0
+    assert np.isfinite(ask(runs, "gain").value)
