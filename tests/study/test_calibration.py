@@ -80,7 +80,7 @@ def test_shares_and_competence_are_those_of_the_same_seeds_baseline():
 
 def test_the_conditions_of_a_preset_are_what_was_found():
     weights = pd.concat(
-        [weights_at_levels(runs([0.9, 0.3, 0.05])), weights_at_levels(runs([1, 0.9, 0.8], family="dropout"))]
+        [weights_at_levels(runs([0.9, 0.3, 0.05])), weights_at_levels(runs([1, 0.95, 0.9], family="dropout"))]
     )
     written = yaml.safe_load(conditions(weights))
     assert list(written) == ["none", "both_views", "l2"]
