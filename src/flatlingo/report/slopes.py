@@ -208,8 +208,9 @@ def _grid(runs: pd.DataFrame, x: str, y: str, within_families: bool) -> tuple[_G
         runs = runs[runs["label"].isin(family.index)]
     labels = runs["label"].unique() if family is None else family.index
     columns = [runs.pivot(index="label", columns="seed", values=name).reindex(labels) for name in (x, y)]
-    # Differences only matter: values near 0 lose no digits in the sums.
-    values = [(column - column.mean(axis=None)).to_numpy(dtype=float) for column in columns]
+    values = [column.to_numpy(dtype=float) for column in columns]
+    if len(labels):  # differences only matter: values near 0 lose no digits in the sums
+        values = [column - np.nanmean(column) for column in values]
     starts = np.array([0]) if family is None else np.flatnonzero(~family.duplicated().to_numpy())
     return _Grid(*values, starts), runs["seed"].nunique()
 

@@ -63,8 +63,9 @@ class Correlation:
 
     @property
     def interval(self) -> str:
-        """`value [low, high]` with two decimals and a true minus sign."""
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]".replace("-", "−")
+        """`value [low, high]` with two decimals and a true minus sign; the value alone where there is no interval."""
+        ends = "" if np.isnan(self.low) else f" [{self.low:.2f}, {self.high:.2f}]"
+        return f"{self.value:.2f}{ends}".replace("-", "−")
 
 
 def correlation(
