@@ -8,8 +8,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from scipy import stats
 
-from flatlingo.errors import FlatlingoError
-from flatlingo.report import decisions
 from flatlingo.report.drawing import beside, in_order, marker_of, shades
 from flatlingo.report.slopes import ENOUGH
 from flatlingo.study.families import family
@@ -17,31 +15,6 @@ from flatlingo.study.families import family
 REACH = 0.35  # how much further than the competent conditions an axis goes for others, as a share of its length
 POINTS = 6.5  # size of labels
 DIRECTIONS = (0, 180, 90, 270, 45, 135, 225, 315)
-
-
-def undecidable(table: pd.DataFrame) -> str:
-    """Why competence cannot be judged, and so nothing can be decided; "" if it can."""
-    try:
-        decisions.competent(table)
-    except FlatlingoError as error:
-        return str(error)
-    return ""
-
-
-def with_competence(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with a column `able`, see `decisions.competent`; all are where it cannot be judged."""
-    return table.assign(able=True if undecidable(table) else decisions.competent(table))
-
-
-def incompetent(table: pd.DataFrame) -> dict[str, str]:
-    """What is left out: by condition the seeds of which it has not learnt the task, in words."""
-    runs = with_competence(table).drop_duplicates(["label", "seed"])
-    out = {}
-    for label, part in runs.groupby("label", sort=False):
-        seeds = sorted(part.loc[~part["able"], "seed"])
-        if seeds:
-            out[label] = "every seed" if len(seeds) == len(part) else f"seed {', '.join(map(str, seeds))}"
-    return out
 
 
 def seeds_aligned(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
@@ -130,8 +103,7 @@ def _start(name: str, conditions: pd.DataFrame) -> str | None:
 def limits(able: np.ndarray, others: np.ndarray, *, spare: float = 0.06) -> tuple[float, float]:
     """Ends of an axis that shows all competent values, and of the others those that are near them.
 
-    >>> low, high = limits(np.array([50.0, 60.0]), np.array([48.0, 33.0]), spare=0)
-    >>> low, high
+    >>> limits(np.array([50.0, 60.0]), np.array([48.0, 33.0]), spare=0)
     (48.0, 60.0)
     """
     able = able if len(able) else others
@@ -139,7 +111,7 @@ def limits(able: np.ndarray, others: np.ndarray, *, spare: float = 0.06) -> tupl
     length = (high - low) or max(abs(high), 1) * 0.05
     near = others[(others >= low - REACH * length) & (others <= high + REACH * length)]
     low, high = min(low, *near, low), max(high, *near, high)
-    return low - spare * length, high + spare * length
+    return float(low - spare * length), float(high + spare * length)
 
 
 def off_the_axes(ax: Axes, conditions: pd.DataFrame, *, names: bool = True) -> pd.DataFrame:

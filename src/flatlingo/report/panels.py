@@ -12,96 +12,26 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flatlingo.report import decisions, matched
+from flatlingo.report import matched
+from flatlingo.report.answers import ENGLISH
+from flatlingo.report.competence import undecidable, with_competence
 from flatlingo.report.drawing import above, beside, check, lacks
 from flatlingo.report.judging import SMALLEST
 from flatlingo.report.marks import (
     condition_marks,
     draw_marks,
-    incompetent,
     label_marks,
     limits,
     names_of,
     off_the_axes,
-    undecidable,
-    with_competence,
 )
 from flatlingo.report.saving import STYLE
-from flatlingo.report.slopes import ENOUGH, OUTCOMES, outcomes, per_seed
-from flatlingo.report.statistics import as_table, correlation, per_run
+from flatlingo.report.slopes import OUTCOMES, outcomes, per_seed
 from flatlingo.study.families import family
 
-ENGLISH = ("english_accuracy", "zero_shot_accuracy")
-ADAPTED = ("gain", "adapted")
 LINE = 0.165  # inches of a line of a forest
 RIVALS = len(matched.RIVALS)  # the first of the questions asked in pairs
 NO_STAGE = "no {}: these runs have no second stage"
-
-
-def decided(table: pd.DataFrame, **options) -> pd.DataFrame:
-    """`decisions.verdicts`, or a table without rows where nothing can be decided (`marks.undecidable` says why)."""
-    return pd.DataFrame(columns=decisions.COLUMNS) if undecidable(table) else decisions.verdicts(table, **options)
-
-
-def verdict_text(table: pd.DataFrame, found: pd.DataFrame, ys: tuple[str, ...]) -> str:
-    """To print: what was left out, and the verdicts on some outcomes."""
-    shown = found[found["outcome"].isin([OUTCOMES[y] for y in ys])]
-    return "\n".join([left_out(table), *([decisions.printed(shown).to_string()] if len(shown) else [])])
-
-
-def trace_falls(table: pd.DataFrame) -> pd.DataFrame:
-    """In how many seeds Tr(F) falls from each weight of a family to the next larger one.
-
-    Returns:
-        Indexed by the title of each family of two weights or more: `weights`, and `falls in seeds`, as "2 of 3".
-
-    >>> runs = pd.DataFrame({"family": "l2", "weight": [0.1, 1.0], "seed": 1, "trace": [30.0, 20.0]})
-    >>> trace_falls(runs)
-                weights falls in seeds
-    family
-    L2 to zero        2         1 of 1
-    """
-    rows = []
-    for name, part in per_run(table[table["weight"] > 0]).groupby("family", sort=False):
-        traces = part.pivot(index="seed", columns="weight", values="trace").dropna()
-        if traces.shape[1] > 1:
-            falls = (np.diff(traces.to_numpy(), axis=1) < 0).all(axis=1)
-            rows.append((family(name).title, traces.shape[1], f"{falls.sum()} of {len(falls)}"))
-    return pd.DataFrame(rows, columns=["family", "weights", "falls in seeds"]).set_index("family")
-
-
-def given_the_start(table: pd.DataFrame) -> pd.DataFrame:
-    """Rank correlations with Tr(F) in each language: of the gain, also at equal zero-shot accuracy, its start and end.
-
-    Over competent runs; intervals (none from fewer than six conditions) and p rest on conditions.
-
-    Returns:
-        To print, see `statistics.as_table`.
-    """
-    table = with_competence(table)
-    table = table[table["able"]]
-    questions = {
-        "gain": ("gain", ()),
-        "gain, given zero-shot": ("gain", ("zero_shot",)),
-        "adapted accuracy": ("adapted", ()),
-        "zero-shot accuracy": ("zero_shot", ()),
-    }
-    found = {
-        (language, name): correlation(part, "trace", y, given=given)
-        for language, part in table.groupby("language", sort=False)
-        for name, (y, given) in questions.items()
-    }
-    rows = as_table(found)
-    rows.loc[rows["conditions"] < ENOUGH, ["low", "high"]] = math.nan
-    return rows
-
-
-def left_out(table: pd.DataFrame) -> str:
-    """A sentence that names the conditions that are not competent, and in which seeds; or why none can be judged."""
-    if reason := undecidable(table):
-        return f"Nothing is decided: {reason}."
-    names = [f"{label} ({seeds})" for label, seeds in incompetent(table).items()]
-    return f"Left out, for they have not learnt the task: {', '.join(names)}." if names else "Every run is competent."
 
 
 def slopes_figure(table: pd.DataFrame, found: pd.DataFrame, ys: tuple[str, ...] = ENGLISH) -> Figure:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from flatlingo.report import slopes, statistics
+from flatlingo.report.competence import with_competence
 from flatlingo.report.drawing import (
     LANGUAGES,
     TRACE,
@@ -33,7 +34,6 @@ from flatlingo.report.marks import (
     off_the_axes,
     pooled_half_width,
     weight_text,
-    with_competence,
 )
 from flatlingo.report.saving import STYLE
 from flatlingo.study.families import family
