@@ -81,7 +81,7 @@ MAKEFLAGS += $(if $(filter mini smoke,$(PRESET))$(RECORDED),-j2)
 # The list of figures, made when any was drawn; a second call has nothing to do, and make says so.
 UNRECORDED = $(if $(RECORDED),$(foreach plan,$(PLANS),$(if $(filter data/recorded/$(PRESET)/$(plan)-none-s1-%,$(RUNS)),,$(plan))))
 build/$(PRESET)/figures-$(SEEDS): $(DRAWN)
-	$(foreach plan,$(UNRECORDED),echo "left out: plan $(plan) of preset $(PRESET) is not recorded";) ls $(FIGURES)/*.png | tee $@
+	@$(foreach plan,$(UNRECORDED),echo "left out: plan $(plan) of preset $(PRESET) is not recorded";) ls $(FIGURES)/*.png | tee $@
 
 # What a notebook is given besides the preset.
 ARGS_1_theory  := $(if $(filter smoke,$(PRESET)),-p pairs=10)

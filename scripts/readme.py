@@ -63,11 +63,13 @@ def _of_plan(preset: str, folder: Path, plan: str) -> str:
 
 
 def _traces(means: pd.DataFrame) -> str:
-    parts = [f"{means.trace['none']:.3g} without a regulariser"]
+    parts = [f"{statistics.rounded(means.trace['none'])} without a regulariser"]
     for name in NAMED:
         family_means = means[means["family"] == name].sort_values("weight")
         if len(family_means):
-            ends = [f"{family_means.trace[label]:.3g} at `{label}`" for label in family_means.index[[0, -1]]]
+            ends = [
+                f"{statistics.rounded(family_means.trace[label])} at `{label}`" for label in family_means.index[[0, -1]]
+            ]
             parts.append(f"{family(name).title} {' to '.join(dict.fromkeys(ends))}")
     return f"Tr(F), mean over seeds: {'; '.join(parts)}."
 

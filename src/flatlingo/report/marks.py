@@ -10,6 +10,7 @@ from scipy import stats
 
 from flatlingo.report.drawing import beside, in_order, marker_of, shades
 from flatlingo.report.slopes import ENOUGH
+from flatlingo.report.statistics import rounded
 from flatlingo.study.families import family
 
 REACH = 0.35  # how much further than the competent conditions an axis goes for others, as a share of its length
@@ -131,8 +132,7 @@ def off_the_axes(ax: Axes, conditions: pd.DataFrame, *, names: bool = True) -> p
             continue
         marker = marker_of(row["family"], colours[row["label"]]) | {"markerfacecolor": "none", "clip_on": False}
         ax.plot(x, y, zorder=4, label="_", **marker | {"markeredgecolor": colours[row["label"]]})
-        trace = float(f"{row['x']:.2g}")
-        moved.loc[i, "text"] = f" ({row['y']:.1f} at {trace:g})" if names else ""
+        moved.loc[i, "text"] = f" ({row['y']:.1f} at {rounded(row['x'], 2)})" if names else ""
     return moved
 
 
@@ -157,7 +157,7 @@ def weight_text(weight: float) -> str:
 
 
 def label_marks(ax: Axes, conditions: pd.DataFrame, texts: list[str], dots: pd.DataFrame | None = None) -> None:
-    """Write beside each mark, where it hides least: the figure is laid out, then places are tried one after the other.
+    """Write beside each mark, where it hides least, of a figure that was laid out (`Figure.draw_without_rendering`).
 
     Args:
         ax: with its marks drawn and its limits set.
@@ -165,7 +165,6 @@ def label_marks(ax: Axes, conditions: pd.DataFrame, texts: list[str], dots: pd.D
         texts: one for each.
         dots: other points that labels should not hide, with `x` and `y`.
     """
-    ax.figure.draw_without_rendering()
     scale = 72 / ax.figure.dpi
     at = scale * ax.transData.transform(conditions[["x", "y"]].to_numpy(dtype=float))
     taken = [_box(x, y, 8, 8) for x, y in at]

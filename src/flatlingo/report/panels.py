@@ -54,12 +54,17 @@ def slopes_figure(table: pd.DataFrame, found: pd.DataFrame, ys: tuple[str, ...] 
     reason = undecidable(table)
     with plt.style.context(STYLE):
         fig, axes = plt.subplots(1, len(ys), figsize=(7.2, 3.0), squeeze=False)
+        drawn = {}
         for ax, y in zip(axes[0], ys, strict=True):
             if reason or y not in outcomes(table):
                 lacks(ax, reason or NO_STAGE.format(OUTCOMES[y]))
             else:
-                _slope(ax, per_seed(with_competence(table), [y]), y, found[found["outcome"] == OUTCOMES[y]])
+                runs = per_seed(with_competence(table), [y])
+                drawn[ax] = _slope(ax, runs, y, found[found["outcome"] == OUTCOMES[y]])
             ax.set(xlabel="halvings of Tr(F) below no regulariser's", ylabel=f"{OUTCOMES[y]} ({_unit(y)})")
+        fig.draw_without_rendering()
+        for ax, (runs, conditions) in drawn.items():
+            label_marks(ax, off_the_axes(ax, conditions, names=False), names_of(conditions), runs)
     return fig
 
 
@@ -67,8 +72,8 @@ def _unit(y: str) -> str:
     return "points" if y == "gain" else "%"
 
 
-def _slope(ax: Axes, table: pd.DataFrame, y: str, found: pd.DataFrame) -> None:
-    """One panel: marks, the line through their middle, the wedges, and the verdict above it."""
+def _slope(ax: Axes, table: pd.DataFrame, y: str, found: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """One panel: marks, the line through their middle, the wedges, and the verdict above it; what was drawn."""
     table = table.assign(able=table["able"].astype(bool))
     runs, conditions = condition_marks(table, y)
     none = conditions.loc[conditions["family"] == "none", "x"].iloc[0]
@@ -87,7 +92,7 @@ def _slope(ax: Axes, table: pd.DataFrame, y: str, found: pd.DataFrame) -> None:
     ax.plot(ends, middle[1] + row["value"] * (ends - middle[0]), color="0.2", linewidth=1, zorder=1.2, label="_slope")
     within = found[found["question"] == "slope within families"].iloc[0]
     above(ax, f"per halving {_interval(row)}\nwithin families {_interval(within)}")
-    label_marks(ax, off_the_axes(ax, conditions, names=False), names_of(conditions), runs)
+    return runs, conditions
 
 
 def _wedge(ax: Axes, middle: tuple[float, float], ends: np.ndarray, low: float, high: float, **look) -> None:

@@ -72,7 +72,10 @@ def figure1(table: pd.DataFrame, *, seed: int = 0) -> Figure:
         above(ax, f"within seeds: {_correlation(table, 'english_accuracy', seed)}")
         _chance(ax, table)
         _trace_against_weight(weights_of, table)
-        _named(ax, conditions, runs)
+        moved = off_the_axes(ax, conditions)
+        names = [name + text for name, text in zip(names_of(conditions), moved["text"], strict=True)]
+        fig.draw_without_rendering()
+        label_marks(ax, moved, names, runs)
     return fig
 
 
@@ -99,6 +102,7 @@ def figure2(table: pd.DataFrame, *, seed: int = 0) -> Figure:
         fig, axes = plt.subplots(
             len(ROWS), len(languages), figsize=(2.4 * len(languages), 6.4), sharex=True, sharey="row", squeeze=False
         )
+        hollow = []
         for row, (y, (title, control)) in zip(axes, ROWS.items(), strict=True):
             drawn = [condition_marks(table[table["language"] == language], y) for language in languages]
             for ax, language, (runs, conditions) in zip(row, languages, drawn, strict=True):
@@ -106,12 +110,11 @@ def figure2(table: pd.DataFrame, *, seed: int = 0) -> Figure:
                 draw_marks(ax, runs, conditions, size=0.8)
                 _bars(ax, runs, conditions)
                 _dashes(ax, part, conditions, control)
-                above(ax, _correlation(part, y, seed).partition(", p")[0])
+                above(ax, _correlation(part, y, seed, n_permutations=1).partition(", p")[0])
             for ax, (runs, conditions) in zip(row, drawn, strict=True):
                 _frame(ax, drawn)
                 moved = off_the_axes(ax, conditions, names=False)
-                unable = moved[~moved["able"]]
-                label_marks(ax, unable, [*unable["label"]], runs)
+                hollow.append((ax, moved[~moved["able"]], runs))
             row[0].set_ylabel(title)
         for ax, language in zip(axes[0], languages, strict=True):
             ax.axhline(0, color="0.6", linewidth=0.8, zorder=0.5)
@@ -121,12 +124,15 @@ def figure2(table: pd.DataFrame, *, seed: int = 0) -> Figure:
         for ax in axes[-1]:
             ax.set_xlabel("Tr(F) after English (nats²)")
         _families_legend(fig, table)
+        fig.draw_without_rendering()
+        for ax, conditions, runs in hollow:
+            label_marks(ax, conditions, [*conditions["label"]], runs)
     return fig
 
 
-def _correlation(table: pd.DataFrame, y: str, seed: int) -> str:
+def _correlation(table: pd.DataFrame, y: str, seed: int, **options) -> str:
     """The rank correlation with Tr(F) within seeds, over competent runs."""
-    return str(slopes.rank_correlation(table[table["able"]], y, seed=seed))
+    return str(slopes.rank_correlation(table[table["able"]], y, seed=seed, **options))
 
 
 def _frame(ax: Axes, drawn: list[tuple[pd.DataFrame, pd.DataFrame]]) -> None:
@@ -148,13 +154,6 @@ def _frame(ax: Axes, drawn: list[tuple[pd.DataFrame, pd.DataFrame]]) -> None:
     ax.set_xlim(*np.exp(limits(x, other_x, spare=0.05)))
     ax.set_ylim(*limits(y, other_y, spare=0.06))
     plain_log_labels(ax.xaxis)
-
-
-def _named(ax: Axes, conditions: pd.DataFrame, runs: pd.DataFrame) -> None:
-    """Names beside the marks; of one that lies beyond the axes with its values."""
-    moved = off_the_axes(ax, conditions)
-    texts = [name + text for name, text in zip(names_of(conditions), moved["text"], strict=True)]
-    label_marks(ax, moved, texts, runs)
 
 
 def _chance(ax: Axes, table: pd.DataFrame) -> None:
