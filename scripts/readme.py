@@ -6,6 +6,7 @@ Run by `make record`; tests compare the README with both.
 import json
 import subprocess
 import tempfile
+import textwrap
 from pathlib import Path
 
 import pandas as pd
@@ -59,7 +60,10 @@ def _of_plan(preset: str, folder: Path, plan: str) -> str:
         f"**{task}**, {encoder} (preset `{preset}`, plan `{plan}`; {runs['label'].nunique()} conditions, "
         f"seeds: {runs['seed'].nunique()})"
     )
-    return f"{title}. {' '.join(sentences)} {headline['left_out']}\n\n{_verdicts(headline['verdicts'])}"
+    text = textwrap.fill(
+        f"{title}. {' '.join(sentences)} {headline['left_out']}", 116, break_long_words=False, break_on_hyphens=False
+    )
+    return f"{text}\n{_verdicts(headline['verdicts'])}"
 
 
 def _traces(means: pd.DataFrame) -> str:
@@ -96,7 +100,7 @@ def _gains(adapted: pd.DataFrame) -> str:
         + (f" ({100 * row['control_gain']:.1f} from as many English rows)" if "control_gain" in row else "")
         for code, row in none.iterrows()
     ]
-    return f"The second stage gains the unregularised model {', '.join(parts)}."
+    return f"The second stage gains the unregularised model {', '.join(parts).replace('-', '−')}."
 
 
 def _verdicts(rows: list[dict]) -> str:
@@ -109,7 +113,7 @@ def _verdicts(rows: list[dict]) -> str:
     lines = [["", *outcomes], ["---"] * (len(outcomes) + 1)]
     for question in told.index.unique("question"):
         lines.append([ASKED.get(question, question), *(told.get((question, outcome), "") for outcome in outcomes)])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _told(row: pd.Series) -> str:
