@@ -120,7 +120,7 @@ def test_figures_have_captions(notebook):
     drawing = [cell for cell in code(notebook) if "plt.show()" in cell.source]
     for cell in drawing:
         assert "save_figure(" in cell.source
-        assert cell.source.splitlines()[-1].startswith('Markdown(f"**Figure')
+        assert cell.source.splitlines()[-1].removeprefix("    display(").startswith('Markdown(f"**Figure')
 
 
 def test_no_absolute_paths(notebook):

@@ -17,8 +17,14 @@ from flatlingo.files import ROOT
 from flatlingo.report import comparisons, statistics
 from flatlingo.report.beyond import Cloud, beyond_figure
 from flatlingo.report.explore import EVERY, PLANS, Runs, explorer
-from flatlingo.report.figures import figure1, figure2
 from flatlingo.report.methods import methods_figure
+from flatlingo.report.paper_figures import figure1, figure2
+
+SAVED = {
+    "2_figure1": [f"figure1{part}{plan}" for part in ("", "-slopes", "-families") for plan in ("", "-paraphrase")],
+    "3_figure2": [f"figure2{part}{plan}" for part in ("", "-slopes", "-families") for plan in ("", "-nli")],
+    "5_beyond_the_paper": ["beyond", "beyond_choices"],
+}
 
 
 @pytest.fixture(scope="module", params=[1, 3], ids=["one seed", "three seeds"])
@@ -51,9 +57,9 @@ def test_every_plan_gives_the_figures_that_its_table_has(plan, store, seeds):
     assert table["noisy_fitted"].dtype == float
     runs = statistics.per_run(table)
     assert len(runs) == table["run_id"].nunique()
-    drawn = [line for line in figure1(table).axes[0].lines if not line.get_label().startswith("_")]
-    assert sum(len(line.get_xdata()) for line in drawn) == len(runs)
-    assert len(figure2(table).axes) == 6
+    dots = [line for line in figure1(table).axes[0].lines if line.get_label().strip("_") in set(runs["label"])]
+    assert sum(len(line.get_xdata()) for line in dots if line.get_label().startswith("_")) == len(runs)
+    assert len(figure2(table).axes) == 9
     if plan == "methods":
         assert len(methods_figure(table).axes) == 3
 
@@ -85,8 +91,10 @@ def execute(path, parameters):
 def test_notebooks_run_on_real_rows(notebook, store, seeds, tmp_path, monkeypatch):
     monkeypatch.setattr("flatlingo.report.saving.FIGURES", tmp_path)
     execute(ROOT / "notebooks" / f"{notebook}.ipynb", {"preset": "paper", "store": store, "seeds": seeds, "studies": 1})
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in tmp_path.glob("*.json")]
-    assert {record["provenance"]["preset"] for record in records} == {"paper"}
+    records = [*tmp_path.glob("*.json")]
+    for record in records:
+        assert json.loads(record.read_text(encoding="utf-8"))["provenance"]["preset"] == "paper"
+    assert sorted(record.stem for record in records) == sorted(SAVED[notebook])
 
 
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")

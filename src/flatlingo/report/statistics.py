@@ -358,7 +358,16 @@ def _percent_text(mean: float, sd: float) -> str:
 
 
 def _trace_text(mean: float, sd: float) -> str:
-    return f"{mean:.3g}" if np.isnan(sd) else f"{mean:.3g} ± {sd:.2g}"
+    return rounded(mean) if np.isnan(sd) else f"{rounded(mean)} ± {rounded(sd, 2)}"
+
+
+def rounded(value: float, digits: int = 3) -> str:
+    """A trace to some significant digits, written out.
+
+    >>> rounded(1489.2), rounded(27.64), rounded(0.0123, 2)
+    ('1490', '27.6', '0.012')
+    """
+    return np.format_float_positional(float(f"{value:.{digits}g}"), trim="-")
 
 
 def correlation_table(table: pd.DataFrame, x: str, y: str, *, method: str = "spearman", seed: int = 0) -> pd.DataFrame:
