@@ -44,8 +44,8 @@ _HOME = {
     "load_tokenizer": "hub",
     "sweep": "study.sweep",
     "correlation": "report.statistics",
-    "figure1": "report.paper_figures",
-    "figure2": "report.paper_figures",
+    "figure1": "report.figures",
+    "figure2": "report.figures",
     "save_figure": "report.saving",
 }
 __all__ = list(_HOME)

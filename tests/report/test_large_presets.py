@@ -17,8 +17,8 @@ from flatlingo.files import ROOT
 from flatlingo.report import comparisons, statistics
 from flatlingo.report.beyond import Cloud, beyond_figure
 from flatlingo.report.explore import EVERY, PLANS, Runs, explorer
+from flatlingo.report.figures import figure1, figure2
 from flatlingo.report.methods import methods_figure
-from flatlingo.report.paper_figures import figure1, figure2
 
 SAVED = {
     "2_figure1": [f"figure1{part}{plan}" for part in ("", "-slopes", "-families") for plan in ("", "-paraphrase")],

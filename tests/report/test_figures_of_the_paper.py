@@ -12,8 +12,8 @@ from matplotlib.colors import to_rgb
 
 from flatlingo.errors import FlatlingoError
 from flatlingo.report import answers, competence, marks, matched
+from flatlingo.report.figures import figure1, figure2
 from flatlingo.report.panels import families_figure, slopes_figure
-from flatlingo.report.paper_figures import figure1, figure2
 from flatlingo.report.simulation import simulated_study
 from flatlingo.report.statistics import per_run
 from flatlingo.study.families import FAMILIES
