@@ -27,7 +27,7 @@ from transformers import (
 from transformers.trainer_utils import PredictionOutput, TrainOutput
 
 from flatlingo import devices
-from flatlingo.callbacks import KEPT, Checkpoints
+from flatlingo.callbacks import KEPT, Checkpoints, TraceCallback
 from flatlingo.encoding import EncodedRows, LengthGroupedSampler, PairCollator, check_length, padding_id
 from flatlingo.errors import FlatlingoError, unknown
 from flatlingo.files import replacing
@@ -493,6 +493,9 @@ def finetune(
             ],
         )
         trainer.remove_callback(PrinterCallback)
+        for callback in callbacks:
+            if isinstance(callback, TraceCallback):
+                callback.trainer = trainer
         last = checkpoints and checkpoints.last()
         trainer.train(resume_from_checkpoint=last and str(last))
     model.eval()

@@ -83,6 +83,7 @@ from flatlingo.regularizers.perturbations import (
 )
 from flatlingo.regularizers.sam import SAM
 from flatlingo.regularizers.trace_penalty import TracePenalty
+from flatlingo.regularizers.trace_target import TraceTarget
 
 __all__ = [
     "L2",
@@ -110,6 +111,7 @@ __all__ = [
     "SampledSegmentation",
     "SubwordConsistency",
     "TracePenalty",
+    "TraceTarget",
     "Translation",
     "WeightNoise",
     "XTune",
