@@ -38,7 +38,8 @@ class Copies(TrainerCallback):
 
 def plain_trainer(folder, *callbacks, model=None, report_to="none", **settings):
     """Hugging Face's Trainer on tokenised rows: 8 steps of 8 rows in two epochs."""
-    settings = {"num_train_epochs": 2, "per_device_train_batch_size": 8, "learning_rate": 1e-2, "seed": 3} | settings
+    settings = {"num_train_epochs": 2, "per_device_train_batch_size": 8, "learning_rate": 1e-2} | settings
+    settings |= {"seed": 3, "logging_steps": 3}
     args = TrainingArguments(
         str(folder),
         report_to=report_to,

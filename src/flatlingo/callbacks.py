@@ -250,8 +250,8 @@ class TraceCallback(TrainerCallback):
             self._skipped += 1
             if not self._warned and state.is_world_process_zero:
                 logger.warning(
-                    "Tr(F) at step %d is left out: it takes about %.2g s, and measuring would have taken %.0f %% of the "
-                    "time, more than max_share=%g; it is tried again every %d %ss",
+                    "Tr(F) at step %d is left out: it takes about %.2g s, and measuring would have taken %.0f %% of "
+                    "the time, more than max_share=%g; it is tried again every %d %ss",
                     *(state.global_step, self._expected, 100 * share, self.max_share, self.every, self.unit),
                 )
             self._warned = True

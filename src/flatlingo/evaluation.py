@@ -252,8 +252,8 @@ def comparison(traces: Mapping[str, FisherTrace], *, seed: int = 0, n_bootstrap:
     Example:
         >>> flat, sharp = (FisherTrace(pd.DataFrame({"head": [1.0, 2.0, 3.0]}) * scale) for scale in (1, 4))
         >>> table = comparison({"sharp": sharp, "flat": flat})
-        >>> [(row.Index, row.trace, row.difference, round(row.difference_se, 2), row.order) for row in table.itertuples()]
-        [('flat', 2.0, 0.0, 0.0, nan), ('sharp', 8.0, 6.0, 1.73, 1.0)]
+        >>> [(row.Index, row.trace, row.above, round(row.difference_se, 2), row.order) for row in table.itertuples()]
+        [('flat', 2.0, nan, 0.0, nan), ('sharp', 8.0, 6.0, 1.73, 1.0)]
     """
     ordered = sorted(traces, key=lambda name: traces[name].value)
     first, above = traces[ordered[0]], None
