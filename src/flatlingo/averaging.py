@@ -54,7 +54,9 @@ class WeightAverage(TrainerCallback):
             return
         path = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}", FILE)
         if not path.is_file():
-            raise FlatlingoError(f"{path.parent} holds no mean of the weights so far; resume from an earlier checkpoint")
+            raise FlatlingoError(
+                f"{path.parent} holds no mean of the weights so far; resume from an earlier checkpoint"
+            )
         device = next(kwargs["model"].parameters()).device
         self._mean, self._averaged = load_file(path, device=str(device)), done
 
