@@ -4,6 +4,10 @@ Every measure is taken of the model and of rows, none of a target-language label
 intervals one in twenty misses by chance.
 """
 
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import pandas as pd
 
@@ -73,6 +77,31 @@ def printed(found: pd.DataFrame) -> pd.DataFrame:
     cells = found.assign(text=text).set_index(["measure", "outcome", "within"])["text"]
     order = pd.MultiIndex.from_product([found["outcome"].unique(), WITHIN], names=["outcome", "at equal"])
     return cells.unstack(["outcome", "within"]).reindex(index=found["measure"].unique(), columns=order).fillna("")
+
+
+def trace_at_loss(history: Sequence[Mapping[str, float]], loss: float) -> float:
+    """Tr(F) on the way of a training, where the loss on the rows it is measured on first came down to a given one.
+
+    Tr(F) grows as a model fits, so two trainings are compared at the same loss. log Tr(F) is interpolated linearly
+    between the two measurements that the loss lies between.
+
+    Args:
+        history: the entries of a training log; those of `callbacks.TraceCurve` hold `trace/loss` and `trace/value`.
+        loss: in nats.
+
+    Returns:
+        nats²; NaN where the loss was not reached, or was lower from the first measurement on.
+
+    >>> log = [{"trace/loss": 1.0, "trace/value": 10.0}, {"loss": 0.9}, {"trace/loss": 0.5, "trace/value": 1000.0}]
+    >>> round(trace_at_loss(log, 0.75), 6), trace_at_loss(log, 0.4)
+    (100.0, nan)
+    """
+    points = [(entry["trace/loss"], entry["trace/value"]) for entry in history if "trace/loss" in entry]
+    for (above, first), (below, second) in itertools.pairwise(points):
+        if above >= loss >= below:
+            share = (above - loss) / (above - below) if above > below else 1.0
+            return float(first ** (1 - share) * second**share)
+    return math.nan
 
 
 def _found(runs: pd.DataFrame, x: str, y: str, given: tuple[str, ...], **options: int) -> dict[str, float]:
