@@ -168,8 +168,9 @@ class TraceCallback(TrainerCallback):
     error over rows), `fisher_log_trace` (mean over rows of the logarithm of each row's trace) and
     `fisher_trace_share`, the share of the time since training began that measuring took. A measurement that would take
     this share above `max_share` is left out; the first time a warning says so, and the next entry holds
-    `fisher_trace_skipped`, their number. Before the first one, the time it takes is that of its first batch, measured
-    when training begins, times the number of rows. The last step has its turn, too.
+    `fisher_trace_skipped`, their number. Before the first one, the time it takes is reckoned from its first batch,
+    measured when training begins. The last step has its turn, too. (200 rows of the mini world take as long as five
+    training steps of 32 rows on a CPU core, in float32.)
 
     Training is as without it, bit by bit: gradients, modes and generators are left alone. Tr(F) is exact, in eval mode
     and the precision of the weights, without autocast and TF32. Processes (DDP) share the work and agree on when.
@@ -222,8 +223,11 @@ class TraceCallback(TrainerCallback):
         if self.trainer.is_fsdp_enabled or self.trainer.is_deepspeed_enabled:
             raise FlatlingoError("Tr(F) needs whole weights, which FSDP and DeepSpeed spread; leave TraceCallback out")
         self._began, self._spent, self._skipped, self._warned = time.monotonic(), 0.0, 0, False
-        one = self._measure(kwargs["model"], self.batches[:1])
-        self._expected = self._spent / one.n * sum(len(next(iter(batch.values()))) for batch in self.batches)
+        self._measure(kwargs["model"], self.batches[:1])
+        first = self._spent
+        one = self._measure(kwargs["model"], self.batches[:1])  # again, since the first of all takes longer
+        rows = sum(len(next(iter(batch.values()))) for batch in self.batches)
+        self._expected = (self._spent - first) / one.n * rows
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
