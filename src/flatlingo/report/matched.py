@@ -183,7 +183,7 @@ def with_baseline(runs: pd.DataFrame, column: str) -> pd.DataFrame:
     Raises:
         FlatlingoError: if a run has none.
     """
-    baseline = runs[runs["family"] == "none"].set_index("seed")[column]
+    baseline = runs[runs["label"] == "none"].set_index("seed")[column]  # not what was trained longer
     missing = sorted(set(runs["seed"]) - set(baseline.index))
     if missing:
         seeds = ", ".join(map(str, missing))

@@ -159,20 +159,60 @@ def strength_differences(
     Raises:
         FlatlingoError: as for `correlation`.
     """
-    _require(table, ["label", y, *names])
-    table = table.dropna(subset=[y, *names])
+    strength = np.abs(resampled(table, names, y, method=method, seed=seed, n_bootstrap=n_bootstrap))
+    differences = strength[1:] - strength[0]
+    low, high = _percentiles(differences[:, 1:])
+    return pd.DataFrame({"difference": differences[:, 0], "low": low, "high": high}, index=names[1:])
+
+
+def resampled(
+    table: pd.DataFrame,
+    names: list[str],
+    y: str,
+    *,
+    given: tuple[str, ...] = (),
+    method: str = "spearman",
+    seed: int = 0,
+    n_bootstrap: int = 5000,
+) -> np.ndarray:
+    """Coefficients of several columns with `y`, of all conditions and of bootstrap samples of them, the same for all.
+
+    Args:
+        table: as for `correlation`; rows that lack a value in any column used are left out.
+        names: names of numeric columns.
+        y: name of another.
+        given: as for `correlation`.
+        method: as for `correlation`.
+        seed: of the bootstrap.
+        n_bootstrap: bootstrap samples.
+
+    Returns:
+        (names, 1 + n_bootstrap), the coefficients of the table itself first; NaN where a side is constant, and all NaN
+        where fewer than three conditions are left.
+
+    Raises:
+        FlatlingoError: as for `correlation`.
+    """
+    _require(table, ["label", y, *names, *given])
+    table = table.dropna(subset=[y, *names, *given])
     condition, replicate = _positions(table)
     n_conditions = len(np.unique(condition))
     if n_conditions < 3:
-        return pd.DataFrame(np.nan, index=names[1:], columns=["difference", "low", "high"])
-    grid = _grid(_numeric(table, [*names, y]), condition, replicate)
+        return np.full((len(names), 1 + n_bootstrap), np.nan)
+    grid = _grid(_numeric(table, [*names, y, *given]), condition, replicate)
     everything = np.arange(n_conditions)[None]
     drawn = np.random.default_rng(seed).integers(0, n_conditions, (n_bootstrap, n_conditions))
     samples = _pool(grid, np.concatenate([everything, drawn]))
-    strength = np.abs([_pearson(*_scores(samples[[i, len(names)]], method)) for i in range(len(names))])
-    differences = strength[1:] - strength[0]
-    low, high = np.nanquantile(differences[:, 1:], [0.025, 0.975], axis=1)
-    return pd.DataFrame({"difference": differences[:, 0], "low": low, "high": high}, index=names[1:])
+    sides, held = samples[: len(names)], samples[len(names) :]
+    return np.stack([_pearson(*_scores(np.concatenate([side[None], held]), method)) for side in sides])
+
+
+def _percentiles(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The 2.5 and 97.5 % percentile along the last axis, without NaN; NaN where nothing else is there."""
+    known = np.where(np.isnan(samples).all(axis=-1, keepdims=True), 0, samples)
+    low, high = np.nanquantile(known, [0.025, 0.975], axis=-1)
+    empty = np.isnan(samples).all(axis=-1)
+    return np.where(empty, np.nan, low), np.where(empty, np.nan, high)
 
 
 def _require(table: pd.DataFrame, columns: list[str]) -> None:

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flatlingo import evaluation
 from flatlingo.encoding import batches
-from flatlingo.fisher import FisherTrace, empirical_fisher, sam_sharpness
+from flatlingo.fisher import FisherTrace, distance, empirical_fisher, sam_sharpness, scale_aware
 from flatlingo.fisher.trace import module_group
 from flatlingo.regularizers.perturbations import View
 
@@ -82,8 +82,8 @@ def trace(classifier: Classifier, rows: Dataset, start: Mapping[str, torch.Tenso
         start: its weights before training, by name: how far it has moved is the norm of the difference.
 
     Returns:
-        Numbers: the `trace` with its parts, `empirical_fisher`, `scale_aware` = Σ_t ‖θ_t‖² Tr(F_t) over tensors (Dinh
-        et al. 2017: unlike Tr(F) it does not change when layers are rescaled) and `distance` = ‖θ - θ_0‖.
+        Numbers: the `trace` with its parts, `empirical_fisher`, `scale_aware` and `distance` (see
+        `flatlingo.fisher.weights`).
         Arrays: `trace/en` of each row; of each tensor `tensor/name`, `tensor/size`, `tensor/trace`,
         `tensor/squared_norm` and `tensor/squared_distance`.
     """
@@ -105,8 +105,8 @@ def trace(classifier: Classifier, rows: Dataset, start: Mapping[str, torch.Tenso
         {
             "trace": _summary(by_tensor) | {"groups": groups.to_dict()},
             "empirical_fisher": classifier.traces(rows, measure=empirical_fisher).value,
-            "scale_aware": float((tensors["squared_norm"].astype(float) * parts.to_numpy()).sum()),
-            "distance": float(tensors["squared_distance"].astype(float).sum() ** 0.5),
+            "scale_aware": scale_aware(by_tensor, model).value,
+            "distance": distance(model, start),
         },
         {"trace/en": by_tensor.per_example.astype(np.float32)}
         | {f"tensor/{name}": values for name, values in tensors.items()},
@@ -153,13 +153,12 @@ def curve(log: Sequence[Mapping[str, float]]) -> list[dict]:
 
 
 def _summary(found: FisherTrace) -> dict[str, float]:
-    logarithms = np.log(found.per_example)
     return {
         "value": found.value,
         "standard_error": found.standard_error,
         "examples": found.n,
-        "log_mean": float(logarithms.mean()),
-        "log_standard_error": float(logarithms.std(ddof=1) / found.n**0.5),
+        "log_mean": found.log_mean,
+        "log_standard_error": found.log_standard_error,
     }
 
 

@@ -117,7 +117,7 @@ def _train(
         seed=spec.seed,
         precision=setup.precision,
         **changes,
-        **dict(setup.training),
+        **(dict(setup.training) | {"epochs": spec.epochs}),
         checkpoints=checkpoints,
         callbacks=[*callbacks, *_curve(spec, classifier, task)],
         workers=0 if device() == CPU else GPU_WORKERS,

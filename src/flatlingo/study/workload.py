@@ -69,7 +69,7 @@ def workload(spec: RunSpec, lengths: Lengths) -> Workload:
     """The work of a run, as `study.run` does it. Early stopping is counted as if it never stopped."""
     setup, asked = spec.setup, spec.setup.measurement
     grouped = setup.training.group_by_length
-    english = shuffled(lengths.of("en", "train"), setup.training.batch_size, grouped) * setup.training.epochs
+    english = shuffled(lengths.of("en", "train"), setup.training.batch_size, grouped) * spec.epochs
     languages = lengths.task.languages
     predicted = [ordered(lengths.of("en", "train"), PREDICTION_BATCH)]
     predicted += [ordered(lengths.of(language, "validation"), PREDICTION_BATCH) for language in languages]
