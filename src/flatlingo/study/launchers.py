@@ -163,10 +163,10 @@ def slurm(
     """Compute runs as the jobs of one SLURM array, one run per job; outcomes come as jobs end.
 
     Partition, account, GPUs, memory and whatever else the cluster wants come from sbatch's own variables
-    (`SBATCH_PARTITION`, `SBATCH_ACCOUNT`, `SBATCH_GPUS_PER_NODE=1`, `SBATCH_MEM_PER_NODE`, …). The store and the Python
-    environment must lie on a file system that the nodes share. A job that is preempted, or within 90 s of its time
-    limit, goes back into the queue and later goes on from its last checkpoint; one that is out of time for the fourth
-    time fails. Preemptions are not counted.
+    (`SBATCH_PARTITION`, `SBATCH_ACCOUNT`, `SBATCH_GPUS_PER_NODE=1`, `SBATCH_CPUS_PER_GPU=5`, `SBATCH_MEM_PER_NODE`, …);
+    up to four cores draw perturbed views beside a GPU. The store and the Python environment must lie on a file system
+    that the nodes share. A job that is preempted, or within 90 s of its time limit, goes back into the queue and later
+    goes on from its last checkpoint; one that is out of time for the fourth time fails. Preemptions are not counted.
 
     Args:
         job: what to do with a run.
