@@ -224,10 +224,11 @@ def train(
         raise FlatlingoError(f"{output} exists; give a new folder")
     _refuse_unwritable(output)
     from flatlingo import callbacks
-    from flatlingo.devices import is_first_process
+    from flatlingo.devices import is_first_process, keep_memory
     from flatlingo.study.run import run
     from flatlingo.study.sources import Sources
 
+    keep_memory()
     sources = Sources.of(settings, plan, model=model, task=task, data=data)
     spec = sources.specs(plan, settings, seeds=[seed])[0].model_copy(update={"condition": condition})
     (config,) = sources.resolve([spec])

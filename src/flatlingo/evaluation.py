@@ -16,6 +16,7 @@ from flatlingo.encoding import PairCollator, batches, check_length, encode, inde
 from flatlingo.errors import FlatlingoError
 from flatlingo.fisher import FisherTrace, empirical_fisher, fisher_trace
 from flatlingo.labels import class_names, label_order
+from flatlingo.masks import whole_masks
 from flatlingo.regularizers.perturbations import View
 
 __all__ = [
@@ -110,7 +111,7 @@ def _logits(
     """Logits of encoded rows, in their order and that of the model's classes."""
     batch_size = batch_size or (64 if model.device.type == "cpu" else 256)
     places, parts = [], []
-    with evaluating(model):
+    with evaluating(model), whole_masks(model):
         for positions, batch in indexed_batches(items, collate, batch_size=batch_size):
             inputs = {column: values.to(model.device) for column, values in batch.items() if column != "labels"}
             places += positions

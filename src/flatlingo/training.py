@@ -33,6 +33,7 @@ from flatlingo.encoding import EncodedRows, LengthGroupedSampler, PairCollator, 
 from flatlingo.errors import FlatlingoError, unknown
 from flatlingo.files import replacing
 from flatlingo.lossrecord import LossRecord
+from flatlingo.masks import whole_masks
 from flatlingo.regularizers import SAM, Regularizer
 from flatlingo.rowchecks import check_rows, warn_if_cut, warn_if_empty
 
@@ -229,6 +230,7 @@ class RegularizedTrainer(Trainer):
     def _begin(self) -> None:
         """Begin the training loop, or begin it again with smaller batches (`auto_find_batch_size`)."""
         self._contexts.close()
+        self._contexts.enter_context(whole_masks(self.model))
         for regularizer in self.regularizers:
             self._contexts.enter_context(regularizer.training_context(self.model))
         self._micro_batches.clear()

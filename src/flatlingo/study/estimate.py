@@ -142,7 +142,7 @@ def _under(spec: RunSpec, condition: Condition) -> RunSpec:
 def _measured(work: Workload, clock: Clock) -> float:
     """Seconds of all measurements of a run."""
     classifier = clock.classifier
-    start = {name: parameter.detach().clone() for name, parameter in classifier.model.named_parameters()}
+    start = {name: parameter.detach().cpu() for name, parameter in classifier.model.named_parameters()}
     predict = clock.measurement(classifier.logits, PREDICTION_BATCH)
     trace = clock.measurement(lambda rows: measure.trace(classifier, rows, start), TRACE_BATCH)
     brief = clock.measurement(classifier.traces, TRACE_BATCH)

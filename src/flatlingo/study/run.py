@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from flatlingo import training
 from flatlingo.callbacks import MINUTES, Checkpoints, TraceCurve
-from flatlingo.devices import CPU, device, processes
+from flatlingo.devices import device, loading_processes, processes
 from flatlingo.encoding import batches
 from flatlingo.study import measure
 from flatlingo.study.measure import Classifier, Measured
@@ -24,7 +24,6 @@ from flatlingo.tasks import Task
 
 TRACE_BATCH = 32
 SHARPNESS_ROWS = 300
-GPU_WORKERS = 4  # processes that draw the views of the next batches while a GPU computes; the result is the same
 
 
 class Finished(NamedTuple):
@@ -120,7 +119,7 @@ def _train(
         **(dict(setup.training) | {"epochs": spec.epochs}),
         checkpoints=checkpoints,
         callbacks=[*callbacks, *_curve(spec, classifier, task)],
-        workers=0 if device() == CPU else GPU_WORKERS,
+        workers=loading_processes(),
     )
 
 
