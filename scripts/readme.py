@@ -1,4 +1,4 @@
-"""The numbers in the README: results from `figures/*.json`, and a tour that is really taken. None is typed.
+"""The numbers in the README: results from `figures/*.json`, calibrations, a tour that is really taken. None is typed.
 
 Run by `make record`; tests compare the README with both.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from flatlingo.errors import FlatlingoError
-from flatlingo.files import ROOT, replacing
+from flatlingo.files import RECORDED, ROOT, replacing
 from flatlingo.report import decisions, statistics
 from flatlingo.report.drawing import LANGUAGES
 from flatlingo.study.families import family
@@ -123,6 +123,24 @@ def _told(row: pd.Series) -> str:
     return f"{row['verdict']}{value}{interval}"
 
 
+def calibration(folder: Path = RECORDED / "small") -> str:
+    """The weights that bring Tr(F) to each share of the unregularised model's, a table for each calibrated plan."""
+    return "\n".join(_of_calibration(path) for path in sorted(folder.glob("calibration-*.csv")))
+
+
+def _of_calibration(path: Path) -> str:
+    found = pd.read_csv(path)
+    levels, runs = found[found["what"] == "level"], found[found["what"] == "run"]
+    none = runs.loc[runs["family"] == "none", "trace"].mean()
+    text = levels["weight"].map("{:g}".format).where(levels["weight"].notna(), levels["verdict"])
+    cells = levels.assign(text=text).pivot(index="family", columns="level", values="text").iloc[:, ::-1]
+    plan = path.stem.removeprefix("calibration-")
+    head = [f"Tr(F) of plan `{plan}`, of {statistics.rounded(none)}", *(f"{level:g} of it" for level in cells.columns)]
+    lines = [head, ["---"] * len(head)]
+    lines += [[family(name).title, *cells.loc[name]] for name in levels["family"].unique()]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def tour(folder: Path) -> str:
     """The commands of the tour and what they print, as they do it now in an empty folder: about a minute."""
     lines = []
@@ -150,7 +168,7 @@ if __name__ == "__main__":
     path = ROOT / "README.md"
     text = path.read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
-        for name, new in {"results": results(), "tour": tour(Path(folder))}.items():
+        for name, new in {"results": results(), "calibration": calibration(), "tour": tour(Path(folder))}.items():
             before, _, after = parts(text, name)
             text = before + new + after
     with replacing(path) as temporary:

@@ -25,6 +25,19 @@ def test_its_numbers_are_those_of_the_figures():
     assert readme.parts(README, "results")[1] == readme.results(), "refresh with: python scripts/readme.py"
 
 
+def test_its_weights_are_those_of_the_calibration():
+    assert readme.parts(README, "calibration")[1] == readme.calibration(), "refresh with: python scripts/readme.py"
+
+
+def test_a_level_that_no_competent_model_reaches_says_so(tmp_path):
+    table = "what,family,weight,seed,trace,share,competence,level,verdict\nrun,none,0,101,400,1,1,,\n"
+    levels = "level,l2,0.02,,,,0.9,0.5,ok\nlevel,l2,,,,,0.6,0.25,not competent\n"
+    (tmp_path / "calibration-nli.csv").write_text(table + levels, encoding="utf-8")
+    head, _, row = readme.calibration(tmp_path).splitlines()
+    assert head == "| Tr(F) of plan `nli`, of 400 | 0.5 of it | 0.25 of it |"
+    assert row == "| L2 to zero | 0.02 | not competent |"
+
+
 def test_a_preset_of_real_rows_goes_first_with_its_verdicts_in_words(tmp_path):
     table = simulated_study(3, slope=2.0).assign(task="xnli", encoder="e5", weight=1.0, classes=3)
     table["run_id"] = table["label"] + table["seed"].astype(str)
