@@ -104,10 +104,11 @@ def _gains(adapted: pd.DataFrame) -> str:
 
 
 def _verdicts(rows: list[dict]) -> str:
-    """A table in Markdown: a line for each question, a column for each outcome; nothing where nothing is decided."""
+    """A table in Markdown: a line for each question that has a value, a column for each outcome."""
     if not rows:
         return ""
     found = decisions.printed(pd.DataFrame(rows).astype(dict.fromkeys(("value", "low", "high", "p"), float)))
+    found = found[found.groupby("question")["value"].transform(lambda values: (values != "").any())]
     told = found.apply(_told, axis=1)
     outcomes = told.index.unique("outcome")
     lines = [["", *outcomes], ["---"] * (len(outcomes) + 1)]
@@ -146,7 +147,7 @@ def tour(folder: Path) -> str:
     lines = []
     for command in TOUR:
         done = subprocess.run(command.split(), cwd=folder, check=True, stdout=subprocess.PIPE, text=True)
-        lines += [f"$ {command}", done.stdout.rstrip()]
+        lines += [f"$ {command}", *map(str.rstrip, done.stdout.splitlines())]
     return "\n".join(["```console", *lines, "```", ""])
 
 
