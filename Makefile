@@ -9,12 +9,18 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PRESET ?= mini
-SEEDS  ?= 1
+# Preset small takes hours, so it is drawn as it is recorded; a STORE of its own trains it.
+STORE  ?= $(if $(filter small,$(PRESET)),recorded,build/$(PRESET)/store)
+RECORDED := $(filter recorded,$(STORE))
+RUNS := $(if $(RECORDED),$(wildcard data/recorded/$(PRESET)/*/SHA256SUMS))
+# Of recorded results every seed.
+SEEDS  ?= $(if $(RECORDED),0,1)
+# Whose runs figures 1 and 2 show.
+PLANS  ?= nli paraphrase
 # Runs at a time; by default one per core or GPU.
 JOBS   ?=
 # Folder of rows in XTREME layout, for presets of real rows; by default the Hub's.
 DATA   ?=
-STORE  ?= build/$(PRESET)/store
 PARAMS ?=
 # The committed figures are drawn at presets mini (figures/) and small (figures/small/); others draw beside them.
 FIGURES ?= $(if $(filter mini,$(PRESET)),figures,figures/$(PRESET))
@@ -22,7 +28,8 @@ FIGURES ?= $(if $(filter mini,$(PRESET)),figures,figures/$(PRESET))
 INSTALL := -c requirements.lock -e '.[study,notebooks,dev]'
 
 NOTEBOOKS := 0_start_here 1_theory 2_figure1 3_figure2 4_fisher_estimators 5_beyond_the_paper explore
-DRAWN     := $(NOTEBOOKS:%=build/$(PRESET)/%-$(SEEDS).ipynb)
+# Recorded results are drawn without encoder, rows and network: those notebooks that need none.
+DRAWN     := $(patsubst %,build/$(PRESET)/%-$(SEEDS).ipynb,$(if $(RECORDED),2_figure1 3_figure2,$(NOTEBOOKS)))
 SOURCES   := $(wildcard src/flatlingo/*.py src/flatlingo/*/*.py src/flatlingo/*/*.tsv src/flatlingo/*/*.mplstyle \
     src/flatlingo/presets/$(PRESET).yaml src/flatlingo/presets/tasks/*.yaml \
     data/mini-mbert/*.safetensors data/mini-mbert/tokenizer.json)
@@ -47,7 +54,7 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(INSTALL)
 	touch $@
 
-figures: build/$(PRESET)/figures-$(SEEDS) ## train what is missing and draw every figure (PRESET=mini|smoke|small|paper, SEEDS=n, JOBS=n runs at a time)
+figures: build/$(PRESET)/figures-$(SEEDS) ## train what is missing and draw every figure (PRESET=mini|smoke|small|paper, SEEDS=n, JOBS=n runs at a time); small as recorded
 figure1: build/$(PRESET)/2_figure1-$(SEEDS).ipynb ## only English accuracy against Tr(F)
 figure2: build/$(PRESET)/3_figure2-$(SEEDS).ipynb ## only the gain of the second stage against Tr(F)
 theory: build/$(PRESET)/1_theory-$(SEEDS).ipynb ## only equation (1)
@@ -55,9 +62,9 @@ beyond: build/$(PRESET)/5_beyond_the_paper-$(SEEDS).ipynb ## only what the paper
 
 # What a notebook reads is swept before, of the plans that the preset has: hours that no kernel has to live through.
 HAS   := $(shell sed -n '/^plans:/,$$ s/^  \([a-z_]*\):.*/\1/p' src/flatlingo/presets/$(PRESET).yaml /dev/null)
-swept  = $(foreach plan,$(filter $(1),$(HAS)),build/$(PRESET)/$(plan)-$(SEEDS).swept)
-SWEPT_2_figure1 := $(call swept,nli)
-SWEPT_3_figure2 := $(call swept,paraphrase)
+swept  = $(if $(RECORDED),,$(foreach plan,$(filter $(1),$(HAS)),build/$(PRESET)/$(plan)-$(SEEDS).swept))
+SWEPT_2_figure1 := $(call swept,$(PLANS))
+SWEPT_3_figure2 := $(call swept,$(PLANS))
 # Notebook 5 asks about differences between seeds: of preset mini, one seed would tell less than those recorded.
 SWEPT_5_beyond_the_paper := $(if $(filter mini-1,$(PRESET)-$(SEEDS)),,$(call swept,nli paraphrase regularized_second_stage))
 SWEPT_explore := $(call swept,nli)
@@ -69,22 +76,24 @@ build/$(PRESET)/%-$(SEEDS).swept: $(STAMP) $(SOURCES)
 	mkdir -p $(@D) && touch $@
 
 # Two targets at a time, except where they would share a GPU: theory and estimators keep one core busy, sweeps both.
-MAKEFLAGS += $(if $(filter mini smoke,$(PRESET)),-j2)
+MAKEFLAGS += $(if $(filter mini smoke,$(PRESET))$(RECORDED),-j2)
 
 # The list of figures, made when any was drawn; a second call has nothing to do, and make says so.
+UNRECORDED = $(if $(RECORDED),$(foreach plan,$(PLANS),$(if $(filter data/recorded/$(PRESET)/$(plan)-none-s1-%,$(RUNS)),,$(plan))))
 build/$(PRESET)/figures-$(SEEDS): $(DRAWN)
-	ls $(FIGURES)/*.png | tee $@
+	@$(foreach plan,$(UNRECORDED),echo "left out: plan $(plan) of preset $(PRESET) is not recorded";) ls $(FIGURES)/*.png | tee $@
 
 # What a notebook is given besides the preset.
-ARGS_1_theory  := $(if $(filter smoke,$(PRESET)),-p pairs=10)
-ARGS_4_fisher_estimators := $(if $(filter smoke,$(PRESET)),-p draws=6)
-ARGS_explore := -p store=$(STORE) -p seeds=$(SEEDS)
-ARGS_2_figure1 := $(ARGS_explore) $(if $(DATA),-p data=$(abspath $(DATA)))
+ARGS_1_theory  := $(if $(filter smoke,$(PRESET)),-p pairs=10 -p rows=64)
+ARGS_4_fisher_estimators := $(if $(filter smoke,$(PRESET)),-p draws=4)
+ARGS_runs := -p store=$(STORE) -p seeds=$(SEEDS)
+ARGS_explore := $(ARGS_runs) $(if $(filter smoke,$(PRESET)),-p epochs=1)
+ARGS_2_figure1 := $(ARGS_runs) -p plans="$(PLANS)" $(if $(DATA),-p data=$(abspath $(DATA)))
 ARGS_3_figure2 := $(ARGS_2_figure1)
-ARGS_5_beyond_the_paper := $(if $(SWEPT_5_beyond_the_paper),$(ARGS_2_figure1))
+ARGS_5_beyond_the_paper := $(if $(SWEPT_5_beyond_the_paper),$(ARGS_runs) $(if $(DATA),-p data=$(abspath $(DATA)))) $(if $(filter smoke,$(PRESET)),-p studies=5)
 # A notebook is executed under another name and moved when it succeeded, so that a failed one is built again.
 .SECONDEXPANSION:
-build/$(PRESET)/%-$(SEEDS).ipynb: notebooks/%.ipynb $(STAMP) $(SOURCES) $$(SWEPT_$$*)
+build/$(PRESET)/%-$(SEEDS).ipynb: notebooks/%.ipynb $(STAMP) $(SOURCES) $(RUNS) $$(SWEPT_$$*)
 	flatlingo notebook $< $@ -p preset=$(PRESET) $(ARGS_$*) $(PARAMS)
 
 test: $(STAMP) ## everything CI runs
@@ -123,9 +132,11 @@ record: $(STAMP) ## refresh the recorded results (three seeds), the committed no
 	for notebook in 2_figure1 3_figure2 5_beyond_the_paper; do \
 	    FLATLINGO_FIGURES=$(abspath build/reference) flatlingo notebook notebooks/$$notebook.ipynb \
 	        build/reference/$$notebook.ipynb -p preset=smoke -p store=build/reference/store -p seeds=1; done
-	mkdir -p tests/reference && cp build/reference/*.json tests/reference
+	cp build/reference/{figure1,figure2,beyond}.json tests/reference
 	for notebook in $(NOTEBOOKS); do \
 	    FLATLINGO_FIGURES=$(abspath figures) flatlingo notebook notebooks/$$notebook.ipynb notebooks/$$notebook.ipynb; done
+	test -z "$(wildcard data/recorded/small/*-none-s1-*)" || \
+	    $(MAKE) figures PRESET=small FLATLINGO_FIGURES=$(abspath figures/small)
 	python scripts/readme.py
 
 PEERS := build/peers-venv

@@ -97,12 +97,12 @@ def spread(seconds: dict[str, list[float]], name: str, reference: str) -> float:
 def peak_memory(function) -> float:
     """MiB that a call adds at its peak to what the process held before; Linux only."""
     Path("/proc/self/clear_refs").write_text("5")
-    before = _status("VmRSS")
+    before = status_mib("VmRSS")
     function()
-    return _status("VmHWM") - before
+    return status_mib("VmHWM") - before
 
 
-def _status(key: str) -> float:
+def status_mib(key: str) -> float:
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
     return int(line.split()[1]) / 1024
 

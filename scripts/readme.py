@@ -1,4 +1,4 @@
-"""The numbers in the README: results from `figures/*.json`, and a tour that is really taken. None is typed.
+"""The numbers in the README: results from `figures/*.json`, calibrations, a tour that is really taken. None is typed.
 
 Run by `make record`; tests compare the README with both.
 """
@@ -6,15 +6,15 @@ Run by `make record`; tests compare the README with both.
 import json
 import subprocess
 import tempfile
+import textwrap
 from pathlib import Path
 
 import pandas as pd
 
 from flatlingo.errors import FlatlingoError
-from flatlingo.files import ROOT, replacing
-from flatlingo.report import statistics
+from flatlingo.files import RECORDED, ROOT, replacing
+from flatlingo.report import decisions, statistics
 from flatlingo.report.drawing import LANGUAGES
-from flatlingo.report.statistics import Correlation
 from flatlingo.study.families import family
 
 TOUR = (
@@ -23,36 +23,123 @@ TOUR = (
     "flatlingo rank sharp flat --task mini-nli",
 )
 NAMED = ("consistency", "fisher_penalty")
+FIGURES = ROOT / "figures"
+FILES = {  # figures 1 and 2 of each plan, as the notebooks name them
+    "nli": ("figure1.json", "figure2-nli.json"),
+    "paraphrase": ("figure1-paraphrase.json", "figure2.json"),
+}
+ASKED = {"slope": "per halving of Tr(F)", "slope within families": "… within families"}
 
 
-def results(figures: Path = ROOT / "figures") -> str:
-    """Three sentences of numbers, from the data and headlines of figures 1 and 2."""
-    first, second = (json.loads((figures / f"figure{n}.json").read_text(encoding="utf-8")) for n in (1, 2))
-    runs, adapted = pd.DataFrame(first["data"]), pd.DataFrame(second["data"])
+def results(figures: Path = FIGURES) -> str:
+    """What was measured of each preset whose figures are there, real rows first."""
+    folders = {"small": figures / "small", "mini": figures}
+    return "\n".join(of_preset(preset, folder) for preset, folder in folders.items() if _recorded(folder))
+
+
+def of_preset(preset: str, folder: Path) -> str:
+    """A paragraph and a table of verdicts for each plan, from the data and headlines of figures 1 and 2."""
+    return "\n".join(_of_plan(preset, folder, plan) for plan in _recorded(folder))
+
+
+def _recorded(folder: Path) -> list[str]:
+    """The plans whose figure 1 is in a folder."""
+    return [plan for plan, (first, _) in FILES.items() if (folder / first).is_file()]
+
+
+def _of_plan(preset: str, folder: Path, plan: str) -> str:
+    first, second = (folder / name for name in FILES[plan])
+    figure = json.loads(first.read_text(encoding="utf-8"))
+    runs, headline = pd.DataFrame(figure["data"]), figure["headline"]
     means = statistics.condition_means(runs).set_index("label")
-    traces = [f"{means.trace['none']:.3g} without a regulariser"]
-    accuracies = [f"{100 * means.english_accuracy['none']:.1f} % without a regulariser"]
+    sentences = [_traces(means), _accuracies(means)]
+    if second.is_file():
+        sentences.append(_gains(pd.DataFrame(json.loads(second.read_text(encoding="utf-8"))["data"])))
+    task, encoder = runs[["task", "encoder"]].iloc[0]
+    title = (
+        f"**{task}**, {encoder} (preset `{preset}`, plan `{plan}`; {runs['label'].nunique()} conditions, "
+        f"seeds: {runs['seed'].nunique()})"
+    )
+    text = textwrap.fill(
+        f"{title}. {' '.join(sentences)} {headline['left_out']}", 116, break_long_words=False, break_on_hyphens=False
+    )
+    return f"{text}\n{_verdicts(headline['verdicts'])}"
+
+
+def _traces(means: pd.DataFrame) -> str:
+    parts = [f"{statistics.rounded(means.trace['none'])} without a regulariser"]
     for name in NAMED:
-        title, part = family(name).title, means[means["family"] == name].sort_values("weight")
-        ends = [f"{part.trace[label]:.3g} at `{label}`" for label in (part.index[0], part.index[-1])]
-        traces.append(f"{title} from {' to '.join(ends)}")
-        best = part["english_accuracy"].idxmax()
-        accuracies.append(
-            f"{100 * part.english_accuracy[best]:.1f} % with the best {title} weight (`{best}`, Tr(F) "
-            f"{part.trace[best]:.3g})"
-        )
-    accuracy = Correlation(**first["headline"]["accuracy_against_trace"])
-    start = adapted[adapted["family"] == "none"].groupby("language")["gain"].mean()
-    gains = ", ".join(f"{100 * start[code]:.1f} points in {name}" for code, name in LANGUAGES.items() if code in start)
-    found = {code: Correlation(**one) for code, one in second["headline"]["gain_against_trace"].items()}
-    correlations = ", ".join(f"{one.interval} in {LANGUAGES.get(code, code)}" for code, one in found.items())
-    return f"""\
-* **Tr(F)**, mean over seeds: {"; ".join(traces)}.
-* **English accuracy**: {"; ".join(accuracies)}. The paper claims that it falls as Tr(F) grows: over all runs,
-  {accuracy}: {statistics.verdict(accuracy, sign=-1).partition(":")[0]}.
-* **The gain from a second language**, without a regulariser: {gains}. The paper claims that it falls as Tr(F)
-  grows: ρ = {correlations}.
-"""
+        family_means = means[means["family"] == name].sort_values("weight")
+        if len(family_means):
+            ends = [
+                f"{statistics.rounded(family_means.trace[label])} at `{label}`" for label in family_means.index[[0, -1]]
+            ]
+            parts.append(f"{family(name).title} {' to '.join(dict.fromkeys(ends))}")
+    return f"Tr(F), mean over seeds: {'; '.join(parts)}."
+
+
+def _accuracies(means: pd.DataFrame) -> str:
+    parts = [_accuracy(means.loc["none"], "without a regulariser")]
+    for name in NAMED:
+        family_means = means[means["family"] == name]
+        if len(family_means):
+            best = family_means["english_accuracy"].idxmax()
+            parts.append(_accuracy(means.loc[best], f"with the {family(name).title} best in English (`{best}`)"))
+    return f"Accuracy in English and, zero-shot, in the other languages: {'; '.join(parts)}."
+
+
+def _accuracy(row: pd.Series, what: str) -> str:
+    return f"{100 * row['english_accuracy']:.1f} and {100 * row['zero_shot_accuracy']:.1f} % {what}"
+
+
+def _gains(adapted: pd.DataFrame) -> str:
+    """The gain of the unregularised model in each language, beside that from English rows."""
+    none = adapted[adapted["family"] == "none"].groupby("language", sort=False).mean(numeric_only=True)
+    parts = [
+        f"{100 * row['gain']:.1f} points in {LANGUAGES.get(code, code)}"
+        + (f" ({100 * row['control_gain']:.1f} from as many English rows)" if "control_gain" in row else "")
+        for code, row in none.iterrows()
+    ]
+    return f"The second stage gains the unregularised model {', '.join(parts).replace('-', '−')}."
+
+
+def _verdicts(rows: list[dict]) -> str:
+    """A table in Markdown: a line for each question that has a value, a column for each outcome."""
+    if not rows:
+        return ""
+    found = decisions.printed(pd.DataFrame(rows).astype(dict.fromkeys(("value", "low", "high", "p"), float)))
+    found = found[found.groupby("question")["value"].transform(lambda values: (values != "").any())]
+    told = found.apply(_told, axis=1)
+    outcomes = told.index.unique("outcome")
+    lines = [["", *outcomes], ["---"] * (len(outcomes) + 1)]
+    for question in told.index.unique("question"):
+        lines.append([ASKED.get(question, question), *(told.get((question, outcome), "") for outcome in outcomes)])
+    return "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _told(row: pd.Series) -> str:
+    """`undecided: +0.31 [−0.10, +0.72]`."""
+    value = f": {row['value']}" if row["value"] else ""
+    interval = f" [{row['low']}, {row['high']}]" if row["low"] else ""
+    return f"{row['verdict']}{value}{interval}"
+
+
+def calibration(folder: Path = RECORDED / "small") -> str:
+    """The weights that bring Tr(F) to each share of the unregularised model's, a table for each calibrated plan."""
+    return "\n".join(_of_calibration(path) for path in sorted(folder.glob("calibration-*.csv")))
+
+
+def _of_calibration(path: Path) -> str:
+    found = pd.read_csv(path)
+    levels, runs = found[found["what"] == "level"], found[found["what"] == "run"]
+    none = runs.loc[runs["family"] == "none", "trace"].mean()
+    text = levels["weight"].map("{:g}".format).where(levels["weight"].notna(), levels["verdict"])
+    cells = levels.assign(text=text).pivot(index="family", columns="level", values="text").iloc[:, ::-1]
+    plan = path.stem.removeprefix("calibration-")
+    head = [f"Tr(F) of plan `{plan}`, of {statistics.rounded(none)}", *(f"{level:g} of it" for level in cells.columns)]
+    lines = [head, ["---"] * len(head)]
+    lines += [[family(name).title, *cells.loc[name]] for name in levels["family"].unique()]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def tour(folder: Path) -> str:
@@ -60,7 +147,7 @@ def tour(folder: Path) -> str:
     lines = []
     for command in TOUR:
         done = subprocess.run(command.split(), cwd=folder, check=True, stdout=subprocess.PIPE, text=True)
-        lines += [f"$ {command}", done.stdout.rstrip()]
+        lines += [f"$ {command}", *map(str.rstrip, done.stdout.splitlines())]
     return "\n".join(["```console", *lines, "```", ""])
 
 
@@ -82,7 +169,7 @@ if __name__ == "__main__":
     path = ROOT / "README.md"
     text = path.read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
-        for name, new in {"results": results(), "tour": tour(Path(folder))}.items():
+        for name, new in {"results": results(), "calibration": calibration(), "tour": tour(Path(folder))}.items():
             before, _, after = parts(text, name)
             text = before + new + after
     with replacing(path) as temporary:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -59,9 +60,56 @@ def test_a_setting_measured_again_is_replaced_and_makes_stand_beside_each_other(
     ]
 
 
-@pytest.mark.parametrize("name", ["trace", "steps", "penalties"])
+@pytest.mark.parametrize("name", ["trace", "steps", "penalties", "gram"])
 def test_committed_reports_name_the_make_of_every_row(name):
     report = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
     assert {one["cpu"] for one in report["rows"]} == set(report["environments"])
     text = (ROOT / "benchmarks" / "results" / f"{name}.md").read_text()
     assert text.startswith(common.heading(text.splitlines()[0].removeprefix("# "), report))
+
+
+@pytest.fixture
+def encoder():
+    return pytest.importorskip("encoder", reason="no benchmarks/")
+
+
+@pytest.fixture
+def xnli_rows(tmp_path):
+    """A folder of made-up rows in XTREME's layout, of many lengths."""
+    (tmp_path / "xnli").mkdir()
+    for name, n in {"train-en": 810, "dev-en": 600}.items():
+        lines = [f"{'the cat sleeps ' * (1 + i % 9)}{i}.\tThe cat {i} sleeps.\t{LABELS[i % 3]}" for i in range(n)]
+        (tmp_path / "xnli" / f"{name}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return tmp_path
+
+
+LABELS = ("entailment", "neutral", "contradiction")
+
+
+def test_every_setting_of_a_real_encoder_is_timed(encoder, xnli_rows, monkeypatch):
+    """In this process instead of two, and without compiling, which takes minutes."""
+    settings = [setting for setting in encoder.GRADIENTS if not setting.compiled]
+    monkeypatch.setattr(encoder, "PREDICTED", (16, 64))
+    monkeypatch.setattr(encoder, "TRACED", ((16, "sdpa"), (32, "eager")))
+    options = SimpleNamespace(model="mini-mbert", data=xnli_rows, batches=2, rounds=1, rows=32, compile=False)
+    bench = encoder.Bench(options)
+
+    class Here(encoder.Pair):
+        def __init__(self):
+            pass
+
+        def __call__(self, name, *arguments):
+            result = getattr(bench, name)(*arguments)
+            return [(1.0, result), (2.0, result)]
+
+    before = {name: parameter.detach().clone() for name, parameter in bench.model.named_parameters()}
+    rows = encoder.steps(Here(), options)
+    assert [row["work"] for row in rows] == [*map(str, settings), *encoder.OPTIMIZERS]
+    assert {row["ms"] for row in rows} == {1000.0}
+    assert {row["kept / not"] for row in rows} == {2.0}
+    for name, parameter in bench.model.named_parameters():
+        assert parameter.grad is not None
+        assert parameter.equal(before[name]), "the learning rate is 0, so every setting sees the same weights"
+    shortest, longest = ([batch["input_ids"].shape[1] for batch in bench.batches[True]][i] for i in (0, -1))
+    assert shortest < longest
+    assert [row["rows/s"] for row in encoder.throughput(Here(), options)] == [32.0] * (2 * 3 + 2)

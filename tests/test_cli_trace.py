@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 
@@ -110,9 +111,25 @@ def test_rank_as_a_table_says_what_is_under_way(flatlingo, folder):
     assert "(2 of 2)" in err
     count, header, *lines = out.splitlines()
     assert count == "9 examples"
-    assert header.split()[:4] == ["trace", "standard_error", "difference", "difference_se"]
-    assert {line.split()[0] for line in lines} == {str(folder / "one"), str(folder / "two")}
+    assert header.split() == ["trace", "standard_error", "above", "low", "high", "order"]
+    assert {line.split()[0] for line in lines[:2]} == {str(folder / "one"), str(folder / "two")}
     assert float(lines[0].split()[1]) <= float(lines[1].split()[1])
+    *_, order = lines[1].split()
+    assert len(lines) == (2 if float(order) >= 0.95 else 3)
+
+
+def test_rank_marks_an_order_that_is_not_settled(flatlingo, folder, tmp_path):
+    """A copy is neither flatter nor sharper than its original."""
+    shutil.copytree(folder / "one", tmp_path / "copy")
+    paths = [str(folder / "one"), str(tmp_path / "copy"), str(folder / "two")]
+    code, out, _ = flatlingo("rank", *paths, "--rows", folder / "texts.tsv")
+    assert code == 0
+    _, _, *lines, last = out.splitlines()
+    order = [line.split()[0] for line in lines]
+    assert sorted(order) == sorted(paths)
+    second = max(paths[:2], key=order.index)
+    assert second in last
+    assert last.startswith("not settled against the one above: ")
 
 
 BAD = {

@@ -1,4 +1,10 @@
-"""Devices: why there is no GPU is told, and each reason has its own remedy."""
+"""Devices: why there is no GPU is told, and each reason has its own remedy; freed memory is kept where it can be."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -57,3 +63,62 @@ def test_one_may_ask_for_the_cpu(unusable, monkeypatch):
 def test_with_a_gpu_nothing_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     devices.require_gpu("training a large encoder")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "cores", "expected"),
+    [(False, 16, 0), (True, 16, 4), (True, 3, 2), (True, 1, 0)],
+    ids=["no GPU", "many cores", "three cores", "a SLURM job of one core"],
+)
+def test_views_are_drawn_beside_a_gpu_by_the_cores_that_are_left_over(monkeypatch, gpu, cores, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(devices, "_cores", lambda: cores)
+    assert devices.loading_processes() == expected
+
+
+TRAINING = """
+import hashlib, json, resource
+import torch
+from tiny import make_model, make_rows, make_tokenizer
+from flatlingo import devices
+from flatlingo.training import finetune
+
+def faults(times=8):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(times):
+        torch.ones(2**24)  # 64 MiB, freed at once
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / times
+
+def trained():
+    torch.set_num_threads(1)
+    model = make_model(dropout=0.1)
+    settings = {"seed": 1, "epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "max_length": 32}
+    finetune(model, make_tokenizer(), make_rows(16), **settings)
+    weights = b"".join(parameter.detach().numpy().tobytes() for parameter in model.parameters())
+    return hashlib.sha256(weights).hexdigest()
+
+given_back = faults(), trained()
+devices.keep_memory()
+torch.ones(2**24)
+print(json.dumps([*given_back, faults(), trained()]))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="memory is kept with glibc only")
+def test_memory_is_kept_and_what_is_trained_stays_the_same_bit_for_bit():
+    done = subprocess.run(
+        [sys.executable, "-c", TRAINING],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": ""},
+    )
+    faults, weights, faults_kept, weights_kept = json.loads(done.stdout.splitlines()[-1])
+    assert faults_kept < faults / 4, "pages that the system has to clear anew"
+    assert weights_kept == weights
+
+
+def test_without_glibc_memory_is_left_alone(monkeypatch):
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr(devices.ctypes, "CDLL", lambda _name: pytest.fail("asked for the C library"))
+    devices.keep_memory()

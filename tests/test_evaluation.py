@@ -1,3 +1,4 @@
+import itertools
 import random
 import warnings
 from functools import partial
@@ -7,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value
+from scipy import stats
 from tiny import SPECIAL, VOCABULARY, make_model, make_rows, make_tokenizer
 from transformers import (
     BartConfig,
@@ -175,6 +177,31 @@ def test_comparison_pairs_by_row():
         difference = pd.Series(traces[name].per_example - traces[first].per_example)
         assert (row["difference"], row["difference_se"]) == pytest.approx((difference.mean(), difference.sem()))
     assert table.loc["c", "difference"] - table.loc["a", "difference"] == pytest.approx(20)
+
+
+def test_comparison_says_how_far_the_order_can_be_trusted():
+    """Interval and probability of neighbours are those of the paired differences' mean; the same for the same seed."""
+    rng = np.random.default_rng(0)
+    base, noise = rng.lognormal(2, 1, 400), rng.normal(size=(3, 400))
+    levels = {"a": base + noise[0], "close": base + noise[1] + 0.02, "far": base + noise[2] + 3}
+    traces = {name: FisherTrace(pd.DataFrame({"model": x})) for name, x in levels.items()}
+    table = comparison(traces)
+    assert table.iloc[0][["above", "low", "high", "order"]].isna().all()
+    for upper, lower in itertools.pairwise(table.index):
+        gap = pd.Series(levels[lower] - levels[upper])
+        found = table.loc[lower]
+        assert found["above"] == pytest.approx(gap.mean())
+        assert found["low"] == pytest.approx(gap.mean() - 1.96 * gap.sem(), abs=0.2 * gap.sem())
+        assert found["high"] == pytest.approx(gap.mean() + 1.96 * gap.sem(), abs=0.2 * gap.sem())
+        assert found["order"] == pytest.approx(stats.norm.cdf(gap.mean() / gap.sem()), abs=0.03)
+    assert table["order"].max() == 1
+    assert table["order"].min() < 0.95
+    pd.testing.assert_frame_equal(comparison(traces), table)
+
+
+def test_models_that_are_alike_are_in_no_order():
+    trace = FisherTrace(pd.DataFrame({"model": [1.0, 2.0, 3.0]}))
+    assert comparison({"a": trace, "b": trace}).loc["b", "order"] == 0.5
 
 
 ROBERTA = {"pad_token_id": 1, "max_position_embeddings": 34}

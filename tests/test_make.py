@@ -109,7 +109,8 @@ def test_with_one_seed_of_preset_mini_the_questions_about_seeds_are_asked_of_the
 
 @pytest.mark.parametrize("preset", known_presets())
 def test_what_a_notebook_reads_is_swept_before(checkout, preset):
-    planned = make(checkout, "-n", "figures", f"PRESET={preset}", "SEEDS=2")[0].stdout.splitlines()
+    store = f"STORE=build/{preset}/store"
+    planned = make(checkout, "-n", "figures", f"PRESET={preset}", "SEEDS=2", store)[0].stdout.splitlines()
     swept = [line.split()[2] for line in planned if line.startswith("flatlingo sweep")]
     assert sorted(swept) == sorted({"nli", "paraphrase", "regularized_second_stage"} & set(load_preset(preset).plans))
     notebook = next(at for at, line in enumerate(planned) if line.startswith("flatlingo notebook notebooks/2_figure1"))
@@ -120,18 +121,37 @@ def test_what_a_notebook_reads_is_swept_before(checkout, preset):
     ("asked", "options"),
     [
         (("PRESET=mini",), ""),
-        (("PRESET=small",), "--discard-weights"),
+        (("PRESET=small", "STORE=build/small/store"), "--discard-weights"),
         (("PRESET=paper", "JOBS=2", "DATA=rows"), "--jobs 2 --data rows --discard-weights"),
     ],
     ids=["mini", "small", "paper, jobs, rows"],
 )
 def test_sweeps_keep_no_weights_that_fill_a_disk_and_take_jobs_and_rows(checkout, asked, options):
-    planned = make(checkout, "-n", "figure1", *asked)[0].stdout
+    planned = make(checkout, "-n", "figure1", "PLANS=nli", *asked)[0].stdout
     (command,) = (line for line in planned.splitlines() if line.startswith("flatlingo sweep"))
     preset = asked[0].partition("=")[2]
     assert command.split() == (
         f"flatlingo sweep nli --preset {preset} --seeds 1 --store build/{preset}/store {options}".split()
     )
+
+
+@pytest.mark.parametrize("recorded", [["nli"], ["nli", "paraphrase"]], ids=" and ".join)
+def test_preset_small_is_drawn_as_recorded_and_nothing_is_trained(checkout, recorded):
+    for plan in recorded:
+        run = checkout / "data" / "recorded" / "small" / f"{plan}-none-s1-0123456789"
+        run.mkdir(parents=True)
+        (run / "SHA256SUMS").write_text("")
+    (checkout / "figures" / "small").mkdir()
+    (checkout / "figures" / "small" / "figure1.png").write_text("")
+    done, executed = make(checkout, "figures", "PRESET=small")
+    assert done.returncode == 0
+    assert "sweeping" not in done.stdout
+    assert sorted(executed) == ["2_figure1.ipynb", "3_figure2.ipynb"]
+    left_out = "left out: plan paraphrase of preset small is not recorded"
+    assert (left_out in done.stdout.splitlines()) is ("paraphrase" not in recorded)
+    assert make(checkout, "figures", "PRESET=small")[1] == []
+    (run / "SHA256SUMS").touch()
+    assert len(make(checkout, "figures", "PRESET=small")[1]) == 2
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no repository")

@@ -2,12 +2,16 @@
 
 import doctest
 import importlib.util
+import json
 import re
 
 import pytest
 
 from flatlingo.errors import FlatlingoError
 from flatlingo.files import ROOT
+from flatlingo.report import decisions, saving
+from flatlingo.report.simulation import simulated_study
+from flatlingo.report.statistics import per_run
 from flatlingo.study.presets import PLANS
 
 spec = importlib.util.spec_from_file_location("readme", ROOT / "scripts" / "readme.py")
@@ -19,6 +23,42 @@ NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 def test_its_numbers_are_those_of_the_figures():
     assert readme.parts(README, "results")[1] == readme.results(), "refresh with: python scripts/readme.py"
+
+
+def test_its_weights_are_those_of_the_calibration():
+    assert readme.parts(README, "calibration")[1] == readme.calibration(), "refresh with: python scripts/readme.py"
+
+
+def test_a_level_that_no_competent_model_reaches_says_so(tmp_path):
+    table = "what,family,weight,seed,trace,share,competence,level,verdict\nrun,none,0,101,400,1,1,,\n"
+    levels = "level,l2,0.02,,,,0.9,0.5,ok\nlevel,l2,,,,,0.6,0.25,not competent\n"
+    (tmp_path / "calibration-nli.csv").write_text(table + levels, encoding="utf-8")
+    head, _, row = readme.calibration(tmp_path).splitlines()
+    assert head == "| Tr(F) of plan `nli`, of 400 | 0.5 of it | 0.25 of it |"
+    assert row == "| L2 to zero | 0.02 | not competent |"
+
+
+def test_a_preset_of_real_rows_goes_first_with_its_verdicts_in_words(tmp_path):
+    table = simulated_study(3, slope=2.0).assign(task="xnli", encoder="e5", weight=1.0, classes=3)
+    table["run_id"] = table["label"] + table["seed"].astype(str)
+    table["clean_train_accuracy"] = 0.9
+    found = decisions.verdicts(table, n_permutations=99)
+    first = {"data": per_run(table), "headline": {"left_out": "Every run is competent.", "verdicts": found}}
+    (tmp_path / "small").mkdir()
+    for folder in (tmp_path, tmp_path / "small"):
+        for name, content in {"figure1": first, "figure2-nli": {"data": table}}.items():
+            (folder / f"{name}.json").write_text(json.dumps(saving.plain(content)), encoding="utf-8")
+    small, mini = readme.results(tmp_path).split("preset `mini`")
+    assert "preset `small`, plan `nli`" in small
+    none = table[table["family"] == "none"]
+    english, others = (100 * none[name].mean() for name in ("english_accuracy", "zero_shot_accuracy"))
+    assert f"{english:.1f} and {others:.1f} % without a regulariser" in " ".join(small.split())
+    gain, control = 100 * none.loc[none["language"] == "es", ["gain", "control_gain"]].mean()
+    gain = f"{gain:.1f} points in Spanish ({control:.1f} from as many English"
+    assert gain in " ".join(small.split())
+    (line,) = (line for line in small.splitlines() if line.startswith("| per halving of Tr(F)"))
+    assert line.startswith("| per halving of Tr(F) | rises: +")
+    assert small.count("| consistency minus dropout at equal Tr(F) |") == mini.count("| both views minus none |") == 1
 
 
 def test_its_tour_prints_what_it_says(tmp_path):

@@ -111,7 +111,11 @@ def rank(
     output: OutputOption = Output.table,
     progress: ProgressOption = True,
 ) -> None:
-    """Order checkpoints by Tr(F) on the same rows, the flattest first; differences to it are paired by row."""
+    """Order checkpoints by Tr(F), the flattest first, and tell how far to trust the order.
+
+    "above" is the difference to the checkpoint above, paired by row, "low" to "high" its 95 % interval, "order" the
+    probability that it is the sharper of the two, had other rows been measured. JSON and CSV hold the module groups.
+    """
     if len(set(models)) < len(models):
         raise FlatlingoError("a checkpoint is given twice; give each once")
     for model in models:
@@ -130,8 +134,16 @@ def rank(
     elif output is Output.csv:
         typer.echo(table.to_csv(), nl=False)
     else:
+        shown = table[["trace", "standard_error", "above", "low", "high", "order"]]
         typer.echo(f"{len(texts)} examples")
-        typer.echo(table.rename_axis(None).to_string(float_format="{:.4g}".format))
+        typer.echo(shown.rename_axis(None).to_string(float_format="{:.4g}".format, na_rep=""))
+        if unsettled := list(table.index[table["order"] < SETTLED]):
+            typer.echo(
+                f"not settled against the one above: {', '.join(unsettled)}; measure on more rows, or call them even"
+            )
+
+
+SETTLED = 0.95  # the probability of an order from which on nothing is said
 
 
 def _refuse_missing(source: str) -> None:
@@ -212,10 +224,11 @@ def train(
         raise FlatlingoError(f"{output} exists; give a new folder")
     _refuse_unwritable(output)
     from flatlingo import callbacks
-    from flatlingo.devices import is_first_process
+    from flatlingo.devices import is_first_process, keep_memory
     from flatlingo.study.run import run
     from flatlingo.study.sources import Sources
 
+    keep_memory()
     sources = Sources.of(settings, plan, model=model, task=task, data=data)
     spec = sources.specs(plan, settings, seeds=[seed])[0].model_copy(update={"condition": condition})
     (config,) = sources.resolve([spec])

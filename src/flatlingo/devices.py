@@ -1,6 +1,8 @@
 """Which device and which of several processes this is; asked here and nowhere else."""
 
+import ctypes
 import os
+import platform
 import re
 
 import torch
@@ -16,6 +18,38 @@ def device() -> torch.device:
 def device_name() -> str:
     """`cpu`, or the name of the GPU in use."""
     return torch.cuda.get_device_name(device()) if torch.cuda.is_available() else "cpu"
+
+
+def runs_ahead(where: torch.device) -> bool:
+    """Whether Python goes on while a device computes, and must wait for it wherever it reads a number."""
+    return where.type != "cpu"
+
+
+def loading_processes() -> int:
+    """How many processes draw the perturbed views of the next batches beside a GPU: up to 4, of the cores left over.
+
+    None on CPU, where they would take the time of the training itself. The result is the same with any number.
+    """
+    return min(4, _cores() - 1) if torch.cuda.is_available() else 0
+
+
+def _cores() -> int:
+    """The cores that this process may use, of which a SLURM job has one unless it asks for more."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def is_broken() -> bool:
+    """Whether the GPU has failed (an illegal access, a fault of the hardware), so that this process can use it no more.
+
+    After such an error every call fails that follows, until the process ends. Running out of memory is none.
+    """
+    if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 def processes() -> int:
@@ -34,6 +68,22 @@ def has_bf16() -> bool:
         return torch.cuda.get_device_capability(device()) >= (8, 0)
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last: ARM
+
+
+def keep_memory() -> None:
+    """Let this process keep memory that it has freed, from now on, for the tensors to come.
+
+    The C library of Linux (glibc) gives large blocks back to the system at once, and the system clears every page of
+    every large tensor anew, in each training step. To keep them took 0 to 10 % off a step of preset small's encoder on
+    CPU, and a quarter to two fifths off an unfused optimiser's (`benchmarks/encoder.py`); the peak of memory rose by 0
+    to 2 %. What is computed is the same. The process stays as large as it ever was until it ends, so this is for
+    processes that train, not for a notebook. On other systems, or with another C library, nothing happens.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    set_option = ctypes.CDLL(None).mallopt
+    set_option(M_MMAP_MAX, 0)  # no block is a mapping of its own, which could only be given back
+    set_option(M_TRIM_THRESHOLD, -1)  # and what is free at the end of the heap stays
 
 
 def require_gpu(what: str) -> None:
@@ -73,3 +123,4 @@ def _why_no_gpu() -> str:
 
 
 CPU = torch.device("cpu")
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of <malloc.h>

@@ -16,6 +16,8 @@ from flatlingo.encoding import PairCollator, batches, check_length, encode, inde
 from flatlingo.errors import FlatlingoError
 from flatlingo.fisher import FisherTrace, empirical_fisher, fisher_trace
 from flatlingo.labels import class_names, label_order
+from flatlingo.masks import whole_masks
+from flatlingo.regularizers.perturbations import View
 
 __all__ = [
     "accuracy",
@@ -27,6 +29,7 @@ __all__ = [
     "memorisation",
     "predictions",
     "trace_of_rows",
+    "view_logits",
 ]
 
 
@@ -72,15 +75,48 @@ def logits(
     """
     order = _order(model, rows)
     items, collate = _encoded(model, tokenizer, rows, max_length)
+    found = _logits(model, items, collate, batch_size)
+    return found if order is None else found[:, order]
+
+
+def view_logits(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    view: View,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    max_length: int,
+    seed: int,
+) -> np.ndarray:
+    """Logits of all rows in eval mode, of a perturbed view of their texts such as another segmentation.
+
+    Args:
+        model: as for `logits`, but its classes stay in its own order.
+        tokenizer: its tokenizer.
+        view: what perturbs the texts.
+        rows: `row_id`, by which the views are drawn, `text_a` and, for pairs, `text_b`.
+        max_length: as for `logits`.
+        seed: of the views; the global generators are left alone.
+
+    Returns:
+        Shape (rows, classes), float32, in the order of the rows.
+    """
+    items = [view.features(row, seed=seed, epoch=0, max_length=max_length) for row in rows]
+    return _logits(model, items, PairCollator(tokenizer, padding_id(model, tokenizer)))
+
+
+def _logits(
+    model: PreTrainedModel, items: Sequence[Mapping[str, Any]], collate: PairCollator, batch_size: int | None = None
+) -> np.ndarray:
+    """Logits of encoded rows, in their order and that of the model's classes."""
     batch_size = batch_size or (64 if model.device.type == "cpu" else 256)
     places, parts = [], []
-    with evaluating(model):
+    with evaluating(model), whole_masks(model):
         for positions, batch in indexed_batches(items, collate, batch_size=batch_size):
             inputs = {column: values.to(model.device) for column, values in batch.items() if column != "labels"}
             places += positions
             parts.append(model(**inputs).logits.float())  # stays on the device: a GPU need not wait for the next batch
-    found = torch.cat(parts).cpu().numpy()[np.argsort(places)]
-    return found if order is None else found[:, order]
+    return torch.cat(parts).cpu().numpy()[np.argsort(places)]
 
 
 def predictions(
@@ -94,6 +130,9 @@ def margins(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]], **settings: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """What each row is predicted as, and by how much its label wins; arguments and errors as for `logits`.
+
+    The mean margin is a rival of flatness in Bassi, Ataman & Cho (MRL 2024), whose code takes probabilities instead of
+    their logarithms.
 
     Returns:
         The most probable class, (rows,) integers; and the margin, (rows,) in float32: the log probability of the row's
@@ -224,17 +263,24 @@ def _order(model: PreTrainedModel, rows: Sequence[Mapping[str, Any]]) -> list[in
     return order
 
 
-def comparison(traces: Mapping[str, FisherTrace]) -> pd.DataFrame:
-    """Traces of several models on the same rows, the flattest first.
+def comparison(traces: Mapping[str, FisherTrace], *, seed: int = 0, n_bootstrap: int = 2000) -> pd.DataFrame:
+    """Traces of several models on the same rows, the flattest first, and how far to trust their order.
 
-    On the same rows the difference of two traces is known better than each of them: `difference` is to the first row
-    of the table, with the standard error of the paired differences.
+    On the same rows the difference of two traces is known better than each of them, so everything here is paired by
+    row: standard errors are those of the paired differences, intervals and probabilities come from the same rows drawn
+    anew (with replacement) for all models. They speak of which rows were measured; models of other seeds of training
+    differ besides.
 
     Args:
         traces: by the models' names.
+        seed: of the bootstrap; the global random state is left alone.
+        n_bootstrap: samples of rows.
 
     Returns:
-        Indexed by `model`: `trace`, `standard_error`, `difference`, `difference_se`, and the part of each module group.
+        Indexed by `model`: `trace`, `standard_error`; `difference` to the first row of the table, `difference_se`;
+        `above`, the difference to the row above (NaN for the first), the 2.5 and 97.5 % percentile `low` and `high` of
+        its bootstrap, and `order`, the share of samples in which this model is the sharper of the two; and the part of
+        each module group.
 
     Raises:
         FlatlingoError: the traces are not of the same number of rows.
@@ -242,18 +288,36 @@ def comparison(traces: Mapping[str, FisherTrace]) -> pd.DataFrame:
     Example:
         >>> flat, sharp = (FisherTrace(pd.DataFrame({"head": [1.0, 2.0, 3.0]}) * scale) for scale in (1, 4))
         >>> table = comparison({"sharp": sharp, "flat": flat})
-        >>> [(row.Index, row.trace, row.difference, round(row.difference_se, 2)) for row in table.itertuples()]
-        [('flat', 2.0, 0.0, 0.0), ('sharp', 8.0, 6.0, 1.73)]
+        >>> [(row.Index, row.trace, row.above, round(row.difference_se, 2), row.order) for row in table.itertuples()]
+        [('flat', 2.0, nan, 0.0, nan), ('sharp', 8.0, 6.0, 1.73, 1.0)]
     """
     ordered = sorted(traces, key=lambda name: traces[name].value)
-    first = traces[ordered[0]]
+    first, above = traces[ordered[0]], None
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(first.n, np.full(first.n, 1 / first.n), size=n_bootstrap) / first.n
     rows = []
     for name in ordered:
         trace = traces[name]
         difference, error = trace.difference(first)
-        summary = {"trace": trace.value, "standard_error": trace.standard_error}
-        rows.append({**summary, "difference": difference, "difference_se": error, **trace.groups})
+        rows.append(
+            {"trace": trace.value, "standard_error": trace.standard_error}
+            | {"difference": difference, "difference_se": error}
+            | _step(trace, above, drawn)
+            | trace.groups
+        )
+        above = trace
     return pd.DataFrame(rows, index=pd.Index(ordered, name="model"))
+
+
+def _step(trace: FisherTrace, above: FisherTrace | None, drawn: np.ndarray) -> dict[str, float]:
+    """The difference to the flatter neighbour, from the shares (sample, row) of a bootstrap."""
+    if above is None:
+        return dict.fromkeys(("above", "low", "high", "order"), np.nan)
+    gaps = trace.per_example - above.per_example
+    samples = drawn @ gaps
+    low, high = np.quantile(samples, [0.025, 0.975])
+    order = np.mean(samples > 0) + np.mean(samples == 0) / 2
+    return {"above": float(gaps.mean()), "low": float(low), "high": float(high), "order": float(order)}
 
 
 def _column(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:

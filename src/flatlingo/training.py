@@ -27,11 +27,13 @@ from transformers import (
 from transformers.trainer_utils import PredictionOutput, TrainOutput
 
 from flatlingo import devices
-from flatlingo.callbacks import KEPT, Checkpoints
+from flatlingo.averaging import WeightAverage
+from flatlingo.callbacks import KEPT, Checkpoints, TraceCallback
 from flatlingo.encoding import EncodedRows, LengthGroupedSampler, PairCollator, check_length, padding_id
 from flatlingo.errors import FlatlingoError, unknown
 from flatlingo.files import replacing
 from flatlingo.lossrecord import LossRecord
+from flatlingo.masks import whole_masks
 from flatlingo.regularizers import SAM, Regularizer
 from flatlingo.rowchecks import check_rows, warn_if_cut, warn_if_empty
 
@@ -228,6 +230,7 @@ class RegularizedTrainer(Trainer):
     def _begin(self) -> None:
         """Begin the training loop, or begin it again with smaller batches (`auto_find_batch_size`)."""
         self._contexts.close()
+        self._contexts.enter_context(whole_masks(self.model))
         for regularizer in self.regularizers:
             self._contexts.enter_context(regularizer.training_context(self.model))
         self._micro_batches.clear()
@@ -384,6 +387,7 @@ def finetune(
     gradient_accumulation_steps: int = 1,
     label_smoothing: float = 0.0,
     sam: SAM | None = None,
+    average: float = 0.0,
     patience: int | None = None,
     group_by_length: bool = False,
     workers: int = 0,
@@ -417,6 +421,7 @@ def finetune(
         gradient_accumulation_steps: batches per update.
         label_smoothing: share of the label spread over all classes.
         sam: sharpness-aware minimisation.
+        average: share of the updates over which, at the end, the weights are averaged (`averaging.WeightAverage`).
         patience: stop when the loss on `eval_rows` has not fallen for so many epochs, and keep the weights of its
             lowest value (early stopping).
         group_by_length: batches of rows of about one length, in random order: less padding, and another training.
@@ -440,6 +445,9 @@ def finetune(
         raise FlatlingoError("there are no rows to train on; check the split and its size")
     if patience is not None and (eval_rows is None or patience < 1):
         raise FlatlingoError(f"early stopping needs eval_rows and a patience of at least 1 epoch, got {patience}")
+    if patience is not None and average:
+        raise FlatlingoError("early stopping keeps the weights of one epoch; leave out patience, or average")
+    averaging = [WeightAverage(average)] if average else []
     _check_precision(precision)
     processes = devices.processes()
     if batch_size % processes:
@@ -488,11 +496,15 @@ def finetune(
             group_by_length=group_by_length,
             callbacks=[
                 *callbacks,
+                *averaging,
                 *([checkpoints] if checkpoints else []),
                 *([EarlyStoppingCallback(patience)] if patience else []),
             ],
         )
         trainer.remove_callback(PrinterCallback)
+        for callback in callbacks:
+            if isinstance(callback, TraceCallback):
+                callback.trainer = trainer
         last = checkpoints and checkpoints.last()
         trainer.train(resume_from_checkpoint=last and str(last))
     model.eval()

@@ -118,12 +118,15 @@ def test_bad_input(model_and_batch, estimator):
 
 
 def test_the_figure_draws_every_estimator_where_it_belongs():
-    cost = pd.DataFrame({"estimator": ["exact labels", "Hutchinson"], "passes": [3.0, 3.0], "error": [0.1, 0.5]})
+    cost = pd.DataFrame(
+        {"estimator": ["exact labels", *["Hutchinson"] * 2], "passes": [3.0, 3.0, 12.0], "error": [0.1, 0.5, 0.3]}
+    ).assign(low=0.05, high=0.6)
     spread = pd.DataFrame({"estimator": ["Hutchinson"] * 2, "examples": [2, 8], "spread": [0.9, 0.8]})
     ratios = pd.DataFrame({"estimator": ["gold labels"] * 2, "examples": [2, 8], "ratio": [1.1, 0.9]})
     fig = estimators_figure(cost, spread, ratios.assign(standard_error=float("nan")))
     drawn = [[tuple(line.get_ydata()) for line in ax.lines if len(line.get_xdata())] for ax in fig.axes]
-    assert {(0.1,), (0.5,)} <= set(drawn[0])
+    assert {(0.1,), (0.5, 0.3)} <= set(drawn[0])
+    assert (0.5, 0.25) in drawn[0], "what four times the cost would leave of the first error"
     assert (0.9, 0.8) in drawn[1]
     assert (1.1, 0.9) in drawn[2]
     assert [text.get_text() for text in fig.legends[0].texts] == ["exact labels", "Hutchinson", "gold labels"]

@@ -16,6 +16,7 @@ from flatlingo.fisher.theory import (
     noise_kl,
     noise_quadratic_form,
     quadratic_form,
+    scaled_noise_kl,
     softmax_regression,
 )
 
@@ -114,6 +115,14 @@ def test_mean_kl_over_small_noise_is_half_the_variance_times_the_trace(logits_an
     expected = 0.5 * C * dense_fisher(logits, theta).trace().item()
     assert estimate.value == pytest.approx(expected, abs=3.5 * estimate.standard_error)
     assert estimate.standard_error < 0.1 * expected
+
+
+def test_scaled_noise_is_that_of_the_scaled_variance():
+    logits, theta = MODELS["MLP"]()
+    found = scaled_noise_kl(logits, theta, gaussian(theta, 1.0), (1e-3, 0.5), pairs=5, seed=1)
+    for scale, one in zip((1e-3, 0.5), found, strict=True):
+        alone = noise_kl(logits, theta, gaussian(theta, scale**2), pairs=5, seed=1)
+        assert one == pytest.approx(alone, rel=1e-10)
 
 
 def test_correlated_noise_replaces_the_trace():

@@ -7,7 +7,7 @@ from fisher_oracle import padded_batch, per_example_trace, perturbed
 from transformers import BertConfig, BertForSequenceClassification
 
 from flatlingo.errors import FlatlingoError
-from flatlingo.fisher import empirical_fisher, fisher_trace, softmax_factor
+from flatlingo.fisher import FisherTrace, empirical_fisher, fisher_trace, softmax_factor
 
 LENGTHS = (9, 4, 7, 9, 3)
 
@@ -316,3 +316,11 @@ def test_tf32_is_off_inside_and_as_before_afterwards(model, batch, before):
         torch.set_float32_matmul_precision(original)
     assert seen
     assert all(setting == ["highest", "ieee", "ieee", "ieee"] for setting in seen)
+
+
+def test_mean_of_logarithms_and_its_standard_error():
+    values = np.array([1.0, 10.0, 100.0])
+    trace = FisherTrace(pd.DataFrame({"encoder": values / 4, "head": values * 3 / 4}))
+    assert trace.log_mean == pytest.approx(np.log(10))
+    assert trace.log_standard_error == pytest.approx(np.log(10) / 3**0.5)
+    assert FisherTrace(pd.DataFrame({"head": [0.0, 1.0]})).log_mean == -np.inf

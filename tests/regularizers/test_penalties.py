@@ -19,10 +19,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatlingo.encoding import EncodedRows, PairCollator
 from flatlingo.errors import FlatlingoError
+from flatlingo.evaluation import trace_of_rows
 from flatlingo.fisher import fisher_trace, softmax_factor
 from flatlingo.regularizers import finite_differences, periodic
 from flatlingo.regularizers.fisher_penalty import FisherPenalty, draw_labels, squared_gradient_norm
 from flatlingo.regularizers.trace_penalty import TracePenalty
+from flatlingo.regularizers.trace_target import TraceTarget
 from flatlingo.training import finetune
 
 LENGTHS = (9, 4, 7, 9)
@@ -607,3 +609,36 @@ def test_softmax_factor_can_be_differentiated_where_it_saturates(C):
     (gradient,) = torch.autograd.grad((weights[:, :, None] * directions.square()).sum(), logits)
     assert gradient.isfinite().all()
     assert gradient[1].norm() > 0
+
+
+# The trace target
+
+
+@pytest.mark.parametrize(("share", "sign"), [(0.5, 1), (2.0, -1)], ids=["from above", "from below"])
+def test_trace_target_pulls_the_logarithm_of_the_trace_towards_it(share, sign):
+    model, batch = build()
+    trace = slow_trace(model, batch)
+    term = term_of(TraceTarget(share * float(trace.detach()), weight=0.3), model, batch)
+    torch.testing.assert_close(term, torch.tensor(0.3 * math.log(2), dtype=torch.float64), rtol=1e-10, atol=0)
+    expected = sign * 0.3 * flat(gradient_of(trace.log(), model))
+    found = flat(gradient_of(term, model))
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11 * float(expected.abs().max()))
+
+
+def test_trace_target_raises_and_lowers_the_trace_of_what_is_trained():
+    tokenizer, rows = make_tokenizer(), make_rows(24)
+    traces = []
+    for terms in ([], [TraceTarget(3000.0, weight=1.0)], [TraceTarget(1.0, weight=1.0)]):
+        model = make_model()
+        settings = {"seed": 1, "epochs": 6, "batch_size": 8, "learning_rate": 3e-3, "max_length": 32}
+        finetune(model, tokenizer, rows, regularizers=terms, **settings)
+        traces.append(trace_of_rows(model, tokenizer, rows).value)
+    plain, raised, lowered = traces
+    assert lowered < plain / 2
+    assert raised > 2 * plain
+
+
+@pytest.mark.parametrize("target", [0.0, -1.0, math.inf, math.nan])
+def test_trace_target_needs_a_target_above_zero(target):
+    with pytest.raises(FlatlingoError, match="target of Tr"):
+        TraceTarget(target)

@@ -7,6 +7,7 @@ import pytest
 from flatlingo.errors import FlatlingoError
 from flatlingo.report import comparisons, statistics
 from flatlingo.report.comparisons import Question
+from flatlingo.report.slopes import rank_correlation
 
 
 def checkpoints():
@@ -25,22 +26,6 @@ def checkpoints():
     return pd.DataFrame(rows)
 
 
-@pytest.mark.parametrize(
-    ("rule", "regret"),
-    [
-        ("smallest Tr(F)", 0.30),
-        ("highest English accuracy", 0.10),
-        ("flattest within 2 points of it", 0.0),
-        ("at random", (0.30 + 0.0 + 0.10) / 3),
-    ],
-)
-def test_regret_is_what_the_choice_loses_against_the_best(rule, regret):
-    found = comparisons.regrets(checkpoints())[rule]
-    assert (found.value, found.n) == (pytest.approx(regret), 2)
-    against = comparisons.regret_against_chance(checkpoints(), rule)
-    assert against.value == pytest.approx(regret - 0.4 / 3)
-
-
 def test_only_runs_of_the_same_seed_and_nearly_the_same_accuracy_are_matched():
     table = checkpoints().drop_duplicates(["label", "seed"])
     found, matched = comparisons.at_matched_accuracy(table, "trace", ("l2",), ("consistency", "fisher_penalty"))
@@ -57,10 +42,6 @@ def test_two_plans_are_paired_by_condition_seed_and_language():
     assert (found.value, found.n) == (pytest.approx(0.02), 2)
     with pytest.raises(FlatlingoError, match="no seed and label and language in common"):
         comparisons.paired(first, second.assign(seed=second["seed"] + 10), "adapted", on=("label", "language"))
-
-
-def test_conditions_that_learnt_nothing_are_not_competitive():
-    assert set(comparisons.competitive(checkpoints())["label"]) == {"good", "sharp"}
 
 
 @pytest.mark.parametrize("stages", [1, 2])
@@ -111,15 +92,30 @@ def test_one_penalty_is_compared_with_another_of_the_same_weight():
 def test_questions_are_asked_of_each_language():
     rng = np.random.default_rng(0)
     table = pd.DataFrame({"label": [f"w{i}" for i in range(8)], "trace": np.exp(rng.normal(size=8)), "seed": 1})
-    table["english_accuracy"] = np.where(table["trace"] < 0.6, 0.3, 0.7)
+    table["family"] = ["l2", "dropout"] * 4
+    table["english_accuracy"] = rng.normal(size=8)
     table = pd.concat([table.assign(language=code, zero_shot=rng.normal(size=8)) for code in ("de", "zh")])
-    plain, log = Question("plain", "trace", "zero_shot"), Question("log", "trace", "zero_shot", method="pearson")
-    able = Question("able", "trace", "zero_shot", competitive=True)
-    answers = comparisons.ask(table, [plain, log, able])
+    plain, within = (Question(f"{on}", "trace", "zero_shot", within_families=on) for on in (False, True))
+    partial = Question("partial", "trace", "zero_shot", given=("english_accuracy",))
+    answers = comparisons.ask(table, [plain, within, partial])
     assert [(one.language, one.question.words) for one in answers] == [
-        (language, words) for language in ("de", "zh") for words in ("plain", "log", "able")
+        (language, words) for language in ("de", "zh") for words in ("False", "True", "partial")
     ]
     chinese = table[table["language"] == "zh"]
-    assert answers[3].found == statistics.correlation(chinese, "trace", "zero_shot")
-    assert answers[4].found.value == pytest.approx(np.corrcoef(np.log(chinese["trace"]), chinese["zero_shot"])[0, 1])
-    assert answers[5].found.conditions == (chinese["trace"] >= 0.6).sum() < 8
+    ranks = rank_correlation(chinese, "zero_shot"), rank_correlation(chinese, "zero_shot", within_families=True)
+    assert tuple(one.found for one in answers[3:5]) == ranks
+    assert answers[5].found == statistics.correlation(chinese, "trace", "zero_shot", given=("english_accuracy",))
+
+
+def test_a_trace_that_was_not_measured_gives_an_undefined_correlation_and_the_means_are_over_target_languages():
+    table = pd.DataFrame({"label": ["a", "b"], "family": "l2", "seed": 1, "accuracy_de": 0.5, "accuracy_zh": 0.4})
+    assert comparisons.with_target_trace(table)["target_trace"].isna().all()
+    found = comparisons.with_target_trace(table.assign(trace_de=[1.0, 2.0], trace_zh=[3.0, 4.0], trace_se=9.0))
+    assert found["target_trace"].tolist() == [2.0, 3.0]
+    nothing = comparisons.blocked(table.assign(early_trace=np.nan, zero_shot=0.5), "early_trace", "zero_shot")
+    assert str(nothing) == "Spearman ρ undefined (0 conditions)"
+
+
+def test_a_seed_takes_its_mean_away():
+    table = pd.DataFrame({"seed": [1, 1, 2, 2], "gain": [0.1, 0.3, 0.5, 0.5]})
+    assert comparisons.within_seeds(table, "gain").tolist() == pytest.approx([-0.1, 0.1, 0, 0])

@@ -10,7 +10,7 @@ from scipy import stats
 
 from flatlingo.errors import FlatlingoError
 from flatlingo.report import choosing, decisions, judging, matched, slopes
-from flatlingo.report.simulation import CONDITIONS, simulated_study, verdict_rates
+from flatlingo.report.simulation import CONDITIONS, TRUTHS, right_verdicts, simulated_study, verdict_rates
 
 OUTCOME = "english_accuracy"
 
@@ -398,3 +398,37 @@ class TestRates:
             assert contrast["down"] == contrast["none"] == 0
         else:
             assert contrast["up"] + contrast["down"] <= 0.1
+
+
+def test_right_verdicts_say_what_was_to_be_found_and_how_often_it_was():
+    found = right_verdicts(10, n_permutations=99, seeds=5)
+    assert set(found.index.get_level_values("study")) == set(TRUTHS)
+    assert found.loc[("half a point per halving", "slope"), "truth"] == 0.5
+    for study, settings in (("no effect", {}), ("one point per halving", {"slope": 1.0})):
+        rates = verdict_rates(10, n_permutations=99, seeds=5, **settings).loc["slope"]
+        row = found.loc[(study, "slope")]
+        assert row["right"] == rates["up" if settings else "none"]
+        assert row["wrong"] == rates["down"] + rates["none" if settings else "up"]
+        assert row["right"] + row["wrong"] + row["undecided"] == pytest.approx(1)
+    misled = found.loc[("two points of one family", "slope")]
+    assert np.isnan(misled["right"])
+    assert misled["wrong"] <= 1
+
+
+def test_runs_of_unknown_competence_are_none():
+    table = simulated_study(0)
+    assert decisions.competent_runs(table).equals(table[decisions.competent(table)])
+    assert decisions.competent_runs(table.assign(classes=np.nan)).empty
+    assert choosing.regret_forest(table.head(0)).empty
+    rows = choosing.regret_forest(table)
+    assert set(rows["group"]) == {"regret", "minus none", "minus the best family"}
+
+
+@pytest.mark.parametrize("ask", [slopes.slope, slopes.rank_correlation])
+def test_where_every_family_has_one_condition_there_is_nothing_within_families(ask):
+    runs = pd.DataFrame({"family": ["none", "l2", "dropout"], "label": list("abc"), "seed": 1})
+    runs = runs.assign(trace=[9.0, 4.0, 1.0], gain=[0.0, 0.1, 0.3])
+    found = ask(runs, "gain", within_families=True)
+    assert np.isnan([found.value, found.low, found.high, found.p_value]).all()
+    assert found.conditions == 0
+    assert np.isfinite(ask(runs, "gain").value)

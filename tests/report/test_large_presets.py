@@ -15,9 +15,16 @@ from made_up import made_up_store
 from flatlingo import sweep
 from flatlingo.files import ROOT
 from flatlingo.report import comparisons, statistics
-from flatlingo.report.beyond import beyond_figure
+from flatlingo.report.beyond import Cloud, beyond_figure
 from flatlingo.report.explore import EVERY, PLANS, Runs, explorer
-from flatlingo.report.figures import figure1, figure2, methods
+from flatlingo.report.figures import figure1, figure2
+from flatlingo.report.methods import methods_figure
+
+SAVED = {
+    "2_figure1": [f"figure1{part}{plan}" for part in ("", "-slopes", "-families") for plan in ("", "-paraphrase")],
+    "3_figure2": [f"figure2{part}{plan}" for part in ("", "-slopes", "-families") for plan in ("", "-nli")],
+    "5_beyond_the_paper": ["beyond", "beyond_choices"],
+}
 
 
 @pytest.fixture(scope="module", params=[1, 3], ids=["one seed", "three seeds"])
@@ -50,17 +57,18 @@ def test_every_plan_gives_the_figures_that_its_table_has(plan, store, seeds):
     assert table["noisy_fitted"].dtype == float
     runs = statistics.per_run(table)
     assert len(runs) == table["run_id"].nunique()
-    drawn = [line for line in figure1(table).axes[0].lines if not line.get_label().startswith("_")]
-    assert sum(len(line.get_xdata()) for line in drawn) == len(runs)
-    assert len(figure2(table).axes) == 6
+    dots = [line for line in figure1(table).axes[0].lines if line.get_label().strip("_") in set(runs["label"])]
+    assert sum(len(line.get_xdata()) for line in dots if line.get_label().startswith("_")) == len(runs)
+    assert len(figure2(table).axes) == 9
     if plan == "methods":
-        assert len(methods(table).axes) == 4
+        assert len(methods_figure(table).axes) == 3
 
 
 def test_panels_say_what_they_lack(store, seeds):
     runs = statistics.per_run(sweep("nli", preset="paper", store=store, seeds=seeds))
     undefined = comparisons.forest({("German", "gain"): statistics.correlation(runs.head(2), "trace", "distance")})
-    fig = beyond_figure(runs, {"ρ": undefined, "difference": comparisons.forest({})})
+    cloud = Cloud(runs, "trace", "noisy_fitted", "Tr(F)", "wrong labels", "no training label is known to be wrong")
+    fig = beyond_figure([cloud], {"ρ": undefined, "difference": comparisons.forest({})})
     first, second, third, *_ = fig.axes
     assert texts(first) == ["no training label is known to be wrong"]
     assert texts(second) == ["undefined"]
@@ -82,9 +90,11 @@ def execute(path, parameters):
 @pytest.mark.parametrize("notebook", ["2_figure1", "3_figure2", "5_beyond_the_paper"])
 def test_notebooks_run_on_real_rows(notebook, store, seeds, tmp_path, monkeypatch):
     monkeypatch.setattr("flatlingo.report.saving.FIGURES", tmp_path)
-    execute(ROOT / "notebooks" / f"{notebook}.ipynb", {"preset": "paper", "store": store, "seeds": seeds})
-    (record,) = tmp_path.glob("*.json")
-    assert json.loads(record.read_text(encoding="utf-8"))["provenance"]["preset"] == "paper"
+    execute(ROOT / "notebooks" / f"{notebook}.ipynb", {"preset": "paper", "store": store, "seeds": seeds, "studies": 1})
+    records = [*tmp_path.glob("*.json")]
+    for record in records:
+        assert json.loads(record.read_text(encoding="utf-8"))["provenance"]["preset"] == "paper"
+    assert sorted(record.stem for record in records) == sorted(SAVED[notebook])
 
 
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
@@ -92,7 +102,7 @@ def test_a_preset_may_do_without_the_third_plan(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("flatlingo.report.saving.FIGURES", tmp_path)
     made_up_store(tmp_path / "store", "xlmr", 1)
-    parameters = {"preset": "xlmr", "store": str(tmp_path / "store"), "seeds": 1}
+    parameters = {"preset": "xlmr", "store": str(tmp_path / "store"), "seeds": 1, "studies": 1}
     execute(ROOT / "notebooks" / "5_beyond_the_paper.ipynb", parameters)
 
 

@@ -48,6 +48,13 @@ def test_a_level_that_is_not_reached_or_not_competent_is_left_out_and_says_why(s
     assert (found["weight"].isna() == (found["verdict"] != "ok")).all()
 
 
+def test_a_level_missed_by_less_than_tr_f_is_known_to_takes_the_weight_at_the_end():
+    found = weights_at_levels(runs([0.74, 0.3, 0.107]))
+    assert found["verdict"].tolist() == ["ok"] * 4
+    assert found["weight"].tolist()[0] == 0.01
+    assert found["weight"].tolist()[-1] == 1.0
+
+
 def test_a_trace_that_does_not_fall_everywhere_is_smoothed():
     found = weights_at_levels(runs([0.9, 0.2, 0.4, 0.05], weights=(0.01, 0.1, 1.0, 10.0)))
     kept = found.dropna()["weight"]
@@ -73,7 +80,7 @@ def test_shares_and_competence_are_those_of_the_same_seeds_baseline():
 
 def test_the_conditions_of_a_preset_are_what_was_found():
     weights = pd.concat(
-        [weights_at_levels(runs([0.9, 0.3, 0.05])), weights_at_levels(runs([1, 0.9, 0.8], family="dropout"))]
+        [weights_at_levels(runs([0.9, 0.3, 0.05])), weights_at_levels(runs([1, 0.95, 0.9], family="dropout"))]
     )
     written = yaml.safe_load(conditions(weights))
     assert list(written) == ["none", "both_views", "l2"]

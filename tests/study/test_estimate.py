@@ -5,20 +5,22 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 from tiny import make_model, make_rows, make_tokenizer, write_preset
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import TrainerControl, TrainerState
 from typer.testing import CliRunner
 
 from flatlingo.cli import app
 from flatlingo.encoding import EncodedRows, LengthGroupedSampler
 from flatlingo.errors import FlatlingoError
-from flatlingo.study import clock
+from flatlingo.study import clock, measure
 from flatlingo.study.clock import Clock, Line
-from flatlingo.study.estimate import estimate
+from flatlingo.study.estimate import _measured, estimate
 from flatlingo.study.measure import Classifier
 from flatlingo.study.presets import Condition, expand, load_preset
-from flatlingo.study.workload import Amount, shuffled, workload
+from flatlingo.study.workload import Amount, Workload, shuffled, workload
 
 
 def rows_of(sizes, length):
@@ -132,6 +134,32 @@ def test_second_stages_take_their_own_step_unless_regularisers_stay_on(monkeypat
     assert hours["regularized_second_stage"]["consistency"] == pytest.approx(3 * 3 + 3 * 8)
     # in every second step
     assert hours["regularized_second_stage"]["trace_penalty"] == pytest.approx(2 * 3 + 2 * 8)
+
+
+def test_on_a_gpu_the_first_weights_of_a_dry_run_lie_where_measurements_want_them(monkeypatch):
+    """Imitated by tensors without numbers, which refuse to be mixed with those of another device."""
+
+    def trace(classifier, rows, start):
+        for name, parameter in classifier.model.named_parameters():
+            assert parameter.device.type == "cuda"
+            parameter.detach().double().cpu() - start[name].double()
+
+    monkeypatch.setattr(measure, "trace", trace)
+    monkeypatch.setattr(Classifier, "logits", lambda *_: None)
+    monkeypatch.setattr(Classifier, "traces", lambda *_: None)
+
+    class Timer:
+        def __init__(self, classifier):
+            self.classifier = classifier
+
+        def measurement(self, measure, batch_size):
+            measure(None)
+            return Line(0.0, 0.0)
+
+    with FakeTensorMode():
+        weight = torch.nn.Parameter(torch.empty(3, device="cuda"))
+        model = SimpleNamespace(named_parameters=lambda: [("weight", weight)])
+        assert _measured(Workload(*[Amount()] * 5), Timer(Classifier(model, None, 64))) == 0.0
 
 
 def test_an_encoder_needs_its_configuration_and_tokenizer_but_no_weights(tmp_path, monkeypatch):

@@ -45,8 +45,10 @@ def test_looks_tell_families_apart():
 @pytest.mark.parametrize("preset", ["smoke", "mini", "paper"])
 def test_every_family_is_run_once_by_plan_methods(preset):
     families = [condition.family for condition in load_preset(preset).plan("methods").expand()]
+    unrecorded = {"both_views", "weight_averaging", "trace_target"}
     # The consistency of preset paper is the faithful one, and xtune has no lexicon there.
-    without = {"smoke": set(), "mini": {"both_views"}, "paper": {"both_views", "xtune", "consistency_faithful"}}[preset]
+    without_paper = {"both_views", "xtune", "trace_target", "consistency_faithful"}
+    without = {"smoke": set(), "mini": unrecorded, "paper": without_paper}[preset]
     assert families[0] == "none"
     assert sorted(families) == sorted(set(FAMILIES) - without)
 
@@ -56,7 +58,12 @@ def test_the_methods_are_run_in_the_setup_of_plan_nli():
     assert preset.plan("methods").setup == preset.plan("nli").setup
 
 
-@pytest.mark.parametrize("name", [name for name, row in FAMILIES.items() if row.changes == "term" and row.weight])
+SET = ("trace_target",)  # its weight is where the trace is held, for which there is no default
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, row in FAMILIES.items() if row.changes == "term" and row.weight and name not in SET]
+)
 def test_a_method_runs_at_the_weight_it_has_by_default(name):
     (weight,) = load_preset("mini").plan("methods").conditions[name]
     (term,) = terms(spec_of(name, weight), load_tokenizer("mini-mbert"))
@@ -81,11 +88,12 @@ def test_consistency_is_of_clean_segmentations_in_the_mini_world_and_of_faithful
         ("weight_decay", 0.01, {"weight_decay": 0.01}),
         ("label_smoothing", 0.1, {"label_smoothing": 0.1}),
         ("early_stopping", 3, {"patience": 3}),
+        ("weight_averaging", 0.25, {"average": 0.25}),
         ("dropout", 0.3, {}),
     ],
 )
 def test_methods_that_are_no_terms_change_the_training(name, weight, changes):
-    assert load_preset("mini").plan("methods").conditions[name] == (weight,)
+    assert load_preset("smoke").plan("methods").conditions[name] == (weight,)
     assert settings(Condition(family=name, weight=weight)) == changes
     assert terms(spec_of(name, weight), None) == []
 
@@ -95,9 +103,36 @@ def test_dropout_reaches_the_model():
     assert sources.load_model(spec_of("dropout", 0.3), "abc").config.hidden_dropout_prob == 0.3
 
 
-@pytest.mark.parametrize("name", ["xtune", "asam", "early_stopping", "both_views"])
+def test_a_condition_of_several_families_is_all_of_them():
+    also = {"weight_averaging": 0.5, "trace_penalty": 0.01, "dropout": 0.3, "sam": 0.05}
+    spec = spec_of("l2")
+    condition = Condition(family="l2", weight=0.1, also=also, every=3)
+    spec = spec.model_copy(update={"condition": condition})
+    first, second = terms(spec, None)
+    assert (first.name, first.weight) == ("l2", 0.1)
+    assert (second.name, second.weight, second.every) == ("trace_penalty", 0.01, 3)
+    assert settings(condition) == {"average": 0.5, "sam": SAM(0.05)}
+    assert sources_of("methods", "smoke").load_model(spec, "abc").config.hidden_dropout_prob == 0.3
+
+
+def test_a_trace_target_is_held_from_the_step_that_the_setup_names():
+    spec = spec_of("trace_target", 300)
+    spec = spec.model_copy(update={"setup": spec.setup.model_copy(update={"trace_target_after": 7})})
+    (term,) = terms(spec, None)
+    assert (term.target, term.after, term.every) == (300, 7, 1)
+
+
+def test_a_condition_trains_for_its_length():
+    spec = spec_of("none", 0)
+    spec = spec.model_copy(update={"condition": Condition(family="none", length=3)})
+    history = run(spec, sources_of("methods", "smoke")).result["history"]
+    assert max(entry["step"] for entry in history) == 3 * 2  # 32 rows in batches of 16
+
+
+@pytest.mark.parametrize("name", ["xtune", "asam", "early_stopping", "both_views", "weight_averaging", "trace_target"])
 def test_a_method_is_trained_and_measured(name):
-    result = run(spec_of(name, 3), sources_of("methods", "smoke")).result
+    weight = {"weight_averaging": 0.5}.get(name, 3)
+    result = run(spec_of(name, weight), sources_of("methods", "smoke")).result
     assert result["trace"]["value"] > 0
     assert set(result["accuracy"]) == {"en", "de", "es", "zh"}
 

@@ -4,6 +4,8 @@ import itertools
 import multiprocessing
 import os
 import pickle
+import subprocess
+import sys
 
 import pytest
 from submitit.core.job_environment import SignalHandler
@@ -51,6 +53,14 @@ def test_a_job_computes_once_and_tells_failures(configs, sources, tmp_path):
     assert failed.state == "failed"
     assert "patience" in failed.reason
     assert runs.log(configs[1]).read_text().splitlines()[-1].startswith(launchers.FAILED)
+
+
+def test_a_job_keeps_the_memory_of_its_process_before_it_computes(configs, sources, tmp_path, monkeypatch):
+    order = []
+    monkeypatch.setattr(launchers, "keep_memory", lambda: order.append("kept"))
+    monkeypatch.setattr(launchers, "run", lambda *_, **__: order.append("ran"))
+    Job(Store(tmp_path), sources, keep_weights=False)(configs[0])
+    assert order == ["kept", "ran"]
 
 
 def test_a_job_leaves_a_run_to_its_owner(configs, sources, tmp_path):
@@ -148,9 +158,10 @@ def test_the_processes_of_a_pool_share_the_gpus_and_a_dead_one_gives_its_back(
 
     def target():
         launchers._held.clear()
-        work = launchers._Worker(lambda _: os.environ["CUDA_VISIBLE_DEVICES"], os.getppid(), gpus, tmp_path)
+        told = lambda _: Outcome(None, "done", os.environ["CUDA_VISIBLE_DEVICES"])  # noqa: E731
+        work = launchers._Worker(told, os.getppid(), gpus, tmp_path)
         assert work(None) == work(None)
-        seen.put(work(None))
+        seen.put(work(None).reason)
         while True:
             work(None)
 
@@ -178,6 +189,73 @@ def test_a_gpu_that_cannot_be_used_is_a_failure_and_not_a_run_on_the_cpu(configs
     outcome = work(configs[0])
     assert outcome.state == "failed"
     assert "the GPU MIG-gone" in outcome.reason
+
+
+def failing(runs):
+    """A job whose run fails because its GPU has."""
+    job = Job(runs, None, keep_weights=False)
+    object.__setattr__(job, "_compute", lambda config: Outcome(config, "failed", "CUDA error: illegal memory access"))
+    return job
+
+
+def test_a_process_whose_gpu_has_failed_ends_and_its_run_is_one_to_be_repeated(configs, tmp_path, monkeypatch):
+    """All later runs of the process would fail; `local` repeats those whose owner has died, once."""
+    monkeypatch.setattr(launchers.devices, "is_broken", lambda: True)
+    monkeypatch.setattr(launchers, "_held", [None])
+    runs = Store(tmp_path)
+    work = launchers._Worker(failing(runs), os.getppid(), [], tmp_path)
+    process = multiprocessing.get_context("fork").Process(target=work, args=(configs[0],))
+    process.start()
+    process.join(timeout=60)
+    assert process.exitcode == 1
+    assert runs.owner(configs[0])["alive"] is False
+
+
+def test_a_sweep_in_one_process_ends_when_its_gpu_has_failed(configs, tmp_path, monkeypatch):
+    monkeypatch.setattr(launchers, "_gpus", lambda: ["0"])
+    monkeypatch.setattr(launchers.devices, "is_broken", lambda: True)
+    with pytest.raises(
+        FlatlingoError, match=r"the GPU failed during .*illegal memory access.*call the sweep once more"
+    ):
+        list(launchers.local(failing(Store(tmp_path)), configs))
+
+
+def test_a_failure_that_leaves_the_gpu_whole_does_not_stop_the_others(configs, tmp_path):
+    outcomes = list(launchers.local(failing(Store(tmp_path)), configs, 1))
+    assert [outcome.state for outcome in outcomes] == ["failed", "failed"]
+
+
+@pytest.mark.parametrize(
+    ("initialized", "error", "broken"),
+    [(False, None, False), (True, None, False), (True, "CUDA error: unspecified launch failure", True)],
+    ids=["not used", "works", "failed"],
+)
+def test_a_gpu_that_answers_no_more_is_found_out(monkeypatch, initialized, error, broken):
+    def synchronize():
+        if not initialized or error:
+            raise RuntimeError(error)
+
+    monkeypatch.setattr(launchers.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(launchers.torch.cuda, "is_initialized", lambda: initialized)
+    monkeypatch.setattr(launchers.torch.cuda, "synchronize", synchronize)
+    assert launchers.devices.is_broken() is broken
+
+
+ASKED = """
+import torch
+asked = []
+for name in ("is_available", "device_count", "init", "_lazy_init", "get_device_capability", "current_device"):
+    setattr(torch.cuda, name, lambda *_, name=name: asked.append(name) or 0)
+import flatlingo.study.launchers, flatlingo.study.sweep
+assert not asked, asked
+"""
+
+
+def test_loading_the_package_asks_for_no_gpu_so_that_each_process_may_choose_its_own():
+    """CUDA reads CUDA_VISIBLE_DEVICES once, when it is first asked for anything."""
+    subprocess.run(
+        [sys.executable, "-c", ASKED], check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    )
 
 
 @pytest.mark.parametrize(

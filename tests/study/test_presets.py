@@ -12,6 +12,7 @@ from flatlingo.errors import FlatlingoError
 from flatlingo.files import MINI_MBERT
 from flatlingo.study import presets
 from flatlingo.study.presets import Condition, RunConfig, expand, load_preset
+from flatlingo.taskfiles import validated
 
 
 @pytest.fixture
@@ -78,6 +79,44 @@ def test_the_weights_of_the_fisher_penalty_span_those_of_its_authors_code():
 )
 def test_a_condition_is_labelled_as_in_the_paper(condition, label):
     assert Condition(family=condition[0], weight=condition[1]).label == label
+
+
+RECIPE = {"family": "fisher_penalty", "weight": 0.001, "also": {"weight_averaging": 0.25}, "every": 2, "length": 0.5}
+
+
+def test_a_condition_may_say_more_and_older_ids_do_not_know_of_it():
+    recipe = Condition.model_validate(RECIPE)
+    assert recipe.label == "fpen=0.001+average=0.25+every=2+length=0.5"
+    assert recipe.method == "fisher_penalty+weight_averaging+every=2"
+    assert Condition.model_validate(json.loads(recipe.model_dump_json())) == recipe
+    assert Condition(family="l2", weight=1).model_dump() == {"family": "l2", "weight": 1.0}
+    spec = expand("nli", load_preset("smoke"))[0]
+    assert spec.model_copy(update={"condition": recipe}).epochs == 1
+    longer = recipe.model_copy(update={"length": 2.6})
+    assert spec.model_copy(update={"condition": longer}).epochs == round(2.6 * spec.setup.training.epochs)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"also": {"magic": 1}}, "magic"), ({"every": 0}, "every"), ({"length": 0}, "length")],
+    ids=["another family", "never", "no training"],
+)
+def test_an_impossible_recipe_is_refused(change, named):
+    with pytest.raises(FlatlingoError, match=named):
+        validated(Condition, RECIPE | change, "condition")
+
+
+def test_methods_are_compared_at_equal_compute():
+    """Passes of a step, as the benchmark counts them, times the length of training: once, twice and three times."""
+    passes = {"consistency": 2, "r_drop": 2, "sam": 2, "fisher_penalty": 3, "trace_penalty": 3}
+    budgets = {}
+    for condition in load_preset("mini").plan("technique").expand():
+        names = [row.name for row, _ in condition.parts]
+        more = [(passes.get(name, 1) - 1) / (condition.every if "penalty" in name else 1) for name in names]
+        budgets[condition.label] = (1 + sum(more)) * condition.length
+    assert all(min(abs(budget - whole) for whole in (1, 2, 3)) < 0.01 for budget in budgets.values()), budgets
+    assert {round(budget) for budget in budgets.values()} == {1, 2, 3}
+    assert len(budgets) == len(load_preset("mini").plan("technique").expand())
 
 
 def test_ids_identify_configurations():

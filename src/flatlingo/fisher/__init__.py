@@ -2,5 +2,14 @@
 
 from flatlingo.fisher.sharpness import sam_sharpness
 from flatlingo.fisher.trace import FisherTrace, empirical_fisher, fisher_trace, softmax_factor
+from flatlingo.fisher.weights import distance, scale_aware
 
-__all__ = ["FisherTrace", "empirical_fisher", "fisher_trace", "sam_sharpness", "softmax_factor"]
+__all__ = [
+    "FisherTrace",
+    "distance",
+    "empirical_fisher",
+    "fisher_trace",
+    "sam_sharpness",
+    "scale_aware",
+    "softmax_factor",
+]

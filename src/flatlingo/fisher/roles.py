@@ -30,7 +30,7 @@ from flatlingo.fisher.lastlayer import PerHead
 # multiplications, from 256 tokens in a layer of 128 or 1024 in one of 384. Below, the Gram matrices win although they
 # multiply more: nearly half is saved, those of the inputs serve several layers and directions, none is read twice.
 GRAM_LIMIT = 2
-BLOCK = 32  # tokens: larger blocks fold less of a Gram matrix, smaller ones are slower to multiply
+BLOCK = 32  # tokens: larger ones fold less of a Gram matrix, smaller ones multiply slower (benchmarks/gram.py)
 
 
 class Kept(NamedTuple):

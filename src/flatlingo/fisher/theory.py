@@ -162,14 +162,27 @@ def noise_kl(
     Returns:
         Mean over pairs and its standard error, from the spread between pairs.
     """
+    (found,) = scaled_noise_kl(logits, theta, draw, (1.0,), pairs=pairs, seed=seed)
+    return found
+
+
+def scaled_noise_kl(
+    logits: Logits,
+    theta: Tensor,
+    draw: Callable[[torch.Generator], Tensor],
+    scales: Sequence[float],
+    *,
+    pairs: int,
+    seed: int,
+) -> list[Estimate]:
+    """`noise_kl` of the same noise times each of several scales, drawn once: E_ε KL(p_θ ‖ p_{θ+sε}) for each s."""
     with torch.no_grad():
         base = logits(theta)
-        return estimate(
-            [
-                (kl(base, logits(theta + noise)) + kl(base, logits(theta - noise))) / 2
-                for noise in _draws(draw, pairs, seed)
-            ]
-        )
+        found = [
+            [(kl(base, logits(theta + s * noise)) + kl(base, logits(theta - s * noise))) / 2 for s in scales]
+            for noise in _draws(draw, pairs, seed)
+        ]
+    return [estimate(list(values)) for values in zip(*found, strict=True)]
 
 
 def noise_quadratic_form(

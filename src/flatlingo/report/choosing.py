@@ -69,6 +69,16 @@ def regret_table(table: pd.DataFrame, y: str = "adapted", *, seed: int = 0, n_bo
     return pd.DataFrame(list(rows.values()), index=index, columns=["value", "low", "high", "seeds"])
 
 
+def regret_forest(table: pd.DataFrame, y: str = "adapted") -> pd.DataFrame:
+    """`regret_table` as rows `group`, `label`, `value`, `low`, `high`, as `beyond.beyond_figure` draws them, if any."""
+    columns = ["group", "label", "value", "low", "high"]
+    if table.empty:
+        return pd.DataFrame(columns=columns)
+    rows = regret_table(table, y).reset_index().rename(columns={"rule": "label"})
+    groups = [f"minus {naive.removeprefix('always ')}" if naive else "regret" for naive in rows["minus"]]
+    return rows.assign(group=groups)[columns]
+
+
 def _bootstrapped(values: np.ndarray, drawn: np.ndarray) -> tuple[float, float, float, int]:
     """Mean and percentile interval, expanded for few values as a t interval is (Hesterberg 2015): it stays in range."""
     n = len(values)

@@ -4,18 +4,22 @@ Everything takes tables of runs as `study.table` makes them. The seed is the ind
 averaged within a seed first, and intervals are 95 % t intervals over seeds.
 """
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from flatlingo.errors import FlatlingoError
+from flatlingo.report.slopes import rank_correlation
 from flatlingo.report.statistics import Correlation, Difference, correlation, over_seeds, per_run
 
 TRADITIONAL = ("l2", "l2_sp", "dropout")
 FLATTENING = ("consistency", "fisher_penalty")
-PREDICTORS = ("trace", "trace_without_embeddings", "head_trace", "empirical_fisher")
+PREDICTORS = (
+    *("trace", "trace_without_embeddings", "head_trace", "target_trace", "early_trace"),
+    *("scale_aware", "empirical_fisher", "sharpness"),
+)
 
 
 def at_matched_accuracy(
@@ -129,28 +133,6 @@ RULES: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
 }
 
 
-def regrets(table: pd.DataFrame, y: str = "adapted") -> dict[str, Difference]:
-    """What each rule of `RULES` loses by its choice of the checkpoint to adapt; no rule sees target-language labels.
-
-    In each seed and language the conditions' checkpoints are the candidates; the regret is the best one's `y` minus
-    the chosen one's (the mean of them, where several tie), averaged over languages.
-    """
-    return {name: over_seeds(_lost(table, rule, y)) for name, rule in RULES.items()}
-
-
-def regret_against_chance(table: pd.DataFrame, rule: str, y: str = "adapted") -> Difference:
-    """The regret of a rule of `RULES` minus that of a draw at random, paired by seed."""
-    return over_seeds(_lost(table, RULES[rule], y) - _lost(table, any_run, y))
-
-
-def _lost(table: pd.DataFrame, rule: Callable[[pd.DataFrame], pd.Series], y: str) -> pd.Series:
-    """Regret by seed."""
-    lost = {
-        group: runs[y].max() - runs.loc[rule(runs), y].mean() for group, runs in table.groupby(["seed", "language"])
-    }
-    return pd.Series(lost).groupby(level=0).mean()
-
-
 def zero_shot_rows(table: pd.DataFrame) -> pd.DataFrame:
     """One row per run and target language, with its `zero_shot` accuracy, from columns `accuracy_<language>`."""
     table = per_run(table)
@@ -160,15 +142,14 @@ def zero_shot_rows(table: pd.DataFrame) -> pd.DataFrame:
 
 
 class Question(NamedTuple):
-    """A correlation to ask of the runs in each language.
+    """A rank correlation to ask of the runs in each language.
 
     Attributes:
         words: what tables and figures call it.
         x: a column.
         y: another.
-        given: columns held fixed.
-        method: "spearman", or "pearson" (with a logarithm of x).
-        competitive: whether only of conditions that classify English well, see `competitive`.
+        given: columns held fixed, see `statistics.correlation`; without any, seeds are blocks (`rank_correlation`).
+        within_families: whether families are blocks too.
         claim: what is expected, in words; "" for nothing.
         sign: of the correlation expected.
     """
@@ -177,8 +158,7 @@ class Question(NamedTuple):
     x: str
     y: str
     given: tuple[str, ...] = ()
-    method: Literal["spearman", "pearson"] = "spearman"
-    competitive: bool = False
+    within_families: bool = False
     claim: str = ""
     sign: int = -1
 
@@ -193,15 +173,41 @@ class Answer(NamedTuple):
 
 def ask(table: pd.DataFrame, questions: Sequence[Question]) -> list[Answer]:
     """The answers to all questions, language by language; the table has one row per run and language."""
-    answers = []
-    for language, runs in table.groupby("language", sort=False):
-        for question in questions:
-            part = competitive(runs) if question.competitive else runs
-            if question.method == "pearson":
-                part = part.assign(**{question.x: np.log(part[question.x])})
-            found = correlation(part, question.x, question.y, given=question.given, method=question.method)
-            answers.append(Answer(language, question, found))
-    return answers
+    return [
+        Answer(
+            language,
+            one,
+            correlation(runs, one.x, one.y, given=one.given)
+            if one.given
+            else blocked(runs, one.x, one.y, within_families=one.within_families),
+        )
+        for language, runs in table.groupby("language", sort=False)
+        for one in questions
+    ]
+
+
+def blocked(table: pd.DataFrame, x: str, y: str, *, within_families: bool = False) -> Correlation:
+    """`slopes.rank_correlation`; undefined where no run has both columns.
+
+    >>> runs = pd.DataFrame({"family": "l2", "label": ["a"], "seed": 1, "trace": [1.0], "early_trace": [math.nan]})
+    >>> print(blocked(runs, "trace", "early_trace"))
+    Spearman ρ undefined (0 conditions)
+    """
+    known = table.dropna(subset=[x, y])
+    if known.empty:
+        return Correlation(*[math.nan] * 4, n=0, conditions=0)
+    return rank_correlation(known, y, x=x, within_families=within_families)
+
+
+def with_target_trace(table: pd.DataFrame) -> pd.DataFrame:
+    """Runs with another column, `target_trace`: mean Tr(F) on the rows of the other languages; NaN if not measured."""
+    codes = [name.removeprefix("accuracy_") for name in table if name.startswith("accuracy_")]
+    return table.assign(target_trace=table.reindex(columns=[f"trace_{code}" for code in codes]).mean(axis=1))
+
+
+def within_seeds(table: pd.DataFrame, y: str) -> pd.Series:
+    """A column less its mean over the conditions of the same seed, whose luck they share."""
+    return table[y] - table.groupby("seed")[y].transform("mean")
 
 
 def direction(found: Difference | None) -> str:
@@ -213,15 +219,6 @@ def direction(found: Difference | None) -> str:
     if found is None:
         return "no match"
     return "higher" if found.low > 0 else "lower" if found.high < 0 else "undecided"
-
-
-def competitive(table: pd.DataFrame, *, margin: float = 0.1) -> pd.DataFrame:
-    """Runs of the conditions whose mean English accuracy is within `margin` of the best condition's.
-
-    A regulariser so strong that nothing is learnt is flat, and useless: such conditions alone can decide a correlation.
-    """
-    means = table.groupby("label")["english_accuracy"].mean()
-    return table[table["label"].isin(means.index[means >= means.max() - margin - 1e-12])]
 
 
 def forest(found: dict[tuple[str, str], Correlation | Difference], *, scale: float = 1) -> pd.DataFrame:

@@ -9,14 +9,11 @@ from flatlingo.report.choosing import BEST_FAMILY, NONE, regret_table
 from flatlingo.report.judging import holm, judge
 from flatlingo.report.matched import (
     ALL,
-    RIVALS,
     TOO_FEW_SEEDS,
     WORDS,
     compare,
     gains,
-    pairs_at_equal_trace,
-    pairs_with_control,
-    title,
+    questions,
     with_baseline,
 )
 from flatlingo.report.slopes import OUTCOMES, outcomes, per_seed, slopes
@@ -56,6 +53,16 @@ def competent(table: pd.DataFrame) -> pd.Series:
     if (baseline <= 0).any():
         raise FlatlingoError(f"the unregularised run of seed {baseline.idxmin()} learnt nothing; train it longer")
     return runs["learnt"] / runs["seed"].map(baseline) >= COMPETENT - 1e-12
+
+
+def competent_runs(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of competent runs; none where this is not known of every run, as of runs on record that lack `classes`.
+
+    Raises:
+        FlatlingoError: as for `competent`, of what is known.
+    """
+    known = table[["clean_train_accuracy", "classes"]].notna().all(axis=None)
+    return table[competent(table)] if known else table.head(0)
 
 
 def memorised(table: pd.DataFrame) -> pd.Series:
@@ -100,11 +107,8 @@ def verdicts(
     for within, question in ((False, "slope"), (True, "slope within families")):
         found = slopes(runs, within_families=within, seed=seed, n_permutations=n_permutations)
         rows += found.assign(question=question).rename_axis("outcome").reset_index().to_dict("records")
-    for rival in RIVALS:
-        pairs = pairs_at_equal_trace(runs, "consistency", rival)
-        rows += _compared(runs, f"consistency minus {title(rival)} at equal Tr(F)", pairs)
-    rows += _compared(runs, "both views minus none", pairs_with_control(runs, "both_views", "none"))
-    rows += _compared(runs, "consistency minus both views", pairs_with_control(runs, "consistency", "both_views"))
+    for question, pairs in questions(runs).items():
+        rows += _compared(runs, question, pairs)
     if "gain" in outcomes(table):
         rows += _adaptation(table, runs, seed, n_bootstrap)
     return pd.DataFrame(rows, columns=COLUMNS)

@@ -1,5 +1,7 @@
 """Pieces of the figures: markers that say the family, colours that say the weight, legends, labels that stand apart."""
 
+import textwrap
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -99,6 +101,7 @@ def above(ax: Axes, text: str) -> None:
 def lacks(ax: Axes, text: str) -> None:
     """Say in an empty panel what it lacks."""
     ax.set(xticks=[], yticks=[])
+    text = textwrap.fill(text, 45)
     ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes, fontsize=7, color="0.3")
 
 

@@ -1,38 +1,48 @@
-"""The figures of the paper, the one of all methods, and those to explore with, drawn from the tables of sweeps.
+"""The paper's two figures, of any plan: English accuracy, and the gain of a second stage, against Tr(F).
 
 Marker and colour both say the family (crosses, circles and squares as in the paper; colours that colour-blind readers
-can tell apart); the darker the colour, the larger the weight. Every run is drawn, so that the spread over seeds shows.
+can tell apart); the darker the colour, the larger the weight. Small dots are runs, with what their seeds differ by
+taken out; marks are means over seeds, hollow where a model has not learnt its task (`decisions.competent`).
 """
-
-import textwrap
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, NullLocator
 
-from flatlingo.errors import FlatlingoError
-from flatlingo.report import statistics
+from flatlingo.report import slopes, statistics
+from flatlingo.report.competence import with_competence
 from flatlingo.report.drawing import (
     LANGUAGES,
     TRACE,
-    WITH_WEIGHTS,
     above,
-    apart,
     beside,
     check,
-    in_order,
     key,
     lacks,
-    legend,
     marker_of,
     plain_log_labels,
-    scatter,
+)
+from flatlingo.report.marks import (
+    condition_marks,
+    draw_marks,
+    label_marks,
+    limits,
+    names_of,
+    off_the_axes,
+    pooled_half_width,
+    weight_text,
 )
 from flatlingo.report.saving import STYLE
-from flatlingo.study.families import KINDS, family
+from flatlingo.study.families import family
+
+ROWS = {  # of figure 2: the outcome, its axis, and what the same is after as many English rows
+    "gain": ("gain (points)", "control_gain"),
+    "zero_shot": ("before: zero-shot (%)", None),
+    "adapted": ("after adaptation (%)", "control"),
+}
 
 
 def figure1(table: pd.DataFrame, *, seed: int = 0) -> Figure:
@@ -40,240 +50,192 @@ def figure1(table: pd.DataFrame, *, seed: int = 0) -> Figure:
 
     Args:
         table: of any plan, columns as `study.table` makes them; each run is drawn once.
-        seed: of the bootstrap behind the correlation's interval.
+        seed: of the permutations behind the correlation's p-value.
 
     Returns:
-        A figure of two panels with their legend below.
+        A figure: the large panel (first of its axes) and, below it, one for each family of two weights or more.
 
     Raises:
-        FlatlingoError: for a missing column, an empty table, or an unknown family.
+        FlatlingoError: for a missing column, an empty table, an unknown family, or two runs of one condition and seed.
     """
     check(table, ["run_id", "family", "weight", "label", "seed", "trace", "english_accuracy"])
-    table = statistics.per_run(table)
+    table = with_competence(statistics.per_run(table))
     with plt.style.context(STYLE):
-        fig, (left, right) = plt.subplots(1, 2, figsize=(7.2, 3.5))
-        scatter(left, table, "trace", "english_accuracy", scale=100)
-        left.set(xscale="log", xlabel=TRACE, ylabel="English validation accuracy (%)")
-        above(left, str(statistics.correlation(table, "trace", "english_accuracy", seed=seed)))
-        _trace_against_weight(right, table)
-        for axis in (left.xaxis, right.yaxis):
-            plain_log_labels(axis)
-        legend(fig, table)
+        fig = plt.figure(figsize=(7.2, 5.2))
+        upper, lower = fig.add_gridspec(2, 1, height_ratios=(3, 1.7))
+        ax = fig.add_subplot(upper)
+        weights_of = _facets(fig, lower, table)
+        runs, conditions = condition_marks(table, "english_accuracy")
+        draw_marks(ax, runs, conditions)
+        _frame(ax, [(runs, conditions)])
+        ax.set(xlabel=TRACE, ylabel="English validation accuracy (%)")
+        above(ax, f"within seeds: {_correlation(table, 'english_accuracy', seed)}")
+        _chance(ax, table)
+        _trace_against_weight(weights_of, table)
+        moved = off_the_axes(ax, conditions)
+        names = [name + text for name, text in zip(names_of(conditions), moved["text"], strict=True)]
+        fig.draw_without_rendering()
+        label_marks(ax, moved, names, runs)
     return fig
 
 
 def figure2(table: pd.DataFrame, *, seed: int = 0) -> Figure:
     """Gain from fine-tuning on a target language against Tr(F) after English (the paper's Figure 2).
 
-    One panel per language. The second row shows the accuracy after fine-tuning instead: a low start inflates a gain,
-    but not the end.
+    One column per language. Below the gain stand where the models start and where they end: a low start inflates a
+    gain, but not the end. Dashes show the same after as many English rows, where that was measured.
 
     Args:
         table: of a plan with a second stage: one row per run and target language, columns as `study.table` makes them.
-        seed: of the bootstrap behind the correlations' intervals.
+        seed: of the permutations behind the correlations' intervals.
 
     Returns:
-        A figure of two rows of panels with their legend below.
+        A figure of three rows of panels with their legend below.
 
     Raises:
-        FlatlingoError: for a missing column, an empty table, or an unknown family.
+        FlatlingoError: for a missing column, an empty table, an unknown family, or two runs of one condition and seed.
     """
-    check(table, ["family", "weight", "label", "seed", "trace", "language", "gain", "adapted"])
+    check(table, ["run_id", "family", "weight", "label", "seed", "trace", "language", "gain", "zero_shot", "adapted"])
     languages = list(dict.fromkeys(table["language"]))
+    table = with_competence(table)
     with plt.style.context(STYLE):
         fig, axes = plt.subplots(
-            2, len(languages), figsize=(2.4 * len(languages), 5), sharex=True, sharey="row", squeeze=False
+            len(ROWS), len(languages), figsize=(2.4 * len(languages), 6.4), sharex=True, sharey="row", squeeze=False
         )
-        for column, language in zip(axes.T, languages, strict=True):
-            part = table[table["language"] == language]
-            for ax, y in zip(column, ("gain", "adapted"), strict=True):
-                scatter(ax, part, "trace", y, scale=100)
-                ax.set_xscale("log")
-                above(ax, f"Spearman ρ = {statistics.correlation(part, 'trace', y, seed=seed).interval}")
-            column[0].axhline(0, color="0.6", linewidth=0.8, zorder=0.5)
-            column[0].set_title(LANGUAGES.get(language, language), fontweight="bold", pad=15)
-            column[1].set_xlabel("Tr(F) after English (nats²)")
-            plain_log_labels(column[1].xaxis)
-        axes[0, 0].set_ylabel("gain in accuracy (points)")
-        axes[1, 0].set_ylabel("accuracy after adaptation (%)")
-        legend(fig, table)
-    return fig
-
-
-def methods(table: pd.DataFrame) -> Figure:
-    """Accuracy gained in each language against Tr(F), one point per method.
-
-    The point is the mean over seeds, lines go from the least to the most. The gain is over the run of the same seed,
-    hence the same training rows, without a regulariser.
-
-    Args:
-        table: of plan `methods`, columns as `study.table` makes them; a run of `none` for each seed.
-
-    Returns:
-        A figure of one panel per language; every point has its method's title beside the panel.
-
-    Raises:
-        FlatlingoError: for a missing column, an empty table, an unknown family, or no run of `none`.
-    """
-    check(table, ["run_id", "family", "label", "seed", "trace", "english_accuracy"])
-    table = statistics.per_run(table)
-    others = [name for name in table if name.startswith("accuracy_")]
-    columns = {"en": "english_accuracy", **{name.removeprefix("accuracy_"): name for name in others}}
-    plain = table[table["family"] == "none"].set_index("seed")[list(columns.values())]
-    if not set(table["seed"]) <= set(plain.index):
-        raise FlatlingoError("a gain needs a run without a regulariser for every seed; add family none")
-    gains = table.assign(**{name: table[name] - table["seed"].map(plain[name]) for name in plain})
-    rows = -(-len(columns) // 2)
-    with plt.style.context(STYLE):
-        fig, axes = plt.subplots(rows, 2, figsize=(7.2, 3.4 * rows), sharex=True, squeeze=False)
-        for ax, (language, column) in zip(axes.flat, columns.items(), strict=False):
-            _method_points(ax, gains, column)
-            ax.axhline(0, color="0.7", linewidth=0.6, zorder=0)
-            ax.set_title(f"{LANGUAGES.get(language, language)}, {100 * plain[column].mean():.1f} % without")
+        hollow = []
+        for row, (y, (title, control)) in zip(axes, ROWS.items(), strict=True):
+            drawn = [condition_marks(table[table["language"] == language], y) for language in languages]
+            for ax, language, (runs, conditions) in zip(row, languages, drawn, strict=True):
+                part = table[table["language"] == language]
+                draw_marks(ax, runs, conditions, size=0.8)
+                _bars(ax, runs, conditions)
+                _dashes(ax, part, conditions, control)
+                above(ax, _correlation(part, y, seed, n_permutations=1).partition(", p")[0])
+            for ax, (runs, conditions) in zip(row, drawn, strict=True):
+                _frame(ax, drawn)
+                moved = off_the_axes(ax, conditions, names=False)
+                hollow.append((ax, moved[~moved["able"]], runs))
+            row[0].set_ylabel(title)
+        for ax, language in zip(axes[0], languages, strict=True):
+            ax.axhline(0, color="0.6", linewidth=0.8, zorder=0.5)
+            ax.set_title(LANGUAGES.get(language, language), fontweight="bold", pad=15)
+        for ax in axes[1:].flat:
+            _chance(ax, table)
         for ax in axes[-1]:
-            ax.set_xlabel(TRACE)
-            plain_log_labels(ax.xaxis)
-        for ax in axes[:, 0]:
-            ax.set_ylabel("accuracy gained (points)")
-        drawn = {family(name).kind for name in table["family"]}
-        keys = [key(text, color=c, marker="o", linestyle="none") for kind, (text, c) in KINDS.items() if kind in drawn]
-        fig.legend(handles=keys, loc="outside lower center", ncols=3)
+            ax.set_xlabel("Tr(F) after English (nats²)")
+        _families_legend(fig, table)
+        fig.draw_without_rendering()
+        for ax, conditions, runs in hollow:
+            label_marks(ax, conditions, [*conditions["label"]], runs)
     return fig
 
 
-def _method_points(ax: Axes, table: pd.DataFrame, column: str) -> None:
-    """The points of a panel and, on its right in their order, their titles, each with a line to its point."""
+def _correlation(table: pd.DataFrame, y: str, seed: int, **options) -> str:
+    """The rank correlation with Tr(F) within seeds, over competent runs."""
+    return str(slopes.rank_correlation(table[table["able"]], y, seed=seed, **options))
+
+
+def _frame(ax: Axes, drawn: list[tuple[pd.DataFrame, pd.DataFrame]]) -> None:
+    """Axes that show every competent run and condition, and no further than a bit beyond them for the others.
+
+    Args:
+        ax: gets a logarithmic x.
+        drawn: the runs and conditions of all panels that share the axes.
+    """
+    able, others = [], []
+    for runs, conditions in drawn:
+        half = np.nan_to_num(pooled_half_width(runs))
+        for part, bar in ((runs, 0), (conditions, half), (conditions, -half)):
+            places = np.column_stack([np.log(part["x"]), part["y"] + bar])
+            able.append(places[part["able"]])
+            others.append(places[~part["able"]] if part is conditions else places[:0])
+    (x, y), (other_x, other_y) = np.concatenate(able).T, np.concatenate(others).T
     ax.set_xscale("log")
-    runs = table.groupby("family", sort=False)
-    spread = {name: runs[name].agg(["min", "mean", "max"]) for name in ("trace", column)}
-    spread[column] = 100 * spread[column].sort_values("mean")
-    for name, accuracy in spread[column].iterrows():
-        trace, colour = spread["trace"].loc[name], KINDS[family(name).kind][1]
-        lines = {"color": colour, "linewidth": 0.8}
-        ax.plot([trace["min"], trace["max"]], [accuracy["mean"]] * 2, **lines)
-        ax.plot([trace["mean"]] * 2, [accuracy["min"], accuracy["max"]], **lines)
-        ax.plot(trace["mean"], accuracy["mean"], "o", markersize=4, color=colour, label=family(name).title)
+    ax.set_xlim(*np.exp(limits(x, other_x, spare=0.05)))
+    ax.set_ylim(*limits(y, other_y, spare=0.06))
+    plain_log_labels(ax.xaxis)
+
+
+def _chance(ax: Axes, table: pd.DataFrame) -> None:
+    """A line at the accuracy of guessing, if the classes are known and it lies in range."""
+    classes = table["classes"].dropna() if "classes" in table else pd.Series(dtype=float)
     low, high = ax.get_ylim()
-    height = 72 * 2.5  # of a panel, in points, nearly
-    places = apart(height * (spread[column]["mean"].to_numpy() - low) / (high - low), gap=7.5)
-    for (name, accuracy), place in zip(spread[column].iterrows(), places, strict=True):
-        ax.annotate(
-            family(name).title,
-            (spread["trace"].loc[name, "mean"], accuracy["mean"]),
-            (1.04, place / height),
-            textcoords="axes fraction",
-            fontsize=6.5,
-            va="center",
-            color=KINDS[family(name).kind][1],
-            arrowprops={"arrowstyle": "-", "relpos": (0, 0.5), "color": "0.8", "linewidth": 0.4, "zorder": 0.5},
-        )
+    if len(classes) and low < 100 / classes.iloc[0] < high:
+        chance = 100 / classes.iloc[0]
+        ax.axhline(chance, color="0.5", linewidth=0.8, linestyle=":", zorder=0.5, label="_chance")
+        beside(ax, "chance", (1, chance), (-2, 2), ("axes fraction", "data"), color="0.4", ha="right")
 
 
-def _trace_against_weight(ax: Axes, table: pd.DataFrame) -> None:
-    """Means over seeds joined by family, every run as a small point; weight 0, off a log axis, as a horizontal line."""
-    ax.set(xscale="log", yscale="log", xlabel="weight (each family in its own unit)", ylabel=TRACE)
-    means = statistics.condition_means(table)
-    for name in dict.fromkeys(in_order(means)["family"]):
-        _weights_of_family(ax, name, table[table["family"] == name], means[means["family"] == name])
-    baseline = table.loc[table["family"] == "none", "trace"]
-    if not baseline.empty:
-        ax.axhspan(baseline.min(), baseline.max(), color="0.88", zorder=0.5)
-    unweighted = means[means["weight"] == 0].sort_values("trace")
-    ax.autoscale_view()
-    low, high = np.log(ax.get_ylim())
-    height = 72 * 0.7 * ax.figure.get_figheight()  # of the panel, in points, nearly
-    wanted = height * (np.log(unweighted["trace"].to_numpy()) - low) / (high - low)
-    for row, place, free in zip(unweighted.itertuples(), wanted, apart(wanted, gap=8), strict=True):
-        colour = family(row.family).drawn.colour
-        ax.axhline(row.trace, color=colour, linewidth=0.9, linestyle=(0, (4, 2)), zorder=1)
-        beside(ax, row.label, (1, row.trace), (3, free - place), ("axes fraction", "data"), color=colour, va="center")
+def _bars(ax: Axes, runs: pd.DataFrame, conditions: pd.DataFrame) -> None:
+    """The 95 % interval of every competent condition's mean, see `marks.pooled_half_width`."""
+    half = pooled_half_width(runs)
+    able = conditions[conditions["able"]]
+    if np.isfinite(half):
+        ax.vlines(able["x"], able["y"] - half, able["y"] + half, color="0.55", linewidth=0.6, zorder=1, label="_bars")
 
 
-def _weights_of_family(ax: Axes, name: str, runs: pd.DataFrame, means: pd.DataFrame) -> None:
-    """The line and the points of one family."""
-    look, title = family(name).drawn, family(name).title
-    runs, means = runs[runs["weight"] > 0], means[means["weight"] > 0].sort_values("weight")
-    if means.empty:
+def _dashes(ax: Axes, table: pd.DataFrame, conditions: pd.DataFrame, control: str | None) -> None:
+    """What as many English rows give, as a dash at each condition's Tr(F)."""
+    if control and control in table and table[control].notna().any():
+        means = 100 * table.groupby("label")[control].mean()
+        ax.plot(conditions["x"], conditions["label"].map(means), color="0.35", zorder=1, label="_control", **DASH)
+
+
+DASH = {"marker": "_", "linestyle": "none", "markersize": 6, "markeredgewidth": 1.1}
+
+
+def _families_legend(fig: Figure, table: pd.DataFrame) -> None:
+    """A key for each family and for the English control."""
+    names = dict.fromkeys(name for name in table["family"])
+    keys = [key(family(name).title, **marker_of(name, family(name).drawn.colour)) for name in names]
+    if "control" in table and table["control"].notna().any():
+        keys.append(key("after as many English rows", color="0.35", **DASH))
+    fig.legend(handles=keys, loc="outside lower center", ncols=4)
+
+
+def _facets(fig: Figure, place, table: pd.DataFrame) -> dict[str, Axes]:
+    """A panel for each family of two weights or more, in their order; one without a name if there is none."""
+    weighted = table[table["weight"] > 0]
+    numbers = weighted.groupby("family", sort=False)["label"].nunique()
+    numbers = numbers[numbers > 1]
+    if numbers.empty:
+        return {"": fig.add_subplot(place)}
+    grid = place.subgridspec(1, len(numbers), width_ratios=[max(number, 2) for number in numbers])
+    axes = {}
+    for name, cell in zip(numbers.index, grid, strict=True):
+        axes[name] = fig.add_subplot(cell, sharey=next(iter(axes.values()), None))
+    return axes
+
+
+def _trace_against_weight(axes: dict[str, Axes], table: pd.DataFrame) -> None:
+    """Means over seeds joined, runs as small dots, those without a regulariser as a band; an axis for each unit."""
+    if "" in axes:
+        lacks(axes[""], "Tr(F) against the weight: no family has two weights")
         return
-    ax.plot(runs["weight"], runs["trace"], linestyle="none", marker=".", markersize=3, color=look.colour, alpha=0.5)
-    line = {"linestyle": "-" if look.filled else "--", "color": look.colour, "label": title}
-    ax.plot(means["weight"], means["trace"], zorder=3, **marker_of(name, look.colour) | line)
-    if len(means) > 1 and name in WITH_WEIGHTS:
-        lowest = means.loc[means["trace"].idxmin()]
-        at = (lowest["weight"], lowest["trace"])
-        beside(ax, title, at, (-7, 0), "data", color=look.colour, ha="right", va="center")
-
-
-def run_figure(table: pd.DataFrame, run_id: str, y: str, *, history: list[dict], groups: dict[str, float]) -> Figure:
-    """One run among the others: where it lies, how its loss fell, and which modules its Tr(F) comes from.
-
-    Args:
-        table: one row per run, columns as `study.table` makes them.
-        run_id: the run to look at.
-        y: the accuracy to draw against Tr(F), a column.
-        history: its training curve, entries of `step` and `loss`; empty if none was recorded.
-        groups: its Tr(F) by module group.
-
-    Returns:
-        A figure of three panels.
-
-    Raises:
-        FlatlingoError: for a missing column, an empty table, a run that is not in it, or an unknown family.
-    """
-    check(table, ["run_id", "family", "weight", "label", "trace", y])
-    chosen = table[table["run_id"] == run_id]
-    if chosen.empty:
-        raise FlatlingoError(f"no run {run_id} in the table of {len(table)} rows")
-    with plt.style.context(STYLE):
-        fig, (left, middle, right) = plt.subplots(1, 3, figsize=(7.2, 2.6))
-        fig.get_layout_engine().set(wspace=0.08)
-        scatter(left, table, "trace", y, scale=100)
-        ring = {"markersize": 13, "markerfacecolor": "none", "markeredgecolor": "black", "linestyle": "none"}
-        left.plot(chosen["trace"], 100 * chosen[y], marker="o", zorder=5, clip_on=False, **ring)
-        left.set(xscale="log", xlabel=TRACE, ylabel=statistics.HEADINGS.get(y, f"{y.replace('_', ' ')} (%)"))
-        plain_log_labels(left.xaxis)
-        colour = family(chosen["family"].iloc[0]).drawn.colour
-        losses = {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
-        if losses:
-            middle.plot(list(losses), list(losses.values()), color=colour)
-        else:
-            lacks(middle, "no training curve recorded")
-        middle.set(xlabel="training step", ylabel="training loss (nats)")
-        _bars(right, groups, colour)
-        right.set_xlabel(TRACE)
-    return fig
-
-
-def _bars(ax: Axes, values: dict[str, float], colour: str) -> None:
-    """Horizontal bars from the top, each with its share."""
-    places, total = -np.arange(len(values)), sum(values.values())
-    ax.barh(places, values.values(), color=colour, height=0.6)
-    ax.set_yticks(places, [textwrap.fill(name, 10) for name in values])
-    ax.set_xlim(0, 1.2 * max(values.values()))
-    for place, value in zip(places, values.values(), strict=True):
-        beside(ax, f"{value / total:.0%}", (value, place), (3, 0), "data", va="center")
-    ax.grid(visible=False, axis="y")
-
-
-def live_figure(curves: dict[str, pd.DataFrame]) -> Figure:
-    """Accuracy and Tr(F) while models train, one line per model.
-
-    Args:
-        curves: by a model's name, one row per epoch: `epoch`, `accuracy` (on clean validation rows, 0..1), `trace`.
-
-    Returns:
-        A figure of two panels.
-    """
-    looks = zip(("#000000", "#0072B2", "#D55E00", "#009E73"), "osD^", strict=True)
-    with plt.style.context(STYLE):
-        fig, (left, right) = plt.subplots(1, 2, figsize=(7.2, 2.4))
-        for (name, curve), (colour, marker) in zip(curves.items(), looks, strict=False):
-            left.plot(curve["epoch"], 100 * curve["accuracy"], color=colour, marker=marker, label=name)
-            right.plot(curve["epoch"], curve["trace"], color=colour, marker=marker)
-        left.set(xlabel="epoch", ylabel="English validation accuracy (%)")
-        right.set(xlabel="epoch", ylabel=TRACE, yscale="log")
-        plain_log_labels(right.yaxis)
-        for ax in (left, right):
-            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        fig.legend(loc="outside lower center", ncols=4)
-    return fig
+    baseline = table.loc[table["family"] == "none", "trace"]
+    for i, (name, ax) in enumerate(axes.items()):
+        look, runs = family(name).drawn, table[(table["family"] == name) & (table["weight"] > 0)]
+        means = statistics.condition_means(runs).sort_values("weight")
+        ax.set(xscale="log", yscale="log", xlabel=family(name).weight or "weight")
+        dots = {"marker": ".", "markersize": 3, "linestyle": "none", "alpha": 0.55}
+        ax.plot(runs["weight"], runs["trace"], color=look.colour, **dots)
+        ax.plot(means["weight"], means["trace"], color=look.colour, linewidth=0.8, label="_")
+        for able, part in means.groupby(means["label"].map(runs.groupby("label")["able"].all())):
+            face = {} if able else {"markerfacecolor": "none", "markeredgecolor": look.colour}
+            ax.plot(part["weight"], part["trace"], label=name if able else "_", **marker_of(name, look.colour) | face)
+        if not baseline.empty:
+            ax.axhspan(baseline.min(), baseline.max(), color="0.85", zorder=0.5, linewidth=0)
+            ax.axhline(baseline.mean(), color="0.3", linewidth=0.8, linestyle=(0, (4, 2)), zorder=0.6)
+        ax.set_title(family(name).title, color=look.colour, fontsize=7)
+        ax.xaxis.set_major_locator(FixedLocator(sorted(set(means["weight"]))))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_formatter(lambda value, _: weight_text(value))
+        ax.tick_params(axis="x", labelsize=6)
+        ax.margins(x=0.12)
+        if i:
+            ax.tick_params(labelleft=False)
+    first = next(iter(axes.values()))
+    first.set_ylabel(TRACE)
+    plain_log_labels(first.yaxis)
+    if not baseline.empty:
+        beside(first, "none", (0, baseline.mean()), (2, 3), ("axes fraction", "data"), color="0.3")

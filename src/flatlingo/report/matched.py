@@ -97,6 +97,22 @@ def pairs_with_control(table: pd.DataFrame, family: str, control: str) -> dict[s
     return {label: (label, other) for label in first for other in second}
 
 
+def questions(table: pd.DataFrame) -> dict[str, dict[str, tuple[str, str]]]:
+    """What is asked of conditions in pairs, and the pairs as `compare` takes them: `RIVALS` first, then the controls.
+
+    Raises:
+        FlatlingoError: as for `levels`.
+    """
+    asked = {
+        f"consistency minus {title(rival)} at equal Tr(F)": pairs_at_equal_trace(table, "consistency", rival)
+        for rival in RIVALS
+    }
+    return asked | {
+        "both views minus none": pairs_with_control(table, "both_views", "none"),
+        "consistency minus both views": pairs_with_control(table, "consistency", "both_views"),
+    }
+
+
 def compare(table: pd.DataFrame, y: str, pairs: dict[str, tuple[str, str]]) -> pd.DataFrame:
     """Conditions minus others, paired by seed, each pair alone and all together.
 
@@ -137,6 +153,8 @@ def compare(table: pd.DataFrame, y: str, pairs: dict[str, tuple[str, str]]) -> p
 def gains(table: pd.DataFrame) -> pd.DataFrame:
     """The gain of each condition beside where it starts and ends, and beside the gain from as many English rows.
 
+    What was not measured (the English control) is NaN.
+
     Args:
         table: one row per run and target language.
 
@@ -149,7 +167,7 @@ def gains(table: pd.DataFrame) -> pd.DataFrame:
         FlatlingoError: for a column that the table lacks.
     """
     columns = ["zero_shot", "adapted", "gain", "control_gain"]
-    runs = per_seed(table, columns)
+    runs = per_seed(table, columns[:3])
     runs = pd.concat([runs, runs.groupby("seed", as_index=False)[columns].mean().assign(label=ALL)])
     rows = {}
     for label, part in runs.groupby("label", sort=False):
@@ -165,7 +183,7 @@ def with_baseline(runs: pd.DataFrame, column: str) -> pd.DataFrame:
     Raises:
         FlatlingoError: if a run has none.
     """
-    baseline = runs[runs["family"] == "none"].set_index("seed")[column]
+    baseline = runs[runs["label"] == "none"].set_index("seed")[column]  # not what was trained longer
     missing = sorted(set(runs["seed"]) - set(baseline.index))
     if missing:
         seeds = ", ".join(map(str, missing))

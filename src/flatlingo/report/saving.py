@@ -55,8 +55,8 @@ def save_figure(
     record = {
         "name": name,
         "caption": " ".join(caption.split()),
-        "headline": _plain(headline or {}),
-        "data": _plain(table),
+        "headline": plain(headline or {}),
+        "data": plain(table),
         "provenance": {**(sources or {}), "versions": versions()},
     }
     files = {"json": (json.dumps(record, indent=1, ensure_ascii=False) + "\n").encode()}
@@ -83,16 +83,16 @@ def versions() -> dict[str, str]:
     return {package: version(package) for package in PACKAGES}
 
 
-def _plain(value):
-    """JSON's own types: tables as lists of rows, dataclasses as dicts, floats to 6 significant digits, NaN as null."""
+def plain(value):
+    """A value in JSON's types: tables as lists of rows, dataclasses as dicts, floats to 6 digits, NaN as null."""
     if isinstance(value, pd.DataFrame):
         value = value.to_dict("records")
     if dataclasses.is_dataclass(value):
         value = dataclasses.asdict(value)
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, (float, np.floating)):
         return float(f"{value:.6g}") if np.isfinite(value) else None
     return value.item() if isinstance(value, np.generic) else value

@@ -1,5 +1,7 @@
 """Studies made up with a known answer, to see how often the analysis finds it."""
 
+import math
+
 import numpy as np
 import pandas as pd
 
@@ -17,6 +19,12 @@ CONDITIONS = {  # shares of the unregularised model's Tr(F)
     "dropout": LADDER[:2],
 }
 LANGUAGES = ("de", "es", "zh")
+TRUTHS = {  # a study, and in points what there is to find: the slope, that within families, the contrast at equal trace
+    "no effect": ({}, (0, 0, 0)),
+    "half a point per halving": ({"slope": 0.5}, (0.5, 0.5, 0)),
+    "one point per halving": ({"slope": 1.0}, (1, 1, 0)),
+    "two points of one family": ({"family_effects": {"consistency": 2.0}}, (math.nan, 0, 2)),
+}
 
 
 def simulated_study(
@@ -104,6 +112,25 @@ def simulated_study(
     table = pd.concat(tables, ignore_index=True)
     before = table["zero_shot"]
     return table.assign(gain=table["adapted"] - before, control_gain=table["control"] - before)
+
+
+def right_verdicts(studies: int = 40, **options) -> pd.DataFrame:
+    """How often the analysis is right, wrong or undecided about each of `TRUTHS`; arguments as for `verdict_rates`.
+
+    Returns:
+        By truth and question: `truth` (points; NaN where there is none to find), shares of studies judged `right`,
+        `wrong` and `undecided`, `covered` and `half_width`. Right is no effect for 0 and the sign for half a point or
+        more. Of a slope that only a family makes nothing is right; wrong is then that it rises or falls.
+    """
+    rows = {}
+    for words, (study, truths) in TRUTHS.items():
+        rates = verdict_rates(studies, **study, **options)
+        for (question, rate), truth in zip(rates.iterrows(), truths, strict=True):
+            right = math.nan if math.isnan(truth) else rate["up"] if truth else rate["none"]
+            wrong = rate["down"] + (rate["none"] if truth > 0 else rate["up"])
+            shares = {"truth": truth, "right": right, "wrong": wrong}
+            rows[words, question] = shares | rate[["undecided", "covered", "half_width"]].to_dict()
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["study", "question"])
 
 
 def verdict_rates(studies: int = 200, *, seed: int = 0, n_permutations: int = 499, **study) -> pd.DataFrame:

@@ -209,7 +209,7 @@ def _grid(runs: pd.DataFrame, x: str, y: str, within_families: bool) -> tuple[_G
     labels = runs["label"].unique() if family is None else family.index
     columns = [runs.pivot(index="label", columns="seed", values=name).reindex(labels) for name in (x, y)]
     # Differences only matter: values near 0 lose no digits in the sums.
-    values = [(column - column.mean(axis=None)).to_numpy(dtype=float) for column in columns]
+    values = [(column - column.mean(axis=None) if column.size else column).to_numpy(dtype=float) for column in columns]
     starts = np.array([0]) if family is None else np.flatnonzero(~family.duplicated().to_numpy())
     return _Grid(*values, starts), runs["seed"].nunique()
 

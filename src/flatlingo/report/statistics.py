@@ -5,6 +5,7 @@ condition differ in their seed only, so they are not independent evidence about 
 permuting always move whole conditions, never single runs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,7 +27,11 @@ HEADINGS = {
     "trace": "Tr(F)",
     "trace_without_embeddings": "Tr(F) without embeddings",
     "head_trace": "Tr(F) of the head",
+    "target_trace": "Tr(F) on target rows",
+    "early_trace": "Tr(F) early in training",
+    "scale_aware": "scale-aware Tr(F)",
     "empirical_fisher": "empirical Fisher",
+    "sharpness": "sharpness",
     "zero_shot": "zero-shot accuracy (%)",
     "zero_shot_accuracy": "zero-shot accuracy (%)",
     "adapted": "adapted accuracy (%)",
@@ -63,8 +68,9 @@ class Correlation:
 
     @property
     def interval(self) -> str:
-        """`value [low, high]` with two decimals and a true minus sign."""
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]".replace("-", "−")
+        """`value [low, high]` with two decimals and a true minus sign; the value alone where there is no interval."""
+        ends = "" if np.isnan(self.low) else f" [{self.low:.2f}, {self.high:.2f}]"
+        return f"{self.value:.2f}{ends}".replace("-", "−")
 
 
 def correlation(
@@ -153,20 +159,60 @@ def strength_differences(
     Raises:
         FlatlingoError: as for `correlation`.
     """
-    _require(table, ["label", y, *names])
-    table = table.dropna(subset=[y, *names])
+    strength = np.abs(resampled(table, names, y, method=method, seed=seed, n_bootstrap=n_bootstrap))
+    differences = strength[1:] - strength[0]
+    low, high = _percentiles(differences[:, 1:])
+    return pd.DataFrame({"difference": differences[:, 0], "low": low, "high": high}, index=names[1:])
+
+
+def resampled(
+    table: pd.DataFrame,
+    names: list[str],
+    y: str,
+    *,
+    given: tuple[str, ...] = (),
+    method: str = "spearman",
+    seed: int = 0,
+    n_bootstrap: int = 5000,
+) -> np.ndarray:
+    """Coefficients of several columns with `y`, of all conditions and of bootstrap samples of them, the same for all.
+
+    Args:
+        table: as for `correlation`; rows that lack a value in any column used are left out.
+        names: names of numeric columns.
+        y: name of another.
+        given: as for `correlation`.
+        method: as for `correlation`.
+        seed: of the bootstrap.
+        n_bootstrap: bootstrap samples.
+
+    Returns:
+        (names, 1 + n_bootstrap), the coefficients of the table itself first; NaN where a side is constant, and all NaN
+        where fewer than three conditions are left.
+
+    Raises:
+        FlatlingoError: as for `correlation`.
+    """
+    _require(table, ["label", y, *names, *given])
+    table = table.dropna(subset=[y, *names, *given])
     condition, replicate = _positions(table)
     n_conditions = len(np.unique(condition))
     if n_conditions < 3:
-        return pd.DataFrame(np.nan, index=names[1:], columns=["difference", "low", "high"])
-    grid = _grid(_numeric(table, [*names, y]), condition, replicate)
+        return np.full((len(names), 1 + n_bootstrap), np.nan)
+    grid = _grid(_numeric(table, [*names, y, *given]), condition, replicate)
     everything = np.arange(n_conditions)[None]
     drawn = np.random.default_rng(seed).integers(0, n_conditions, (n_bootstrap, n_conditions))
     samples = _pool(grid, np.concatenate([everything, drawn]))
-    strength = np.abs([_pearson(*_scores(samples[[i, len(names)]], method)) for i in range(len(names))])
-    differences = strength[1:] - strength[0]
-    low, high = np.nanquantile(differences[:, 1:], [0.025, 0.975], axis=1)
-    return pd.DataFrame({"difference": differences[:, 0], "low": low, "high": high}, index=names[1:])
+    sides, held = samples[: len(names)], samples[len(names) :]
+    return np.stack([_pearson(*_scores(np.concatenate([side[None], held]), method)) for side in sides])
+
+
+def _percentiles(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The 2.5 and 97.5 % percentile along the last axis, without NaN; NaN where nothing else is there."""
+    known = np.where(np.isnan(samples).all(axis=-1, keepdims=True), 0, samples)
+    low, high = np.nanquantile(known, [0.025, 0.975], axis=-1)
+    empty = np.isnan(samples).all(axis=-1)
+    return np.where(empty, np.nan, low), np.where(empty, np.nan, high)
 
 
 def _require(table: pd.DataFrame, columns: list[str]) -> None:
@@ -260,6 +306,40 @@ def power_law(x: np.ndarray, y: np.ndarray) -> PowerLaw:
     return PowerLaw(float(np.round(line.slope, 12)), float(line.stderr))
 
 
+class GroupedError(NamedTuple):
+    """A relative error (root mean square) and its 95 % interval."""
+
+    error: float
+    low: float
+    high: float
+
+
+def grouped_error(units: Sequence[float], truth: float, size: int) -> GroupedError:
+    """How far the mean of `size` independent estimates lies from the truth, measured on disjoint groups of them.
+
+    (1/G Σ_g (mean of group g / truth - 1)²)^½ over G whole groups. The interval takes the groups' errors for normal:
+    G times the mean square is then χ² with G degrees of freedom times its expectation.
+
+    Args:
+        units: the estimates; those of a last, incomplete group are left out.
+        truth: what they estimate.
+        size: of a group.
+
+    Raises:
+        FlatlingoError: if there are fewer estimates than a group needs.
+
+    >>> grouped_error([1.1, 0.9, 1.2, 1.0], 1.0, 2).error  # groups of mean 1 and 1.1
+    0.0707...
+    """
+    groups = len(units) // size
+    if not groups:
+        raise FlatlingoError(f"{len(units)} estimates make no group of {size}; draw more")
+    means = np.reshape(units[: groups * size], (groups, size)).mean(axis=1)
+    error = float(np.mean((means / truth - 1) ** 2) ** 0.5)
+    low, high = (error * (groups / stats.chi2.ppf(end, groups)) ** 0.5 for end in (0.975, 0.025))
+    return GroupedError(error, float(low), float(high))
+
+
 def per_run(table: pd.DataFrame) -> pd.DataFrame:
     """One row per run: of a table with a second stage, without what belongs to one language; else the table itself."""
     if "language" not in table:
@@ -318,7 +398,16 @@ def _percent_text(mean: float, sd: float) -> str:
 
 
 def _trace_text(mean: float, sd: float) -> str:
-    return f"{mean:.3g}" if np.isnan(sd) else f"{mean:.3g} ± {sd:.2g}"
+    return rounded(mean) if np.isnan(sd) else f"{rounded(mean)} ± {rounded(sd, 2)}"
+
+
+def rounded(value: float, digits: int = 3) -> str:
+    """A trace to some significant digits, written out.
+
+    >>> rounded(1489.2), rounded(27.64), rounded(0.0123, 2)
+    ('1490', '27.6', '0.012')
+    """
+    return np.format_float_positional(float(f"{value:.{digits}g}"), trim="-")
 
 
 def correlation_table(table: pd.DataFrame, x: str, y: str, *, method: str = "spearman", seed: int = 0) -> pd.DataFrame:

@@ -20,6 +20,7 @@ from flatlingo.study.sweep import Computing, tabulated
 
 LEVELS = (3 / 4, 1 / 2, 1 / 4, 1 / 10)
 COMPETENT = 0.75
+TOLERANCE = 0.1  # about the standard error of a share on 500 rows
 DIGITS = 2
 
 
@@ -103,7 +104,8 @@ def weights_at_levels(found: pd.DataFrame, levels: tuple[float, ...] = LEVELS) -
 
     Shares are averaged over seeds (their logarithms), and made to fall with the weight by isotonic regression; the
     competence is interpolated likewise. A level is left out where it is not reached, or would need less than the
-    smallest weight tried, or is not competent (less than 3/4 of the baseline's clean training accuracy above chance).
+    smallest weight tried, by more than a tenth of the level, or is not competent (less than 3/4 of the baseline's clean
+    training accuracy above chance).
 
     Args:
         found: as `measured` gives it.
@@ -131,9 +133,9 @@ def weights_at_levels(found: pd.DataFrame, levels: tuple[float, ...] = LEVELS) -
 
 
 def _at(log_level: float, log_weight: np.ndarray, log_share: np.ndarray, competence: pd.Series) -> dict:
-    if log_level > log_share[0]:
+    if log_level > log_share[0] - math.log1p(-TOLERANCE):
         return {"weight": math.nan, "competence": math.nan, "verdict": "below the smallest weight"}
-    if log_level < log_share[-1]:
+    if log_level < log_share[-1] - math.log1p(TOLERANCE):
         return {"weight": math.nan, "competence": math.nan, "verdict": "not reached"}
     place = float(np.interp(-log_level, -log_share, log_weight))
     able = float(np.interp(place, log_weight, competence))

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from flatlingo import training
+from flatlingo import devices, training
 from flatlingo.study.measure import Classifier
 from flatlingo.study.presets import RunSpec
 from flatlingo.study.terms import settings, terms
@@ -86,6 +86,7 @@ class Clock:
                 learning_rate=0.0,  # the weights stay as they are
                 max_length=self.classifier.max_length,
                 precision=spec.setup.precision,
+                workers=devices.loading_processes(),
                 callbacks=[ends],
                 **changes,
             )

@@ -23,7 +23,7 @@ from flatlingo.study.measure import Classifier
 from flatlingo.study.presets import Condition, Encoder, RunSpec, load_preset
 from flatlingo.study.run import TRACE_BATCH
 from flatlingo.study.sources import Sources
-from flatlingo.study.terms import settings, terms
+from flatlingo.study.terms import every, settings, terms
 from flatlingo.study.workload import PREDICTION_BATCH, Lengths, Workload, workload
 
 
@@ -32,7 +32,7 @@ class Estimate:
     """What a sweep takes.
 
     Attributes:
-        families: one row per family of conditions, with the columns `runs`, `step_seconds` and `run_hours`.
+        families: one row per method (`Condition.method`), with the columns `runs`, `step_seconds` and `run_hours`.
         memory: the largest number of bytes held while measuring.
         text: all of it, for people.
     """
@@ -120,31 +120,29 @@ def _stand_in(encoder: Encoder, labels: int) -> tuple[PreTrainedTokenizerBase, P
 
 
 def _steps(specs: list[RunSpec], work: Workload, clock: Clock) -> dict[str, Line]:
-    """Seconds of a training step by family: of each at its largest weight, since at weight 0 a method is left out."""
+    """Seconds of a training step by method: of each at its largest weight, since at weight 0 a method is left out."""
     batch_size = specs[0].setup.training.batch_size
     length = work.english.tokens / work.english.calls / batch_size  # to which batches are padded in the mean
     plain = clock.step(_under(specs[0], Condition(family="none")), batch_size, length)
     lines = {}
     for spec in sorted(specs, key=lambda spec: spec.condition.weight):
-        family = spec.condition.family
         adds = terms(spec, clock.classifier.tokenizer) or "sam" in settings(spec.condition)
-        lines[family] = clock.step(_under(spec, spec.condition), batch_size, length) if adds else plain
-    if "trace_penalty" in lines:
-        share = 1 / specs[0].setup.trace_penalty_every
-        lines["trace_penalty"] = plain.towards(lines["trace_penalty"], share)
+        condition = spec.condition.model_copy(update={"every": 1})
+        whole = clock.step(_under(spec, condition), batch_size, length) if adds else plain
+        lines[spec.condition.method] = plain.towards(whole, 1 / every(spec))
     return {"none": plain} | lines
 
 
 def _under(spec: RunSpec, condition: Condition) -> RunSpec:
-    """The run under a condition, with a trace penalty in every step."""
-    setup = spec.setup.model_copy(update={"trace_penalty_every": 1})
+    """The run under a condition, with a penalty in every step."""
+    setup = spec.setup.model_copy(update={"trace_penalty_every": 1, "trace_target_after": 0})
     return spec.model_copy(update={"condition": condition, "setup": setup})
 
 
 def _measured(work: Workload, clock: Clock) -> float:
     """Seconds of all measurements of a run."""
     classifier = clock.classifier
-    start = {name: parameter.detach().clone() for name, parameter in classifier.model.named_parameters()}
+    start = {name: parameter.detach().cpu() for name, parameter in classifier.model.named_parameters()}
     predict = clock.measurement(classifier.logits, PREDICTION_BATCH)
     trace = clock.measurement(lambda rows: measure.trace(classifier, rows, start), TRACE_BATCH)
     brief = clock.measurement(classifier.traces, TRACE_BATCH)
@@ -152,14 +150,15 @@ def _measured(work: Workload, clock: Clock) -> float:
 
 
 def _families(specs: list[RunSpec], work: Workload, steps: dict[str, Line], measured: float) -> pd.DataFrame:
-    """Runs, seconds of a step and hours of a run by family."""
+    """Runs, seconds of a step and hours of a run by method."""
     second_stage = specs[0].setup.second_stage
     rows = {}
-    for family, runs in pd.Series([spec.condition.family for spec in specs]).value_counts(sort=False).items():
-        english = steps[family](work.english)
-        adapting = steps[family if second_stage and second_stage.regularized else "none"](work.second_stage)
-        hours = (english + adapting + measured) / 3600
-        rows[family] = {"runs": runs, "step_seconds": english / work.english.calls, "run_hours": hours}
+    epochs = pd.Series([spec.epochs / specs[0].epochs for spec in specs])
+    for method, lengths in epochs.groupby([spec.condition.method for spec in specs], sort=False):
+        english = steps[method](work.english)
+        adapting = steps[method if second_stage and second_stage.regularized else "none"](work.second_stage)
+        hours = (lengths.mean() * english + adapting + measured) / 3600
+        rows[method] = {"runs": len(lengths), "step_seconds": english / work.english.calls, "run_hours": hours}
     return pd.DataFrame.from_dict(rows, orient="index").astype({"runs": int})
 
 

@@ -39,7 +39,7 @@ class Family:
         changes: what it changes: a "term" of the loss (`how` names a class of `flatlingo.regularizers`), a "setting" of
             `training.finetune` or of "model", `hub.load_model` (`how` names the argument), or "nothing".
         how: see `changes`.
-        weight: what its weight is, "λ", "probability", …; "" for a family that has none.
+        weight: what its weight is, "λ", "probability", "target", …; "" for a family that has none.
         code: one line that asks for it.
         paper: whose it is; "" for what has no single source.
         legend: before the weight in legends and run ids; the name by default.
@@ -159,6 +159,16 @@ ROWS = (
         calibrated=True,
     ),
     Family(
+        "trace_target",
+        "trace target",
+        "gradient",
+        "term",
+        "TraceTarget",
+        "target",
+        "TraceTarget(target=1000)",
+        legend="target",
+    ),
+    Family(
         "gradient_norm",
         "gradient norm",
         "gradient",
@@ -211,6 +221,17 @@ ROWS = (
         "decay",
         "finetune(…, weight_decay=0.01)",
         "Loshchilov & Hutter 2019",
+    ),
+    Family(
+        "weight_averaging",
+        "weight averaging",
+        "weights",
+        "setting",
+        "average",
+        "share",
+        "finetune(…, average=0.25)",
+        "Izmailov et al. 2018",
+        legend="average",
     ),
     Family("mixout", "mixout", "weights", "term", "Mixout", "probability", "Mixout(p=0.1)", "Lee, Cho & Kang 2020"),
     Family(

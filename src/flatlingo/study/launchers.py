@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,8 +24,9 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from submitit.core.utils import UncompletedJobError
 from transformers import TrainerCallback
 
+from flatlingo import devices
 from flatlingo.callbacks import MINUTES, MinuteLines, tensorboard
-from flatlingo.devices import device_name
+from flatlingo.devices import device_name, keep_memory
 from flatlingo.errors import DivergedError, FlatlingoError
 from flatlingo.study.outcome import FAILED, Outcome
 from flatlingo.study.presets import RunConfig
@@ -36,11 +38,14 @@ PACKAGES = ("flatlingo", "torch", "transformers", "tokenizers", "datasets", "acc
 POLL_SECONDS = 5
 # A job is asked to stop 90 s before its time is over; SLURM may ask 60 s earlier, and the run takes some to begin.
 STOPPING_MINUTES = 4
+KILLED = "its process was killed, as the system does when memory runs out, or its GPU failed twice (its log tells)"
 
 
 @dataclass(frozen=True)
 class Job:
     """Computes one run into a store, in whatever process it is called. Never raises for a run that fails.
+
+    The process keeps the memory that it frees until it ends, see `devices.keep_memory`.
 
     Args:
         runs: the store.
@@ -71,6 +76,7 @@ class Job:
         return submitit.helpers.DelayedSubmission(self, config)
 
     def _compute(self, config: RunConfig) -> Outcome:
+        keep_memory()
         if self.runs.exists(config):
             self.runs.set_aside(config)
         log = self.runs.log(config)
@@ -120,13 +126,16 @@ def local(job: Job, configs: list[RunConfig], jobs: int | None = None) -> Iterat
     evenly, so that several small runs fill one big GPU. `CUDA_VISIBLE_DEVICES` says which are used, MIG slices too.
 
     If the system kills a process (memory ran out), the runs that were under way are repeated one at a time, so that
-    only the one that was the cause fails.
+    only the one that was the cause fails. A process whose GPU has failed ends too, since all runs after it would fail.
 
     Args:
         job: what to do with a run.
         configs: the runs.
-        jobs: runs at a time; one per GPU or, without GPUs, one per core by default. With one, and no choice of GPUs,
-            they are computed in the calling process.
+        jobs: runs at a time; one per GPU or, without GPUs, one per core by default. With one, they are computed in the
+            calling process.
+
+    Raises:
+        FlatlingoError: if the GPU of the calling process has failed.
     """
     gpus = _gpus()
     jobs = jobs or len(gpus) or joblib.cpu_count()
@@ -143,7 +152,7 @@ def local(job: Job, configs: list[RunConfig], jobs: int | None = None) -> Iterat
         try:
             yield from _pool(job, [config], 2, gpus)  # two, since one would be this process
         except TerminatedWorkerError:
-            yield Outcome(config, "failed", "its process was killed, as the system does when memory runs out")
+            yield Outcome(config, "failed", KILLED)
     if left:
         yield from local(job, list(left.values()), jobs)
 
@@ -154,10 +163,10 @@ def slurm(
     """Compute runs as the jobs of one SLURM array, one run per job; outcomes come as jobs end.
 
     Partition, account, GPUs, memory and whatever else the cluster wants come from sbatch's own variables
-    (`SBATCH_PARTITION`, `SBATCH_ACCOUNT`, `SBATCH_GPUS_PER_NODE=1`, `SBATCH_MEM_PER_NODE`, …). The store and the Python
-    environment must lie on a file system that the nodes share. A job that is preempted, or within 90 s of its time
-    limit, goes back into the queue and later goes on from its last checkpoint; one that is out of time for the fourth
-    time fails. Preemptions are not counted.
+    (`SBATCH_PARTITION`, `SBATCH_ACCOUNT`, `SBATCH_GPUS_PER_NODE=1`, `SBATCH_CPUS_PER_GPU=5`, `SBATCH_MEM_PER_NODE`, …);
+    up to four cores draw perturbed views beside a GPU. The store and the Python environment must lie on a file system
+    that the nodes share. A job that is preempted, or within 90 s of its time limit, goes back into the queue and later
+    goes on from its last checkpoint; one that is out of time for the fourth time fails. Preemptions are not counted.
 
     Args:
         job: what to do with a run.
@@ -205,9 +214,24 @@ def _minutes_for_submitit(working: float) -> int:
     return math.ceil(max(working / 0.8, working + 10))
 
 
+def _here(job: Job, config: RunConfig) -> Outcome:
+    """Compute a run in this process.
+
+    Raises:
+        FlatlingoError: if its GPU has failed, since every further run would fail.
+    """
+    outcome = job(config)
+    if outcome.state == "failed" and devices.is_broken():
+        raise FlatlingoError(
+            f"the GPU failed during {config.run_id} ({outcome.reason}), and only a new process can use it again; the "
+            "runs before are stored: call the sweep once more, and if it fails again, look at `nvidia-smi`"
+        )
+    return outcome
+
+
 def _pool(job: Job, configs: list[RunConfig], workers: int, gpus: list[str]) -> Iterator[Outcome]:
     if workers == 1:
-        yield from map(job, configs)
+        yield from map(partial(_here, job), configs)
         return
     with tempfile.TemporaryDirectory(prefix="flatlingo-") as slots:
         work = _Worker(job, os.getpid(), gpus, Path(slots))
@@ -237,7 +261,11 @@ class _Worker:
         if self.gpus and not torch.cuda.is_available():  # it would train on the CPU instead
             chosen = os.environ["CUDA_VISIBLE_DEVICES"]
             return Outcome(config, "failed", f"no process can use the GPU {chosen} that CUDA_VISIBLE_DEVICES names")
-        return self.job(config)
+        outcome = self.job(config)
+        if outcome.state == "failed" and devices.is_broken():
+            with self.job.runs.own(config):  # as if it were killed: it is repeated once, in a new process
+                os._exit(1)
+        return outcome
 
     def _end_with_parent(self) -> None:
         while os.getppid() == self.parent:

@@ -14,8 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flatlingo import evaluation
 from flatlingo.encoding import batches
-from flatlingo.fisher import FisherTrace, empirical_fisher, sam_sharpness
+from flatlingo.fisher import FisherTrace, distance, empirical_fisher, sam_sharpness, scale_aware
 from flatlingo.fisher.trace import module_group
+from flatlingo.regularizers.perturbations import View
 
 
 class Measured(NamedTuple):
@@ -81,8 +82,8 @@ def trace(classifier: Classifier, rows: Dataset, start: Mapping[str, torch.Tenso
         start: its weights before training, by name: how far it has moved is the norm of the difference.
 
     Returns:
-        Numbers: the `trace` with its parts, `empirical_fisher`, `scale_aware` = Σ_t ‖θ_t‖² Tr(F_t) over tensors (Dinh
-        et al. 2017: unlike Tr(F) it does not change when layers are rescaled) and `distance` = ‖θ - θ_0‖.
+        Numbers: the `trace` with its parts, `empirical_fisher`, `scale_aware` and `distance` (see
+        `flatlingo.fisher.weights`).
         Arrays: `trace/en` of each row; of each tensor `tensor/name`, `tensor/size`, `tensor/trace`,
         `tensor/squared_norm` and `tensor/squared_distance`.
     """
@@ -104,8 +105,8 @@ def trace(classifier: Classifier, rows: Dataset, start: Mapping[str, torch.Tenso
         {
             "trace": _summary(by_tensor) | {"groups": groups.to_dict()},
             "empirical_fisher": classifier.traces(rows, measure=empirical_fisher).value,
-            "scale_aware": float((tensors["squared_norm"].astype(float) * parts.to_numpy()).sum()),
-            "distance": float(tensors["squared_distance"].astype(float).sum() ** 0.5),
+            "scale_aware": scale_aware(by_tensor, model).value,
+            "distance": distance(model, start),
         },
         {"trace/en": by_tensor.per_example.astype(np.float32)}
         | {f"tensor/{name}": values for name, values in tensors.items()},
@@ -116,6 +117,18 @@ def sharpness(classifier: Classifier, rows: Dataset, radius: float) -> Measured:
     """How much the loss on training rows rises within a radius, see `fisher.sam_sharpness`."""
     padded = batches(classifier.tokenizer, rows, max_length=classifier.max_length, batch_size=32)
     return Measured({"sharpness": sam_sharpness(classifier.model.eval(), padded, radius)}, {})
+
+
+def segmentation_kl(classifier: Classifier, rows: Dataset, view: View) -> Measured:
+    """How far apart predictions for two segmentations of a text are: what a consistency loss would make small.
+
+    ½ KL(p ‖ q) + ½ KL(q ‖ p), in nats, p for the tokenizer's own segmentation and q for one that is drawn, the same for
+    every model; the mean over rows. Array `segmentation_kl/en`: of each row.
+    """
+    own = _log_softmax(classifier.logits(rows))
+    drawn = _log_softmax(evaluation.view_logits(*classifier[:2], view, rows, max_length=classifier.max_length, seed=0))
+    found = 0.5 * ((np.exp(own) - np.exp(drawn)) * (own - drawn)).sum(axis=1)
+    return Measured({"segmentation_kl": float(found.mean())}, {"segmentation_kl/en": found.astype(np.float32)})
 
 
 def target_trace(classifier: Classifier, rows: Dataset, language: str) -> Measured:
@@ -140,13 +153,12 @@ def curve(log: Sequence[Mapping[str, float]]) -> list[dict]:
 
 
 def _summary(found: FisherTrace) -> dict[str, float]:
-    logarithms = np.log(found.per_example)
     return {
         "value": found.value,
         "standard_error": found.standard_error,
         "examples": found.n,
-        "log_mean": float(logarithms.mean()),
-        "log_standard_error": float(logarithms.std(ddof=1) / found.n**0.5),
+        "log_mean": found.log_mean,
+        "log_standard_error": found.log_standard_error,
     }
 
 

@@ -5,14 +5,14 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from flatlingo.errors import FlatlingoError, unknown
 from flatlingo.files import PRESETS
-from flatlingo.study.families import FAMILIES, family
+from flatlingo.study.families import FAMILIES, Family, family
 from flatlingo.taskfiles import read_yaml, validated
 
-PLANS = ("nli", "paraphrase", "methods", "regularized_second_stage")
+PLANS = ("nli", "paraphrase", "methods", "regularized_second_stage", "technique", "intervention")
 
 
 def _known_family(name: str) -> str:
@@ -37,22 +37,53 @@ class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def _pairs(value: object) -> object:
+    return tuple(value.items()) if isinstance(value, dict) else value
+
+
 class Condition(_Settings):
     """One regulariser setting: one marker of a figure.
 
-    The weight is what a method has in its place (`families.Family.weight`): λ, a probability, a radius, …
+    The weight is what a method has in its place (`families.Family.weight`): λ, a probability, a radius, … The rest is
+    for methods compared at equal compute: `also`, further families with their weights; `every`, penalties on the
+    gradient in every k-th step only, times k; `length`, epochs as a multiple of the setup's.
 
     >>> Condition(family="consistency", weight=0.6).label, Condition(family="none").label
     ('kl=0.6', 'none')
+    >>> Condition(family="fisher_penalty", weight=0.001, also={"weight_averaging": 0.25}, every=2, length=0.5).label
+    'fpen=0.001+average=0.25+every=2+length=0.5'
     """
 
     family: FamilyName
     weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    also: Annotated[tuple[tuple[FamilyName, Annotated[float, Field(ge=0)]], ...], BeforeValidator(_pairs)] = Field(
+        default=(), exclude_if=lambda also: not also
+    )
+    every: int = Field(default=1, ge=1, exclude_if=lambda every: every == 1)
+    length: float = Field(default=1.0, gt=0, exclude_if=lambda length: length == 1)
+
+    @property
+    def parts(self) -> list[tuple[Family, float]]:
+        """All its families with their weights."""
+        return [(family(name), weight) for name, weight in ((self.family, self.weight), *self.also)]
 
     @property
     def label(self) -> str:
         """The name in legends and run ids, as in the paper: `kl=k`, `fpen=k`."""
-        return family(self.family).label(self.weight)
+        return "+".join([*(row.label(weight) for row, weight in self.parts), *self._recipe, *self._times])
+
+    @property
+    def method(self) -> str:
+        """What decides the cost of a step: the families, and how often a penalty is computed."""
+        return "+".join([*(row.name for row, _ in self.parts), *self._recipe])
+
+    @property
+    def _recipe(self) -> list[str]:
+        return [f"every={self.every}"] if self.every > 1 else []
+
+    @property
+    def _times(self) -> list[str]:
+        return [f"length={self.length:g}"] if self.length != 1 else []
 
 
 class Training(_Settings):
@@ -105,6 +136,7 @@ class Measurement(_Settings):
     `trace_examples`: English validation rows of Tr(F), all by default; `target_examples`: those of each other language,
     0 for none. `curve`: at which shares of the training steps Tr(F) is measured on the way, on the first
     `curve_examples` rows. `sharpness_radius`: ρ of SAM's sharpness, on the first 300 training rows; None for none.
+    `segmentation_examples`: English validation rows whose predictions for two segmentations are compared; 0 for none.
     """
 
     trace_examples: int | None = Field(default=None, gt=1)
@@ -112,6 +144,7 @@ class Measurement(_Settings):
     curve: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = ()
     curve_examples: int = Field(default=100, gt=1)
     sharpness_radius: float | None = Field(default=None, gt=0, exclude_if=lambda radius: radius is None)
+    segmentation_examples: int = Field(default=0, ge=0, exclude_if=lambda examples: examples == 0)
 
 
 class Setup(_Settings):
@@ -119,8 +152,8 @@ class Setup(_Settings):
 
     `task`: a name, or the path of a task's description. `label_noise`: share of the English training labels redrawn.
     `precision`: of training, on any device; what is measured is float32. `trace_penalty_every`: the exact trace penalty
-    is computed in every k-th step, times k. A setting that is left out at its default can be added without changing the
-    ids of older runs (`exclude_if`).
+    is computed in every k-th step, times k. `trace_target_after`: steps of plain training before a trace target acts. A
+    setting that is left out at its default can be added without changing the ids of older runs (`exclude_if`).
     """
 
     task: str
@@ -134,6 +167,7 @@ class Setup(_Settings):
     second_stage: SecondStage | None = None
     measurement: Measurement = Measurement()
     trace_penalty_every: int = Field(default=1, gt=0, exclude_if=lambda every: every == 1)
+    trace_target_after: int = Field(default=0, ge=0, exclude_if=lambda after: after == 0)
 
 
 class Provenance(_Settings):
@@ -167,6 +201,11 @@ class RunSpec(_Settings):
         """Plan, condition and seed: `nli-kl=0.6-s1`, the first part of a run's id."""
         return f"{self.plan}-{self.condition.label}-s{self.seed}"
 
+    @property
+    def epochs(self) -> int:
+        """Epochs of training on English: the setup's times the condition's length, at least one."""
+        return max(1, round(self.setup.training.epochs * self.condition.length))
+
 
 class RunConfig(RunSpec):
     """Everything that decides the result of one run. Equal configurations have equal ids, whatever the machine."""
@@ -198,17 +237,19 @@ class Calibration(_Settings):
 
 
 class Plan(_Settings):
-    """A setup and the conditions it is run under, weights by family."""
+    """A setup and the conditions it is run under, weights by family; `recipes` are conditions that say more."""
 
     setup: Setup
     calibration: Calibration | None = None
     conditions: dict[FamilyName, tuple[float, ...]] = Field(min_length=1)
+    recipes: tuple[Condition, ...] = ()
 
     def expand(self) -> list[Condition]:
         """All conditions, in the order of the file."""
-        return [
+        simple = [
             Condition(family=name, weight=weight) for name, weights in self.conditions.items() for weight in weights
         ]
+        return [*simple, *self.recipes]
 
 
 class Encoder(_Settings):

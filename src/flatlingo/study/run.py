@@ -12,19 +12,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from flatlingo import training
 from flatlingo.callbacks import MINUTES, Checkpoints, TraceCurve
-from flatlingo.devices import CPU, device, processes
+from flatlingo.devices import device, loading_processes, processes
 from flatlingo.encoding import batches
 from flatlingo.study import measure
 from flatlingo.study.measure import Classifier, Measured
 from flatlingo.study.presets import RunSpec
 from flatlingo.study.sources import Sources
 from flatlingo.study.stages import Stages
-from flatlingo.study.terms import settings, terms
+from flatlingo.study.terms import segmentation, settings, terms
 from flatlingo.tasks import Task
 
 TRACE_BATCH = 32
 SHARPNESS_ROWS = 300
-GPU_WORKERS = 4  # processes that draw the views of the next batches while a GPU computes; the result is the same
 
 
 class Finished(NamedTuple):
@@ -117,10 +116,10 @@ def _train(
         seed=spec.seed,
         precision=setup.precision,
         **changes,
-        **dict(setup.training),
+        **(dict(setup.training) | {"epochs": spec.epochs}),
         checkpoints=checkpoints,
         callbacks=[*callbacks, *_curve(spec, classifier, task)],
-        workers=0 if device() == CPU else GPU_WORKERS,
+        workers=loading_processes(),
     )
 
 
@@ -150,6 +149,10 @@ def _measure(
     if asked.sharpness_radius:
         few = _first(task.rows("en", "train"), SHARPNESS_ROWS)
         steps["sharpness"] = lambda: measure.sharpness(classifier, few, asked.sharpness_radius)
+    if asked.segmentation_examples:
+        compared = _first(validation["en"], asked.segmentation_examples)
+        view = segmentation(spec.setup, classifier.tokenizer)
+        steps["segmentation"] = lambda: measure.segmentation_kl(classifier, compared, view)
     steps["trace-en"] = lambda: measure.trace(classifier, traced["en"], start)
     for language in list(traced)[1:]:
         steps[f"trace-{language}"] = functools.partial(measure.target_trace, classifier, traced[language], language)
@@ -209,6 +212,7 @@ def _assembled(spec: RunSpec, task: Task, parts: dict[str, Measured], arrays: di
         **numbers["fit"],
         **numbers["trace-en"],
         **numbers.get("sharpness", {}),
+        **numbers.get("segmentation", {}),
         "target_trace": {
             language: numbers[f"trace-{language}"]["trace"]
             for language in task.languages

@@ -1,5 +1,6 @@
 """A sweep: the runs of a plan, computed where they are missing from a store."""
 
+import itertools
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ if TYPE_CHECKING:  # what computes runs is imported when a run is missing
     from flatlingo.study.sources import Sources
 
 LAUNCHERS = ("local", "slurm")
+RECORDED_STORE = (None, "recorded")
 POLL_SECONDS = 1.0
 logger = logging.getLogger(__name__)
 
@@ -56,7 +58,8 @@ def sweep(
         preset: "smoke", "mini", "small", "paper", "xlmr", or a path to a YAML file.
         store: folder of finished runs; "recorded" reads the committed results, which takes neither the encoder nor the
             rows, and never computes.
-        seeds: how many, or which; the preset's number by default.
+        seeds: how many, or which; by default the preset's number, and of the recorded results every seed that has a run
+            of each condition (`recorded_seeds`).
         task: another task than the plan's: a name, or the path of a description (`flatlingo.tasks`).
         data: folder of the task's rows, relative to the checkout. A task of the mini world is then replaced by the real
             one of its kind.
@@ -79,12 +82,13 @@ def sweep(
     """
     settings = load_preset(preset)
     runs = open_store(store, settings.name)
-    if store in (None, "recorded"):
+    if store in RECORDED_STORE:
         if others := [name for name, value in {"task": task, "data": data, "model": model}.items() if value]:
             raise FlatlingoError(
                 f"the recorded results are of preset {settings.name}'s own encoder and rows, not of another "
                 f"{others[0]}; pass a store folder"
             )
+        seeds = seeds or recorded_seeds(plan, settings, runs) or None
         configs = _recorded(expand(plan, settings, seeds=seeds), runs, settings)
     else:
         computing = Computing(launcher, jobs, time_limit, keep_weights, checkpoint_minutes, tensorboard, progress)
@@ -159,6 +163,23 @@ class Computing:
         for config in configs:
             runs.tidy(config)
         return configs
+
+
+def recorded_seeds(plan: str, preset: Preset, runs: Store) -> list[int]:
+    """The seeds 1, 2, … of which a store has every condition of a plan; a warning names those of which it has a part.
+
+    The first seed without any run ends the search.
+    """
+    complete = []
+    for seed in itertools.count(1):
+        specs = expand(plan, preset, seeds=[seed])
+        found = sum(runs.find(spec) is not None for spec in specs)
+        if not found:
+            return complete
+        if found == len(specs):
+            complete.append(seed)
+        else:
+            logger.warning("seed %d of plan %s is left out: %d of its %d runs are there", seed, plan, found, len(specs))
 
 
 def _recorded(specs: list[RunSpec], runs: Store, preset: Preset) -> list[RunConfig]:

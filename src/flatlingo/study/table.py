@@ -17,7 +17,8 @@ def table(configs: list[RunConfig], results: list[dict]) -> pd.DataFrame:
     `train_accuracy`, `train_loss`, `clean_train_accuracy`, `clean_train_loss`, `noisy_fitted` (of the wrong training
     labels, the share reproduced); `trace`, `trace_se`, `log_trace` (mean over examples of the logarithm),
     `trace_without_embeddings`, `head_trace`, `trace_<language>`, `empirical_fisher`, `scale_aware`, `distance`,
-    `sharpness`, `margin`, `train_margin` and `early_trace` (the first measured after training began).
+    `sharpness`, `segmentation_kl` (see `study.measure`), `margin`, `train_margin` and `early_trace` (the first measured
+    after training began).
 
     After a second stage also: `language`; on its held-out half `zero_shot`, `adapted`, `gain` = adapted - zero_shot,
     `control` (adapted on as many English rows) and `control_gain`.
@@ -35,7 +36,7 @@ def _row(config: RunConfig, result: dict) -> dict:
     others = {language: value for language, value in accuracy.items() if language != "en"}
     measured = (
         *("train_loss", "train_margin", "clean_train_accuracy", "clean_train_loss", "noisy_fitted"),
-        *("scale_aware", "distance", "sharpness"),
+        *("scale_aware", "distance", "sharpness", "segmentation_kl"),
     )
     return {
         "run_id": config.run_id,

@@ -5,49 +5,75 @@ from transformers import PreTrainedTokenizerBase
 from flatlingo import regularizers
 from flatlingo.errors import FlatlingoError
 from flatlingo.miniworld.lexicon import FORMS
-from flatlingo.regularizers import SAM, BothViews, CodeSwitching, Regularizer, SubwordConsistency, TracePenalty, XTune
-from flatlingo.study.families import family
-from flatlingo.study.presets import Condition, RunSpec
+from flatlingo.regularizers import (
+    SAM,
+    BothViews,
+    CodeSwitching,
+    Regularizer,
+    SampledSegmentation,
+    SubwordConsistency,
+    TraceTarget,
+    XTune,
+)
+from flatlingo.study.families import Family
+from flatlingo.study.presets import Condition, RunSpec, Setup
 from flatlingo.tasks import MINI
 
 
 def terms(spec: RunSpec, tokenizer: PreTrainedTokenizerBase) -> list[Regularizer]:
-    """The terms of a run's loss: one, or none for a method that is not a term.
+    """The terms of a run's loss, none for a method that is not a term.
 
     Raises:
         FlatlingoError: for xTune outside the mini world, which has the only lexicon.
     """
-    row, weight, setup = family(spec.condition.family), spec.condition.weight, spec.setup
-    if row.changes != "term":
-        return []
+    return [_term(row, weight, spec, tokenizer) for row, weight in spec.condition.parts if row.changes == "term"]
+
+
+def every(spec: RunSpec) -> int:
+    """From one step with a penalty on the gradient to the next."""
+    families = {row.name for row, _ in spec.condition.parts}
+    by_setup = spec.setup.trace_penalty_every if "trace_penalty" in families else 1
+    return by_setup if spec.condition.every == 1 else spec.condition.every
+
+
+def settings(condition: Condition) -> dict:
+    """What methods that are not terms change in `training.finetune`.
+
+    >>> settings(Condition(family="weight_decay", weight=0.01)), settings(Condition(family="l2", weight=0.01))
+    ({'weight_decay': 0.01}, {})
+    """
+    return {row.how: _setting(row, weight) for row, weight in condition.parts if row.changes == "setting"}
+
+
+def _term(row: Family, weight: float, spec: RunSpec, tokenizer: PreTrainedTokenizerBase) -> Regularizer:
+    setup = spec.setup
     if row.name == "both_views":
-        return [BothViews(tokenizer, **dict(setup.segmentation))]
+        return BothViews(tokenizer, **dict(setup.segmentation))
     if row.name in ("consistency", "consistency_faithful"):
         mode = "faithful" if row.name == "consistency_faithful" else setup.segmentation.mode
-        return [SubwordConsistency(tokenizer, weight=weight, **dict(setup.segmentation) | {"mode": mode})]
+        return SubwordConsistency(tokenizer, weight=weight, **dict(setup.segmentation) | {"mode": mode})
     if row.name == "xtune":
         if setup.task not in MINI:
             raise FlatlingoError(
                 f"xtune switches words by a bilingual lexicon, and there is none for {setup.task}; leave it out"
             )
-        return [XTune(CodeSwitching(tokenizer, mini_lexicon()), weight=weight)]
-    if row.name == "trace_penalty":
-        return [TracePenalty(weight, every=setup.trace_penalty_every)]
-    return [getattr(regularizers, row.how)(weight)]
+        return XTune(CodeSwitching(tokenizer, mini_lexicon()), weight=weight)
+    if row.name == "trace_target":
+        return TraceTarget(weight, every=every(spec), after=setup.trace_target_after)
+    if row.name in ("trace_penalty", "fisher_penalty"):
+        return getattr(regularizers, row.how)(weight, every=every(spec))
+    return getattr(regularizers, row.how)(weight)
 
 
-def settings(condition: Condition) -> dict:
-    """What a method that is not a term changes in `training.finetune`.
+def segmentation(setup: Setup, tokenizer: PreTrainedTokenizerBase) -> SampledSegmentation:
+    """The second segmentation of a text as the consistency loss of a study draws it."""
+    return SampledSegmentation(tokenizer, **setup.segmentation.model_dump(include={"p", "alpha", "mode"}))
 
-    >>> settings(Condition(family="weight_decay", weight=0.01)), settings(Condition(family="l2", weight=0.01))
-    ({'weight_decay': 0.01}, {})
-    """
-    row, weight = family(condition.family), condition.weight
-    if row.changes != "setting":
-        return {}
+
+def _setting(row: Family, weight: float) -> object:
     if row.how == "sam":
-        return {"sam": SAM(weight, adaptive=row.name == "asam")}
-    return {row.how: int(weight) if row.how == "patience" else weight}
+        return SAM(weight, adaptive=row.name == "asam")
+    return int(weight) if row.how == "patience" else weight
 
 
 def mini_lexicon() -> dict[str, list[str]]:

@@ -69,12 +69,14 @@ def workload(spec: RunSpec, lengths: Lengths) -> Workload:
     """The work of a run, as `study.run` does it. Early stopping is counted as if it never stopped."""
     setup, asked = spec.setup, spec.setup.measurement
     grouped = setup.training.group_by_length
-    english = shuffled(lengths.of("en", "train"), setup.training.batch_size, grouped) * setup.training.epochs
+    english = shuffled(lengths.of("en", "train"), setup.training.batch_size, grouped) * spec.epochs
     languages = lengths.task.languages
     predicted = [ordered(lengths.of("en", "train"), PREDICTION_BATCH)]
     predicted += [ordered(lengths.of(language, "validation"), PREDICTION_BATCH) for language in languages]
     if asked.sharpness_radius:  # a gradient takes about three forward passes
         predicted.append(ordered(lengths.of("en", "train")[:SHARPNESS_ROWS], TRACE_BATCH) * 4)
+    if asked.segmentation_examples:  # two passes
+        predicted.append(ordered(lengths.of("en", "validation")[: asked.segmentation_examples], PREDICTION_BATCH) * 2)
     traced = ordered(lengths.of("en", "validation")[: asked.trace_examples], TRACE_BATCH)
     targets = [language for language in languages if language != "en"] if asked.target_examples else []
     briefly = [

@@ -1,0 +1,206 @@
+"""Conditions as marks: means of runs whose seeds are laid on each other, lines by weight, axes, labels beside marks."""
+
+import itertools
+import math
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from scipy import stats
+
+from flatlingo.report.drawing import beside, in_order, marker_of, shades
+from flatlingo.report.slopes import ENOUGH
+from flatlingo.report.statistics import rounded
+from flatlingo.study.families import family
+
+REACH = 0.35  # how much further than the competent conditions an axis goes for others, as a share of its length
+POINTS = 6.5  # size of labels
+DIRECTIONS = (0, 180, 90, 270, 45, 135, 225, 315)
+
+
+def seeds_aligned(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """The table with columns less what their seeds differ by, so that the seeds of a condition lie on each other.
+
+    Each seed's mean is moved to the mean of all; it is taken over the conditions that every seed has (over all, where
+    there are none). Means of such conditions stay as they are.
+
+    >>> runs = pd.DataFrame({"label": ["a", "b", "a", "b"], "seed": [1, 1, 2, 2], "y": [1.0, 2.0, 3.0, 4.0]})
+    >>> seeds_aligned(runs, ["y"])["y"].tolist()
+    [2.0, 3.0, 2.0, 3.0]
+    """
+    everywhere = table.groupby("label")["seed"].transform("nunique") == table["seed"].nunique()
+    means = (table[everywhere] if everywhere.any() else table).groupby("seed")[columns].mean()
+    return table.assign(**(table[columns] - means.loc[table["seed"]].to_numpy() + means.mean()))
+
+
+def condition_marks(table: pd.DataFrame, y: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Runs and their conditions as they are drawn against Tr(F): y in per cent, seeds laid on each other.
+
+    Args:
+        table: one row per run, with column `able` (`with_competence`).
+        y: name of the outcome, in 0..1.
+
+    Returns:
+        The runs and the conditions (in order), both with `x` (nats²), `y` and `able`; a condition's x is the geometric
+        mean of its runs', its y the mean, and it is able if each of its runs is.
+    """
+    runs = table.dropna(subset=[y]).assign(x=lambda t: np.log(t["trace"]), y=lambda t: 100 * t[y])
+    runs = seeds_aligned(runs, ["x", "y"])
+    found = runs.groupby("label")
+    means = found[["x", "y"]].mean().assign(able=found["able"].all())
+    conditions = in_order(runs).join(means, on="label").reset_index(drop=True)
+    return runs.assign(x=np.exp(runs["x"])), conditions.assign(x=np.exp(conditions["x"]))
+
+
+def pooled_half_width(runs: pd.DataFrame) -> float:
+    """Half the 95 % interval of a condition's mean, from what conditions and seeds leave of y (Loftus & Masson 1994).
+
+    t · s / √S with s² = Σ (y - condition - seed)² / (n - C - S + 1), over the runs of conditions that are able.
+
+    Args:
+        runs: as `condition_marks` gives them.
+
+    Returns:
+        In the units of y; NaN with fewer than two seeds or six conditions.
+    """
+    runs = runs[runs["able"]]
+    conditions, seeds = runs["label"].nunique(), runs["seed"].nunique()
+    freedom = len(runs) - conditions - seeds + 1
+    if seeds < 2 or conditions < ENOUGH or freedom < 1:
+        return math.nan
+    design = pd.get_dummies(runs[["label", "seed"]].astype(str)).to_numpy(dtype=float)
+    left = runs["y"] - design @ np.linalg.lstsq(design, runs["y"])[0]
+    return float(stats.t.ppf(0.975, freedom) * math.sqrt((left**2).sum() / freedom / seeds))
+
+
+def draw_marks(ax: Axes, runs: pd.DataFrame, conditions: pd.DataFrame, *, size: float = 1.0) -> None:
+    """Every run as a small dot, every condition as its family's mark, joined by weight; hollow if not competent.
+
+    A line starts at no regulariser (the one of consistency at both views without the divergence, where it was run).
+    One artist per condition has its label.
+    """
+    colours = shades(conditions)
+    for label, part in runs.groupby("label", sort=False):
+        dots = {"marker": ".", "markersize": 3, "linestyle": "none", "color": colours[label], "alpha": 0.55}
+        ax.plot(part["x"], part["y"], zorder=2, label=f"_{label}", **dots)
+    for name, part in conditions.groupby("family", sort=False):
+        line = pd.concat([conditions[conditions["family"] == _start(name, conditions)], part])
+        ax.plot(line["x"], line["y"], color=family(name).drawn.colour, linewidth=0.8, alpha=0.7, zorder=1.5, label="_")
+    for row in conditions.itertuples():
+        marker = marker_of(row.family, colours[row.label])
+        marker["markersize"] *= size * (1.6 if row.family == "none" else 1.3)  # others often lie upon it
+        if not row.able:
+            marker |= {"markerfacecolor": "none", "markeredgecolor": colours[row.label], "markeredgewidth": 0.9}
+        ax.plot(row.x, row.y, label=row.label, zorder=3 if row.family == "none" else 4, **marker)
+
+
+def _start(name: str, conditions: pd.DataFrame) -> str | None:
+    """The family that the line of a family starts at."""
+    if name in ("none", None):
+        return None
+    return "both_views" if name == "consistency" and (conditions["family"] == "both_views").any() else "none"
+
+
+def limits(able: np.ndarray, others: np.ndarray, *, spare: float = 0.06) -> tuple[float, float]:
+    """Ends of an axis that shows all competent values, and of the others those that are near them.
+
+    >>> limits(np.array([50.0, 60.0]), np.array([48.0, 33.0]), spare=0)
+    (48.0, 60.0)
+    """
+    able = able if len(able) else others
+    low, high = able.min(), able.max()
+    length = (high - low) or max(abs(high), 1) * 0.05
+    near = others[(others >= low - REACH * length) & (others <= high + REACH * length)]
+    low, high = min(low, *near, low), max(high, *near, high)
+    return float(low - spare * length), float(high + spare * length)
+
+
+def off_the_axes(ax: Axes, conditions: pd.DataFrame, *, names: bool = True) -> pd.DataFrame:
+    """Marks beyond the axes as hollow ones at their border, with their values; the conditions where they are now.
+
+    Args:
+        ax: with its limits set.
+        conditions: as `condition_marks` gives them.
+        names: whether the values are written.
+    """
+    (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
+    colours = shades(conditions)
+    moved = conditions.assign(x=conditions["x"].clip(left, right), y=conditions["y"].clip(bottom, top), text="")
+    for i, row in conditions.iterrows():
+        x, y = moved.loc[i, ["x", "y"]]
+        if (x, y) == (row["x"], row["y"]):
+            continue
+        marker = marker_of(row["family"], colours[row["label"]]) | {"markerfacecolor": "none", "clip_on": False}
+        ax.plot(x, y, zorder=4, label="_", **marker | {"markeredgecolor": colours[row["label"]]})
+        moved.loc[i, "text"] = f" ({row['y']:.1f} at {rounded(row['x'], 2)})" if names else ""
+    return moved
+
+
+def names_of(conditions: pd.DataFrame) -> list[str]:
+    """What stands beside each mark: its weight, and for the last of a family also the family's title."""
+    last = ~conditions["family"].duplicated(keep="last")
+    return [
+        f"{family(row.family).title} {weight_text(row.weight)}".strip() if closes else weight_text(row.weight)
+        for row, closes in zip(conditions.itertuples(), last, strict=True)
+    ]
+
+
+def weight_text(weight: float) -> str:
+    """A weight as short as it can be; "" for none.
+
+    >>> weight_text(0.0003), weight_text(0.25), weight_text(0)
+    ('3e-4', '0.25', '')
+    """
+    if not weight:
+        return ""
+    return f"{weight:.2g}" if weight >= 0.01 else f"{weight:.1e}".replace(".0e", "e").replace("e-0", "e-")
+
+
+def label_marks(ax: Axes, conditions: pd.DataFrame, texts: list[str], dots: pd.DataFrame | None = None) -> None:
+    """Write beside each mark, where it hides least, of a figure that was laid out (`Figure.draw_without_rendering`).
+
+    Args:
+        ax: with its marks drawn and its limits set.
+        conditions: with `x`, `y`, `family`.
+        texts: one for each.
+        dots: other points that labels should not hide, with `x` and `y`.
+    """
+    scale = 72 / ax.figure.dpi
+    at = scale * ax.transData.transform(conditions[["x", "y"]].to_numpy(dtype=float))
+    taken = [_box(x, y, 8, 8) for x, y in at]
+    light = [] if dots is None else [_box(x, y, 3, 3) for x, y in scale * ax.transData.transform(dots[["x", "y"]])]
+    inside = scale * ax.get_window_extent().get_points()
+    for (x, y), text, row in zip(at, texts, conditions.itertuples(), strict=True):
+        if not text:
+            continue
+        width, height = 0.58 * POINTS * len(text), 1.1 * POINTS
+        best = None
+        for distance, angle in itertools.product((3, 10, 18, 28), np.radians(DIRECTIONS)):
+            dx, dy = (distance + 4 + width / 2) * np.cos(angle), (distance + 4 + height / 2) * np.sin(angle)
+            box = _box(x + dx, y + dy, width, height)
+            hidden = sum(_overlap(box, other) for other in taken) + 0.3 * sum(_overlap(box, dot) for dot in light)
+            cost = hidden + 20 * _beyond(box, inside) + 1.5 * distance
+            if best is None or cost < best[0]:
+                best = cost, distance, (dx, dy), box
+        _, distance, offset, box = best
+        taken.append(box)
+        leader = {"arrowprops": {"arrowstyle": "-", "color": "0.6", "linewidth": 0.4}} if distance > 3 else {}
+        beside(
+            ax, text, (row.x, row.y), offset, "data", color=family(row.family).drawn.colour, ha="center", va="center",
+            zorder=5, annotation_clip=False, in_layout=False, **leader,
+        )  # fmt: skip
+
+
+def _beyond(box: tuple, inside: np.ndarray) -> float:
+    """How far a box reaches out of another, in points."""
+    (left, bottom), (right, top) = inside
+    return max(0, left - box[0], box[2] - right) + max(0, bottom - box[1], box[3] - top)
+
+
+def _box(x: float, y: float, width: float, height: float) -> tuple[float, float, float, float]:
+    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
+
+
+def _overlap(one: tuple, other: tuple) -> float:
+    width, height = min(one[2], other[2]) - max(one[0], other[0]), min(one[3], other[3]) - max(one[1], other[1])
+    return max(width, 0) * max(height, 0)
