@@ -1,8 +1,8 @@
 """Whether preset mini's sizes make the unregularised model overfit and leave a transfer gap, on seeds of their own.
 
 Trains both plans without a regulariser on seeds 101 to 105, plan nli also without label noise and with early stopping
-on rows kept aside, and writes `data/recorded/mini-regimes.csv`. `python scripts/regimes.py` repeats it; runs that are
-finished are kept in build/regimes.
+on rows kept aside (a tenth of a larger set, so that as many are trained on), and writes
+`data/recorded/mini-regimes.csv`. `python scripts/regimes.py` repeats it; what is finished is kept in build/regimes.
 """
 
 import pandas as pd
@@ -19,17 +19,18 @@ COLUMNS += ["train_accuracy", "clean_train_accuracy", "noisy_fitted", "trace", "
 
 
 def variants(spec: RunSpec) -> dict[str, RunSpec]:
-    """What is trained beside the plan's own unregularised model; none of it has a second stage."""
+    """The unregularised model of a plan and what it is compared with; none of them has a second stage."""
     setup = spec.setup.model_copy(update={"second_stage": None})
     plain = spec.model_copy(update={"setup": setup})
     if spec.plan != "nli":
         return {"none": plain}
     clean = setup.model_copy(update={"label_noise": 0.0})
     stopping = Condition(family="early_stopping", weight=PATIENCE)
+    larger = setup.model_copy(update={"train_size": round(setup.train_size / 0.9)})
     return {
         "none": plain,
         "no label noise": plain.model_copy(update={"setup": clean}),
-        "early stopping": plain.model_copy(update={"condition": stopping}),
+        "early stopping": plain.model_copy(update={"setup": larger, "condition": stopping}),
     }
 
 
