@@ -6,8 +6,9 @@ import pytest
 
 from flatlingo.miniworld import LABELS, NP, Frame, examples
 from flatlingo.miniworld.edits import JOIN, edits
-from flatlingo.miniworld.frame import negation
+from flatlingo.miniworld.frame import COUNTS, negation
 from flatlingo.miniworld.lexicon import ancestors
+from flatlingo.miniworld.paraphrase import swaps
 from flatlingo.miniworld.semantics import Individual, Situation, admissible, equivalent, relation, true_in
 
 LAURA, DANIEL = NP("name", "laura"), NP("name", "daniel")
@@ -125,6 +126,28 @@ def test_paraphrase_labels(seed):
     for example in examples("paraphrase", 500, split="train", seed=100 + seed):
         same = equivalent(example.first, example.second, rng, samples=60)
         assert same == bool(example.clean_label), (example.operation, example.texts["en"])
+
+
+def test_nothing_is_said_that_a_reader_could_take_in_two_ways():
+    """No place in front of a quantified subject, no passive and no place under negation, no "some" beside "not all"."""
+    for task in LABELS:
+        for example in examples(task, 1500, split="train", seed=4):
+            for frame in (example.first, example.second):
+                assert frame.front != "place" or frame.subject.quantifier in ("a", "the", "name")
+                assert not (frame.passive and (frame.negated or frame.subject.quantifier in ("no", "not every")))
+                assert not (frame.negated and frame.place)
+            quantifiers = {example.first.subject.quantifier, example.second.subject.quantifier}
+            some = any(q == "a" or q in COUNTS for q in quantifiers)
+            if task == "nli" and LABELS[task][example.clean_label] == "neutral":
+                assert not (some and "not every" in quantifiers), example.texts["en"]
+                assert "time swapped" not in example.operation
+
+
+def test_whom_one_kisses_is_as_good_as_by_whom_one_is_kissed():
+    """A nearly symmetric verb makes no pair of different meaning out of an exchange of the two."""
+    surgeons = NP("a", "surgeon"), NP("a", "surgeon", "brave")
+    assert "adjectives swapped" not in swaps(Frame(surgeons[0], "kiss", surgeons[1]))
+    assert "adjectives swapped" in swaps(Frame(surgeons[0], "chase", surgeons[1]))
 
 
 def test_every_edit_relation_is_used():

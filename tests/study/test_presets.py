@@ -136,7 +136,7 @@ def test_seeds_are_the_outer_loop_so_that_every_finished_seed_is_a_study():
 
 
 def test_optional_settings_at_their_default_are_left_out_of_ids():
-    for spec in expand("paraphrase", load_preset("mini")):
+    for spec in expand("paraphrase", load_preset("smoke")):
         written = spec.model_dump(mode="json")["setup"]
         assert "trace_penalty_every" not in written
         assert not {"warmup", "group_by_length"} & set(written["training"])
@@ -160,7 +160,7 @@ def test_the_regularised_second_stage_shares_its_first_stage_with_plan_paraphras
         {"plans__nli__setup__training__group_by_length": True},
         {"plans__nli__setup__label_noise": 0.2},
         {"plans__nli__setup__precision": "bf16"},
-        {"plans__nli__setup__segmentation__mode": "clean"},
+        {"plans__nli__setup__segmentation__mode": "faithful"},
         {"plans__nli__setup__measurement__trace_examples": 50},
     ],
     ids=lambda change: next(iter(change)).split("__")[-1],
