@@ -8,9 +8,9 @@ PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.13,$(shell command -v python$(v)))
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-PRESET ?= mini
-# Preset small takes hours, so it is drawn as it is recorded; a STORE of its own trains it.
-STORE  ?= $(if $(filter small,$(PRESET)),recorded,build/$(PRESET)/store)
+PRESET ?= quick
+# Presets mini and small take hours, so they are drawn as they are recorded; a STORE of its own trains them.
+STORE  ?= $(if $(filter mini small,$(PRESET)),recorded,build/$(PRESET)/store)
 RECORDED := $(filter recorded,$(STORE))
 RUNS := $(if $(RECORDED),$(wildcard data/recorded/$(PRESET)/*/SHA256SUMS))
 # Of recorded results every seed.
@@ -22,27 +22,29 @@ JOBS   ?=
 # Folder of rows in XTREME layout, for presets of real rows; by default the Hub's.
 DATA   ?=
 PARAMS ?=
-# The committed figures are drawn at presets mini (figures/) and small (figures/small/); others draw beside them.
-FIGURES ?= $(if $(filter mini,$(PRESET)),figures,figures/$(PRESET))
+# Where figures go: committed are those of presets mini (figures/) and small (figures/small/); others lie beside them.
+FLATLINGO_FIGURES ?= $(abspath figures)
+FIGURES = $(FLATLINGO_FIGURES)$(if $(filter-out mini,$(PRESET)),/$(PRESET))
 # What make installs: everything, at the versions of the lock.
 INSTALL := -c requirements.lock -e '.[study,notebooks,dev]'
 
 NOTEBOOKS := 0_start_here 1_theory 2_figure1 3_figure2 4_fisher_estimators 5_beyond_the_paper explore
-# Recorded results are drawn without encoder, rows and network: those notebooks that need none.
-DRAWN     := $(patsubst %,build/$(PRESET)/%-$(SEEDS).ipynb,$(if $(RECORDED),2_figure1 3_figure2,$(NOTEBOOKS)))
+# The two studies: all that there is to draw of preset quick, and of small without its encoder, rows and network.
+STUDIES   := 2_figure1 3_figure2
+DRAWN     := $(patsubst %,build/$(PRESET)/%-$(SEEDS).ipynb,\
+    $(if $(filter quick small-recorded,$(PRESET) $(PRESET)-$(STORE)),$(STUDIES),$(NOTEBOOKS)))
 SOURCES   := $(wildcard src/flatlingo/*.py src/flatlingo/*/*.py src/flatlingo/*/*.tsv src/flatlingo/*/*.mplstyle \
     src/flatlingo/presets/$(PRESET).yaml src/flatlingo/presets/tasks/*.yaml \
     data/mini-mbert/*.safetensors data/mini-mbert/tokenizer.json)
 
 export PATH := $(abspath $(BIN)):$(PATH)
-export FLATLINGO_FIGURES ?= $(abspath $(FIGURES))
 export HF_HUB_DISABLE_PROGRESS_BARS ?= 1
 export HF_DATASETS_DISABLE_PROGRESS_BARS ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 # Runs and notebooks compute in one thread each; several on shared cores mostly wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup figures figure1 figure2 theory beyond test test-lab test-slurm lab pretrain record bench lint lock
+.PHONY: help setup figures figures-mini figures-small figure1 figure2 theory beyond test test-lab test-slurm lab pretrain record bench lint lock
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -54,7 +56,10 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(INSTALL)
 	touch $@
 
-figures: build/$(PRESET)/figures-$(SEEDS) ## train what is missing and draw every figure (PRESET=mini|smoke|small|paper, SEEDS=n, JOBS=n runs at a time); small as recorded
+# With preset quick also what is recorded: hours of training, drawn in seconds.
+figures: build/$(PRESET)/figures-$(SEEDS) $(if $(filter quick,$(PRESET)),figures-mini figures-small) ## train what is missing and draw every figure (PRESET=quick|smoke|mini|small|paper, SEEDS=n, JOBS=n runs at a time); mini and small as recorded
+figures-mini figures-small: $(STAMP)
+	$(MAKE) --no-print-directory figures PRESET=$(@:figures-%=%) STORE=recorded SEEDS=0 DATA= PARAMS=
 figure1: build/$(PRESET)/2_figure1-$(SEEDS).ipynb ## only English accuracy against Tr(F)
 figure2: build/$(PRESET)/3_figure2-$(SEEDS).ipynb ## only the gain of the second stage against Tr(F)
 theory: build/$(PRESET)/1_theory-$(SEEDS).ipynb ## only equation (1)
@@ -65,18 +70,17 @@ HAS   := $(shell sed -n '/^plans:/,$$ s/^  \([a-z_]*\):.*/\1/p' src/flatlingo/pr
 swept  = $(if $(RECORDED),,$(foreach plan,$(filter $(1),$(HAS)),build/$(PRESET)/$(plan)-$(SEEDS).swept))
 SWEPT_2_figure1 := $(call swept,$(PLANS))
 SWEPT_3_figure2 := $(call swept,$(PLANS))
-# Notebook 5 asks about differences between seeds: of preset mini, one seed would tell less than those recorded.
-SWEPT_5_beyond_the_paper := $(if $(filter mini-1,$(PRESET)-$(SEEDS)),,$(call swept,nli paraphrase regularized_second_stage))
+SWEPT_5_beyond_the_paper := $(call swept,nli paraphrase regularized_second_stage)
 SWEPT_explore := $(call swept,nli)
 SWEEP := --preset $(PRESET) --seeds $(SEEDS) --store $(STORE) $(if $(JOBS),--jobs $(JOBS)) $(if $(DATA),--data $(DATA)) \
-    $(if $(filter mini smoke,$(PRESET)),,--discard-weights)
+    $(if $(filter quick smoke,$(PRESET)),,--discard-weights)
 .PRECIOUS: build/$(PRESET)/%-$(SEEDS).swept
 build/$(PRESET)/%-$(SEEDS).swept: $(STAMP) $(SOURCES)
 	flatlingo sweep $* $(SWEEP)
 	mkdir -p $(@D) && touch $@
 
 # Two targets at a time, except where they would share a GPU: theory and estimators keep one core busy, sweeps both.
-MAKEFLAGS += $(if $(filter mini smoke,$(PRESET))$(RECORDED),-j2)
+MAKEFLAGS += $(if $(filter quick smoke,$(PRESET))$(RECORDED),-j2)
 
 # The list of figures, made when any was drawn; a second call has nothing to do, and make says so.
 UNRECORDED = $(if $(RECORDED),$(foreach plan,$(PLANS),$(if $(filter data/recorded/$(PRESET)/$(plan)-none-s1-%,$(RUNS)),,$(plan))))
@@ -90,11 +94,11 @@ ARGS_runs := -p store=$(STORE) -p seeds=$(SEEDS)
 ARGS_explore := $(ARGS_runs) $(if $(filter smoke,$(PRESET)),-p epochs=1)
 ARGS_2_figure1 := $(ARGS_runs) -p plans="$(PLANS)" $(if $(DATA),-p data=$(abspath $(DATA)))
 ARGS_3_figure2 := $(ARGS_2_figure1)
-ARGS_5_beyond_the_paper := $(if $(SWEPT_5_beyond_the_paper),$(ARGS_runs) $(if $(DATA),-p data=$(abspath $(DATA)))) $(if $(filter smoke,$(PRESET)),-p studies=5)
+ARGS_5_beyond_the_paper := $(ARGS_runs) $(if $(DATA),-p data=$(abspath $(DATA))) $(if $(filter smoke,$(PRESET)),-p studies=5)
 # A notebook is executed under another name and moved when it succeeded, so that a failed one is built again.
 .SECONDEXPANSION:
 build/$(PRESET)/%-$(SEEDS).ipynb: notebooks/%.ipynb $(STAMP) $(SOURCES) $(RUNS) $$(SWEPT_$$*)
-	flatlingo notebook $< $@ -p preset=$(PRESET) $(ARGS_$*) $(PARAMS)
+	FLATLINGO_FIGURES=$(FIGURES) flatlingo notebook $< $@ -p preset=$(PRESET) $(ARGS_$*) $(PARAMS)
 
 test: $(STAMP) ## everything CI runs
 	ruff check && ruff format --check
