@@ -122,10 +122,13 @@ test-slurm: $(STAMP) ## sweeps as array jobs of a real one-node SLURM (root and 
 lab: $(STAMP) ## JupyterLab on the notebooks, on this machine only
 	jupyter lab --ip=127.0.0.1 --notebook-dir=notebooks
 
-pretrain: $(STAMP) ## rebuild the shipped encoder data/mini-mbert (about half an hour on one core)
+pretrain: $(STAMP) ## rebuild the shipped encoder data/mini-mbert (about an hour on one core)
 	flatlingo pretrain --mini-world --output build/mini-mbert-1
 	flatlingo pretrain --mini-world --start build/mini-mbert-1 --seed 1 --epochs 1 --output build/mini-mbert-2
-	flatlingo pretrain --mini-world --start build/mini-mbert-2 --seed 2 --epochs 1 --claims 0.2 --output data/mini-mbert
+	flatlingo pretrain --mini-world --start build/mini-mbert-2 --seed 2 --epochs 1 --claims 0.2 --output build/mini-mbert-3
+	flatlingo pretrain --mini-world --start build/mini-mbert-3 --seed 3 --epochs 1 --claims 0.2 --output build/mini-mbert-4
+	flatlingo pretrain --mini-world --start build/mini-mbert-4 --seed 4 --epochs 4 --claims 0.2 --output build/mini-mbert-5
+	flatlingo pretrain --mini-world --start build/mini-mbert-5 --seed 5 --epochs 4 --claims 0.2 --output data/mini-mbert
 
 record: $(STAMP) ## refresh the recorded results (three seeds), the committed notebooks and figures
 	for plan in nli paraphrase regularized_second_stage; do \
