@@ -23,7 +23,7 @@ from flatlingo.study.measure import Classifier
 from flatlingo.study.presets import Condition, Encoder, RunSpec, load_preset
 from flatlingo.study.run import TRACE_BATCH
 from flatlingo.study.sources import Sources
-from flatlingo.study.terms import every, settings, terms
+from flatlingo.study.terms import settings, terms
 from flatlingo.study.workload import PREDICTION_BATCH, Lengths, Workload, workload
 
 
@@ -129,7 +129,7 @@ def _steps(specs: list[RunSpec], work: Workload, clock: Clock) -> dict[str, Line
         adds = terms(spec, clock.classifier.tokenizer) or "sam" in settings(spec.condition)
         condition = spec.condition.model_copy(update={"every": 1})
         whole = clock.step(_under(spec, condition), batch_size, length) if adds else plain
-        lines[spec.condition.method] = plain.towards(whole, 1 / every(spec))
+        lines[spec.condition.method] = plain.towards(whole, 1 / spec.every)
     return {"none": plain} | lines
 
 

@@ -12,7 +12,8 @@ def table(configs: list[RunConfig], results: list[dict]) -> pd.DataFrame:
 
     Accuracies and shares lie in 0..1, losses are in nats, traces in nats²; NaN where something was not measured.
 
-    Columns of every table: `run_id, plan, task, encoder, family, weight, label, seed, classes, seconds`;
+    Columns of every table: `run_id, plan, task, encoder, family, weight, label, seed, classes, seconds`; `compute`
+    (`RunSpec.compute`, of plain fine-tuning for the setup's epochs 1);
     `english_accuracy`, `accuracy_<language>` and `zero_shot_accuracy`, the mean over the other languages;
     `train_accuracy`, `train_loss`, `clean_train_accuracy`, `clean_train_loss`, `noisy_fitted` (of the wrong training
     labels, the share reproduced); `trace`, `trace_se`, `log_trace` (mean over examples of the logarithm),
@@ -47,6 +48,7 @@ def _row(config: RunConfig, result: dict) -> dict:
         "weight": config.condition.weight,
         "label": config.condition.label,
         "seed": config.seed,
+        "compute": config.compute,
         "classes": _number(result.get("classes")),
         "english_accuracy": accuracy["en"],
         "zero_shot_accuracy": sum(others.values()) / len(others) if others else math.nan,
