@@ -347,6 +347,22 @@ def per_run(table: pd.DataFrame) -> pd.DataFrame:
     return table.drop(columns=SECOND_STAGE, errors="ignore").drop_duplicates("run_id", ignore_index=True)
 
 
+def check_one_baseline(table: pd.DataFrame) -> None:
+    """Refuse a table in which plain fine-tuning has several lengths, where conditions are compared with the baseline.
+
+    Such are recipes at several budgets of compute, which only those of one budget can be compared with.
+
+    Raises:
+        FlatlingoError: naming the baselines and what to do.
+    """
+    baselines = list(table.loc[table["family"] == "none", "label"].unique())
+    if len(baselines) > 1:
+        raise FlatlingoError(
+            f"plain fine-tuning was run at several lengths ({', '.join(baselines)}), so that there is no one baseline; "
+            "compare recipes at equal compute (report.technique), or give the rows of one length"
+        )
+
+
 def language_means(table: pd.DataFrame) -> pd.DataFrame:
     """One row per run of a table with a second stage, with the means over the target languages."""
     keys = [name for name in table if name not in _measurements(table) and name != "language"]
@@ -508,11 +524,27 @@ def over_seeds(values: pd.Series) -> Difference:
     return Difference(float(values.mean()), float(values.mean() - half), float(values.mean() + half), len(values))
 
 
+def t_test(values: pd.Series) -> float:
+    """Two-sided p-value of a t test that one value per seed has mean 0; NaN for a single seed, or if all are 0.
+
+    >>> round(t_test(pd.Series([0.01, 0.02, 0.03])), 3)
+    0.074
+    """
+    if len(values) < 2:
+        return np.nan
+    with np.errstate(divide="ignore", invalid="ignore"):  # seeds that differ by nothing: p is 0, or NaN
+        return float(2 * stats.t.sf(abs(values.mean()) / values.sem(), len(values) - 1))
+
+
 def best_of_family(table: pd.DataFrame, y: str = "english_accuracy", baseline: str = "none") -> pd.DataFrame:
     """The condition with the highest mean `y` in each family, compared with the baseline over the same seeds.
 
     Choosing on the rows that are then reported favours families with many conditions.
+
+    Raises:
+        FlatlingoError: for several baselines (`check_one_baseline`), or conditions without a seed in common.
     """
+    check_one_baseline(table)
     means = condition_means(table)
     best = means.loc[means.groupby("family", sort=False)[y].idxmax()]
     rows = []
