@@ -30,7 +30,11 @@ def made_up_result(config: RunConfig, rng: np.random.Generator) -> dict:
     accuracy = {code: float(0.85 - 0.02 * np.log(value) + rng.normal(scale=0.01)) for code in setup.languages}
     others = [code for code in setup.languages if code != "en"]
     trace = {"value": value, "standard_error": value / 30, "log_mean": float(np.log(value) - 1), "examples": 300}
-    log = [{"step": 0, "trace/value": value / 3}, {"step": 10, "loss": 1.0}, {"step": 20, "loss": 0.5}]
+    log = [{"step": 100, "loss": 1.0}, {"step": 200, "loss": 0.5}]
+    for share in setup.measurement.curve:
+        early = {"value": value * share, "log_mean": float(np.log(value * share + 1)), "loss": 1.1 - share / 2}
+        log.append({"step": round(200 * share)} | {f"trace/{name}": float(x) for name, x in early.items()})
+        log[-1]["trace/loss"] += 0.1 * rng.normal()
     result = {
         "accuracy": accuracy,
         "validation_loss": dict.fromkeys(setup.languages, 0.6),
@@ -46,7 +50,7 @@ def made_up_result(config: RunConfig, rng: np.random.Generator) -> dict:
         "scale_aware": 2 * value,
         "distance": 3.0,
         "target_trace": dict.fromkeys(others, trace) if setup.measurement.target_examples else {},
-        "history": [log[0] | {"step": 1}, *log] if setup.measurement.curve else log[1:],
+        "history": sorted(log, key=lambda entry: entry["step"]),
         "rows": [],
     }
     if setup.second_stage:

@@ -47,7 +47,7 @@ def beyond_figure(clouds: Sequence[Cloud], forests: dict[str, pd.DataFrame]) -> 
     """Clouds of runs and, after them, for each question a panel of estimates, two in a row.
 
     Args:
-        clouds: one or more.
+        clouds: of which the first says what the legend holds; none if there are forests only.
         forests: by the panel's axis label, rows `label`, `value`, `low`, `high` from top to bottom and, optionally,
             `group`: rows of a group share a colour and stand under its name. Without ends (NaN) there is no interval,
             without a value the line says so; a panel without rows says that, too.
@@ -78,7 +78,8 @@ def beyond_figure(clouds: Sequence[Cloud], forests: dict[str, pd.DataFrame]) -> 
             ax.set_axis_off()
         for ax, letter in zip(axes.flat[: len(clouds) + len(forests)], "abcdefgh", strict=False):
             ax.set_title(letter, loc="left", fontweight="bold")
-        legend(fig, clouds[0].runs)
+        if clouds:
+            legend(fig, clouds[0].runs)
     return fig
 
 

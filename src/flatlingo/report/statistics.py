@@ -145,26 +145,6 @@ def correlation(
     return Correlation(value, float(low), float(high), float(permuted.pvalue), len(table), n_conditions, method)
 
 
-def strength_differences(
-    table: pd.DataFrame, names: list[str], y: str, *, method: str = "spearman", seed: int = 0, n_bootstrap: int = 5000
-) -> pd.DataFrame:
-    """How much stronger or weaker than the first column each other one correlates with `y`, whatever the signs.
-
-    |ρ(x, y)| - |ρ(names[0], y)|, with the 2.5 and 97.5 % percentile over bootstrap samples of conditions; both
-    coefficients come from the same samples, so that what they share cancels.
-
-    Returns:
-        A row for each of `names[1:]`: `difference`, `low`, `high`; NaN where fewer than three conditions are left.
-
-    Raises:
-        FlatlingoError: as for `correlation`.
-    """
-    strength = np.abs(resampled(table, names, y, method=method, seed=seed, n_bootstrap=n_bootstrap))
-    differences = strength[1:] - strength[0]
-    low, high = _percentiles(differences[:, 1:])
-    return pd.DataFrame({"difference": differences[:, 0], "low": low, "high": high}, index=names[1:])
-
-
 def resampled(
     table: pd.DataFrame,
     names: list[str],
@@ -205,14 +185,6 @@ def resampled(
     samples = _pool(grid, np.concatenate([everything, drawn]))
     sides, held = samples[: len(names)], samples[len(names) :]
     return np.stack([_pearson(*_scores(np.concatenate([side[None], held]), method)) for side in sides])
-
-
-def _percentiles(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The 2.5 and 97.5 % percentile along the last axis, without NaN; NaN where nothing else is there."""
-    known = np.where(np.isnan(samples).all(axis=-1, keepdims=True), 0, samples)
-    low, high = np.nanquantile(known, [0.025, 0.975], axis=-1)
-    empty = np.isnan(samples).all(axis=-1)
-    return np.where(empty, np.nan, low), np.where(empty, np.nan, high)
 
 
 def _require(table: pd.DataFrame, columns: list[str]) -> None:
