@@ -55,6 +55,12 @@ def test_an_effect_of_the_trace_is_told_from_one_of_the_fit():
     assert row["low"] < -1.5 < row["high"]
 
 
+def test_a_loss_that_does_not_vary_cannot_be_held():
+    found = intervention.per_doubling(table().assign(train_loss=0.1)).set_index(["outcome", "held"])
+    assert found.loc[("english_accuracy", "at equal loss"), "verdict"] == "undetermined"
+    assert found.loc[("english_accuracy", ""), "verdict"] == "falls"
+
+
 def test_each_target_is_compared_with_none_of_its_seed():
     runs = table()
     found = intervention.effects(runs).set_index(["target", "outcome"])

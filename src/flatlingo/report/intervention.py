@@ -25,7 +25,8 @@ FAMILY = "trace_target"
 FIT = "train_loss"
 HELD = {"": (), "at equal loss": (FIT,)}
 FEWEST_SEEDS = 3  # for an interval of a slope: two leave one degree of freedom
-WIDE = "#D55E00"
+UNDETERMINED = "undetermined"  # what is held does not vary, or with the trace alone
+COLOUR = "#D55E00"
 
 
 def effects(table: pd.DataFrame) -> pd.DataFrame:
@@ -83,7 +84,8 @@ def per_doubling(table: pd.DataFrame) -> pd.DataFrame:
     for held, columns in HELD.items():
         found = [_slope(runs, y, columns) for y in outcomes(runs)]
         for y, one, p in zip(outcomes(runs), found, holm([one[3] for one in found]), strict=True):
-            verdict = judge(*one[:3], p, too_few=TOO_FEW_SEEDS)
+            few = TOO_FEW_SEEDS if number["seeds"] < FEWEST_SEEDS else UNDETERMINED
+            verdict = judge(*one[:3], p, too_few=few)
             interval = dict(zip(("value", "low", "high"), one[:3], strict=True))
             rows.append({"outcome": y, "held": held} | interval | {"p": p} | number | {"verdict": verdict})
     return pd.DataFrame(rows)
@@ -110,7 +112,7 @@ def intervention_figure(table: pd.DataFrame) -> Figure:
             values = runs[y] if y == FIT else 100 * (runs[y] - with_baseline(runs, y)[f"{y}_baseline"])
             _panel(ax, runs.assign(y=values), found[found["outcome"] == (ys[0] if y == FIT else y)], y)
             ax.axvline(none, color="0.4", linestyle="--", linewidth=0.8, zorder=0.5)
-            ax.set(xlabel=TRACE, ylabel="training loss (nats)" if y == FIT else f"{OUTCOMES[y]}, change (points)")
+            ax.set(xlabel=TRACE, ylabel="training loss (nats)" if y == FIT else f"{OUTCOMES[y]} gained (points)")
             if y != FIT:
                 ax.axhline(0, color="0.4", linewidth=0.8, zorder=0.5)
                 above(ax, "per doubling " + "\n".join(map(_text, slopes[slopes["outcome"] == y].to_dict("records"))))
@@ -157,13 +159,15 @@ def _panel(ax: Axes, runs: pd.DataFrame, found: pd.DataFrame, y: str) -> None:
         return
     for row, (_, part) in zip(found.itertuples(), targets, strict=True):
         one = over_seeds(part["y"])
-        ax.plot(part["trace"], part["y"], ".", markersize=3, color=WIDE, alpha=0.55)
-        ax.plot(row.trace, one.value, "o", markersize=4, color=WIDE)
+        ax.plot(part["trace"], part["y"], ".", markersize=3, color=COLOUR, alpha=0.55)
+        ax.plot(row.trace, one.value, "o", markersize=4, color=COLOUR)
         if len(part) >= FEWEST_SEEDS:
-            ax.plot([row.trace, row.trace], [one.low, one.high], color=WIDE, linewidth=1)
+            ax.plot([row.trace, row.trace], [one.low, one.high], color=COLOUR, linewidth=1)
 
 
 def _text(row: dict) -> str:
     value, low, high = (f"{row[name]:+.2f}".replace("-", "−") for name in ("value", "low", "high"))
+    if math.isnan(row["value"]):
+        return f"{row['held']}: {row['verdict']}"
     interval = "" if math.isnan(row["low"]) else f" [{low}, {high}]"
     return f"{row['held']} {value}{interval}: {row['verdict']}".strip()
