@@ -46,6 +46,7 @@ def make(checkout, *arguments, broken=""):
 
 
 STUDIES = ["2_figure1.ipynb", "3_figure2.ipynb"]
+RECORDED_STUDIES = [*STUDIES, "6_using_the_trace.ipynb"]
 
 
 def names(checkout):
@@ -58,7 +59,7 @@ def test_by_default_the_short_study_is_trained_and_what_is_recorded_drawn_beside
         "sweeping nli",
         "sweeping paraphrase",
     ]
-    assert sorted(executed) == sorted(STUDIES + names(checkout) + STUDIES)  # quick, mini, small
+    assert sorted(executed) == sorted(STUDIES + names(checkout) + RECORDED_STUDIES)  # quick, mini, small
     assert {str(path.parent.relative_to(checkout)) for path in checkout.glob("figures/**/figure1.png")} == {
         "figures",
         "figures/quick",
@@ -155,12 +156,12 @@ def test_preset_small_is_drawn_as_recorded_and_nothing_is_trained(checkout, reco
     done, executed = make(checkout, "figures", "PRESET=small")
     assert done.returncode == 0
     assert "sweeping" not in done.stdout
-    assert sorted(executed) == ["2_figure1.ipynb", "3_figure2.ipynb"]
+    assert sorted(executed) == RECORDED_STUDIES
     left_out = "left out: plan paraphrase of preset small is not recorded"
     assert (left_out in done.stdout.splitlines()) is ("paraphrase" not in recorded)
     assert make(checkout, "figures", "PRESET=small")[1] == []
     (run / "SHA256SUMS").touch()
-    assert len(make(checkout, "figures", "PRESET=small")[1]) == 2
+    assert len(make(checkout, "figures", "PRESET=small")[1]) == 3
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no repository")
