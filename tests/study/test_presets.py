@@ -49,6 +49,13 @@ def test_preset_mini_has_enough_conditions_for_both_figures():
     assert len(preset.plan("paraphrase").expand()) >= 8
 
 
+def test_preset_quick_is_a_part_of_preset_mini():
+    quick, mini = load_preset("quick"), load_preset("mini")
+    for plan in quick.plans:
+        runs = [{spec.name: spec for spec in expand(plan, preset, seeds=1)} for preset in (quick, mini)]
+        assert runs[0].items() < runs[1].items()
+
+
 def test_preset_paper_has_the_hyper_parameters_of_wang_et_al():
     setup = load_preset("paper").plan("nli").setup
     assert (setup.task, setup.train_size) == ("xnli", 20_000)
