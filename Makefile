@@ -27,9 +27,9 @@ FIGURES ?= $(if $(filter mini,$(PRESET)),figures,figures/$(PRESET))
 # What make installs: everything, at the versions of the lock.
 INSTALL := -c requirements.lock -e '.[study,notebooks,dev]'
 
-NOTEBOOKS := 0_start_here 1_theory 2_figure1 3_figure2 4_fisher_estimators 5_beyond_the_paper explore
+NOTEBOOKS := 0_start_here 1_theory 2_figure1 3_figure2 4_fisher_estimators 5_beyond_the_paper 6_using_the_trace explore
 # Recorded results are drawn without encoder, rows and network: those notebooks that need none.
-DRAWN     := $(patsubst %,build/$(PRESET)/%-$(SEEDS).ipynb,$(if $(RECORDED),2_figure1 3_figure2,$(NOTEBOOKS)))
+DRAWN     := $(patsubst %,build/$(PRESET)/%-$(SEEDS).ipynb,$(if $(RECORDED),2_figure1 3_figure2 6_using_the_trace,$(NOTEBOOKS)))
 SOURCES   := $(wildcard src/flatlingo/*.py src/flatlingo/*/*.py src/flatlingo/*/*.tsv src/flatlingo/*/*.mplstyle \
     src/flatlingo/presets/$(PRESET).yaml src/flatlingo/presets/tasks/*.yaml \
     data/mini-mbert/*.safetensors data/mini-mbert/tokenizer.json)
@@ -42,7 +42,7 @@ export HF_HUB_DISABLE_TELEMETRY ?= 1
 # Runs and notebooks compute in one thread each; several on shared cores mostly wait for each other.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup figures figure1 figure2 theory beyond test test-lab test-slurm lab pretrain record bench lint lock
+.PHONY: help setup figures figure1 figure2 theory beyond using test test-lab test-slurm lab pretrain record bench lint lock
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -59,6 +59,7 @@ figure1: build/$(PRESET)/2_figure1-$(SEEDS).ipynb ## only English accuracy again
 figure2: build/$(PRESET)/3_figure2-$(SEEDS).ipynb ## only the gain of the second stage against Tr(F)
 theory: build/$(PRESET)/1_theory-$(SEEDS).ipynb ## only equation (1)
 beyond: build/$(PRESET)/5_beyond_the_paper-$(SEEDS).ipynb ## only what the paper leaves open
+using: build/$(PRESET)/6_using_the_trace-$(SEEDS).ipynb ## only what to do with a trace, from runs that are there
 
 # What a notebook reads is swept before, of the plans that the preset has: hours that no kernel has to live through.
 HAS   := $(shell sed -n '/^plans:/,$$ s/^  \([a-z_]*\):.*/\1/p' src/flatlingo/presets/$(PRESET).yaml /dev/null)
@@ -67,6 +68,8 @@ SWEPT_2_figure1 := $(call swept,$(PLANS))
 SWEPT_3_figure2 := $(call swept,$(PLANS))
 # Notebook 5 asks about differences between seeds: of preset mini, one seed would tell less than those recorded.
 SWEPT_5_beyond_the_paper := $(if $(filter mini-1,$(PRESET)-$(SEEDS)),,$(call swept,nli paraphrase regularized_second_stage))
+# Notebook 6 computes nothing: it shows what is recorded, or what the store has when the others' plans are swept.
+SWEPT_6_using_the_trace := $(SWEPT_5_beyond_the_paper)
 SWEPT_explore := $(call swept,nli)
 SWEEP := --preset $(PRESET) --seeds $(SEEDS) --store $(STORE) $(if $(JOBS),--jobs $(JOBS)) $(if $(DATA),--data $(DATA)) \
     $(if $(filter mini smoke,$(PRESET)),,--discard-weights)
@@ -91,6 +94,7 @@ ARGS_explore := $(ARGS_runs) $(if $(filter smoke,$(PRESET)),-p epochs=1)
 ARGS_2_figure1 := $(ARGS_runs) -p plans="$(PLANS)" $(if $(DATA),-p data=$(abspath $(DATA)))
 ARGS_3_figure2 := $(ARGS_2_figure1)
 ARGS_5_beyond_the_paper := $(if $(SWEPT_5_beyond_the_paper),$(ARGS_runs) $(if $(DATA),-p data=$(abspath $(DATA)))) $(if $(filter smoke,$(PRESET)),-p studies=5)
+ARGS_6_using_the_trace := $(if $(RECORDED)$(SWEPT_6_using_the_trace),$(ARGS_runs))
 # A notebook is executed under another name and moved when it succeeded, so that a failed one is built again.
 .SECONDEXPANSION:
 build/$(PRESET)/%-$(SEEDS).ipynb: notebooks/%.ipynb $(STAMP) $(SOURCES) $(RUNS) $$(SWEPT_$$*)

@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from common import (
     RESULTS,
+    SIZES,
     cpu,
     environment,
     heading,
@@ -39,52 +40,52 @@ from common import (
     replaced,
     write_report,
 )
-from transformers import BertTokenizer
+from transformers import BertTokenizer, TrainerState
 
 from flatlingo import regularizers
-from flatlingo.regularizers import SAM, BothViews, CodeSwitching, FisherPenalty, RDrop, SubwordConsistency, XTune
-from flatlingo.study.families import family
+from flatlingo.averaging import WeightAverage
+from flatlingo.regularizers import (
+    SAM,
+    BothViews,
+    CodeSwitching,
+    FisherPenalty,
+    RDrop,
+    SubwordConsistency,
+    TracePenalty,
+    TraceTarget,
+    XTune,
+)
+from flatlingo.study.families import FAMILIES, family
 
 TOKENIZER = BertTokenizer(vocab={"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4})
 PLAIN = family("none").title
-PASSES = {  # forward passes that a step of a family needs; of those left out, a step is a plain one
-    "none": 3,
-    "both_views": 6,
-    "consistency": 6,
-    "r3f": 6,
-    "r4f": 6,
-    "r_drop": 6,
-    "smart": 8,
-    "vat": 8,
-    "lnsr": 6,
-    "xtune": 6,
-    "weight_noise": 6,
-    "fisher_penalty": 9,
-    "trace_penalty": 9,  # its gradients stop at the activations
-    "gradient_norm": 9,
-    "l2": 3,
-    "l2_sp": 3,
-    "mixout": 3,
-    "sam": 6,
-    "asam": 6,
-}
+STEPS = ("sam", "average")  # settings of `finetune` that change a step; of those left out, a step is a plain one
+SAMPLED, EXACT = "fisher_penalty", "trace_penalty"
+MEASURED = [row.name for row in FAMILIES.values() if row.changes in ("nothing", "term") or row.how in STEPS]
 MADE = {  # of what cannot be made of nothing
     "none": lambda: None,
     "both_views": lambda: BothViews(TOKENIZER),
     "consistency": lambda: SubwordConsistency(TOKENIZER),
     "xtune": lambda: XTune(CodeSwitching(TOKENIZER, {"a": "b"})),
+    "trace_target": lambda: TraceTarget(100.0),
     "l2": lambda: regularizers.L2(0.01),
     "l2_sp": lambda: regularizers.L2SP(0.01),
     "sam": SAM,
     "asam": lambda: SAM(0.5, adaptive=True),
+    "weight_averaging": lambda: WeightAverage(1.0),
 }
 VARIANTS = {  # other ways to the same: of which family, what it is made of
     "one pass": {
         "consistency": lambda: SubwordConsistency(TOKENIZER, shared_pass=True),
         "r_drop": lambda: RDrop(shared_pass=True),
     },
-    "finite difference": {"fisher_penalty": lambda: FisherPenalty(method="finite-difference")},
-    "as published": {"consistency": lambda: published_consistency, "fisher_penalty": lambda: published_fisher},
+    "head": {SAMPLED: lambda: FisherPenalty(parameters="head"), EXACT: lambda: TracePenalty(parameters="head")},
+    "last layer": {
+        SAMPLED: lambda: FisherPenalty(parameters="last_layer"),
+        EXACT: lambda: TracePenalty(parameters="last_layer"),
+    },
+    "finite difference": {SAMPLED: lambda: FisherPenalty(method="finite-difference")},
+    "as published": {"consistency": lambda: published_consistency, SAMPLED: lambda: published_fisher},
 }
 
 
@@ -92,20 +93,21 @@ class Method(NamedTuple):
     """What a step is made of, its floor in forward passes, and its family ("" for a variant)."""
 
     make: Callable[[], object]
-    passes: int
+    passes: float
     family: str
 
 
-def methods() -> dict[str, Method]:
-    """Every family with its variants, by title."""
+def methods(layers: int) -> dict[str, Method]:
+    """Every family with its variants, by title; some need fewer passes, of an encoder of so many layers."""
     found = {}
-    for name, passes in PASSES.items():
+    for name in MEASURED:
         row = family(name)
-        found[row.title] = Method(MADE.get(name) or getattr(regularizers, row.how), passes, name)
+        found[row.title] = Method(MADE.get(name) or getattr(regularizers, row.how), row.passes, name)
+        penalty = row.passes - family("none").passes
+        saved = {"finite difference": 1, "head": penalty, "last layer": penalty * (1 - 1 / layers)}
         for variant, makers in VARIANTS.items():
             if name in makers:
-                fewer = 1 if variant == "finite difference" else 0
-                found[f"{row.title}, {variant}"] = Method(makers[name], passes - fewer, "")
+                found[f"{row.title}, {variant}"] = Method(makers[name], row.passes - saved.get(variant, 0), "")
     return found
 
 
@@ -126,12 +128,9 @@ def published_fisher(model, clean, view):
     return outputs.loss + 0.001 * sum(g.square().sum() for g in gradients) / len(labels)
 
 
-METHODS = methods()
-
-
 def gradient_of(model, clean, view, method):
     """A function that adds the gradient of task loss and term to the parameters'."""
-    if method is None or isinstance(method, SAM):
+    if method is None or isinstance(method, SAM | WeightAverage):
         return lambda: model(**clean).loss.backward()
     if method in (published_consistency, published_fisher):
         return lambda: method(model, clean, view).backward()
@@ -154,6 +153,9 @@ def trained(size, attention):
     return model, torch.optim.AdamW(model.parameters(), lr=1e-6)
 
 
+EVERY_STEP = TrainerState(max_steps=1, global_step=1)  # what says that a step's weights count
+
+
 def step_of(model, optimiser, clean, view, method):
     """A function that trains one step."""
     gradient = gradient_of(model, clean, view, method)
@@ -166,6 +168,8 @@ def step_of(model, optimiser, clean, view, method):
                 optimiser.zero_grad()
                 gradient()
         optimiser.step()
+        if isinstance(method, WeightAverage):
+            method.on_step_end(None, EVERY_STEP, None, model=model)
 
     return step
 
@@ -175,7 +179,7 @@ def prepared(options, name):
     model, optimiser = trained(options.size, "eager" if name == "Fisher penalty, as published" else "sdpa")
     clean, view = (make_batch(options.size, options.tokens, options.batch, seed=seed) for seed in (0, 1))
     clean["labels"] = torch.arange(options.batch) % model.config.num_labels
-    return step_of(model, optimiser, clean, view, METHODS[name].make())
+    return step_of(model, optimiser, clean, view, methods(SIZES[options.size][0])[name].make())
 
 
 def main() -> None:
@@ -194,11 +198,12 @@ def main() -> None:
         print(json.dumps({"peak MiB": peak_memory(step)}))
         return
 
-    seconds = interleaved({name: prepared(options, name) for name in METHODS}, options.rounds)
+    measured = methods(SIZES[options.size][0])
+    seconds = interleaved({name: prepared(options, name) for name in measured}, options.rounds)
     rows = []
-    for name, method in METHODS.items():
+    for name, method in measured.items():
         row = {"cpu": cpu(), "method": name, "family": method.family, "seconds": statistics.median(seconds[name])}
-        row |= {"time": ratio(seconds, name, PLAIN), "floor": method.passes / METHODS[PLAIN].passes}
+        row |= {"time": ratio(seconds, name, PLAIN), "floor": method.passes / measured[PLAIN].passes}
         row["time / floor"] = row["time"] / row["floor"]
         arguments = ("--size", options.size, "--tokens", options.tokens, "--batch", options.batch, "--memory", name)
         rows.append(row | in_own_process(__file__, *arguments))

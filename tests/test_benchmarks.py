@@ -7,6 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from flatlingo.files import ROOT
+from flatlingo.study.families import FAMILIES
+from flatlingo.study.presets import PARTS
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 common = pytest.importorskip("common", reason="no benchmarks/")
@@ -66,6 +68,18 @@ def test_committed_reports_name_the_make_of_every_row(name):
     assert {one["cpu"] for one in report["rows"]} == set(report["environments"])
     text = (ROOT / "benchmarks" / "results" / f"{name}.md").read_text()
     assert text.startswith(common.heading(text.splitlines()[0].removeprefix("# "), report))
+
+
+def test_every_method_that_changes_a_step_is_timed_with_its_passes():
+    steps = pytest.importorskip("steps", reason="no benchmarks/")
+    found = steps.methods(layers=4)
+    assert all(method.make() is not None for name, method in found.items() if name != steps.PLAIN)
+    timed = {method.family: method.passes for method in found.values() if method.family}
+    others = {row.name for row in FAMILIES.values() if row.passes == 3} - set(timed)
+    assert {name: row.passes for name, row in FAMILIES.items() if name not in others} == timed
+    assert others == {"weight_decay", "dropout", "label_smoothing", "early_stopping"}
+    parts = [found[f"trace penalty, {part}"].passes / 3 for part in ("head", "last layer")]
+    assert parts == [1 + 2 * PARTS[part] for part in ("head", "last_layer")]
 
 
 @pytest.fixture

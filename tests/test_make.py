@@ -146,12 +146,12 @@ def test_preset_small_is_drawn_as_recorded_and_nothing_is_trained(checkout, reco
     done, executed = make(checkout, "figures", "PRESET=small")
     assert done.returncode == 0
     assert "sweeping" not in done.stdout
-    assert sorted(executed) == ["2_figure1.ipynb", "3_figure2.ipynb"]
+    assert sorted(executed) == ["2_figure1.ipynb", "3_figure2.ipynb", "6_using_the_trace.ipynb"]
     left_out = "left out: plan paraphrase of preset small is not recorded"
     assert (left_out in done.stdout.splitlines()) is ("paraphrase" not in recorded)
     assert make(checkout, "figures", "PRESET=small")[1] == []
     (run / "SHA256SUMS").touch()
-    assert len(make(checkout, "figures", "PRESET=small")[1]) == 2
+    assert len(make(checkout, "figures", "PRESET=small")[1]) == 3
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no repository")

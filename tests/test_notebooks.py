@@ -46,7 +46,8 @@ def visible_text(notebook):
 
 def test_the_notebooks_of_the_study_are_there():
     assert [path.stem for path in PATHS] == [
-        "0_start_here", "1_theory", "2_figure1", "3_figure2", "4_fisher_estimators", "5_beyond_the_paper", "explore",
+        "0_start_here", "1_theory", "2_figure1", "3_figure2", "4_fisher_estimators", "5_beyond_the_paper",
+        "6_using_the_trace", "explore",
     ]  # fmt: skip
 
 

@@ -107,7 +107,8 @@ def test_expected_fisher_penalty_is_the_trace_over_the_batch_size(model, batch, 
     expectation = 0.0
     for labels in itertools.product(range(p.shape[1]), repeat=size):
         probability = math.prod(float(p[i, label]) for i, label in enumerate(labels))
-        expectation += probability * float(squared_gradient_norm(model, logits, torch.tensor(labels)).detach())
+        squared = squared_gradient_norm(model.parameters(), logits, torch.tensor(labels))
+        expectation += probability * float(squared.detach())
     assert expectation == pytest.approx(float((p * norms).sum(1).mean()) / size, rel=1e-10)
 
 
@@ -121,7 +122,7 @@ def test_fisher_penalty_gradient_agrees_with_finite_differences(batch, attention
 
     def penalty() -> torch.Tensor:
         with FisherPenalty().forward_context():
-            return squared_gradient_norm(model, model(**batch).logits, labels)
+            return squared_gradient_norm(model.parameters(), model(**batch).logits, labels)
 
     def penalty_at(step: float) -> float:
         with torch.no_grad():

@@ -13,6 +13,7 @@ import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from fisher_oracle import padded_batch, perturbed
+from gradients import ENCODER, FAMILIES, LENGTHS, build, flat, gradient_of, next_term, term_of
 from tiny import make_model, make_rows, make_tokenizer
 from torch.func import functional_call, grad
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -27,54 +28,10 @@ from flatlingo.regularizers.trace_penalty import TracePenalty
 from flatlingo.regularizers.trace_target import TraceTarget
 from flatlingo.training import finetune
 
-LENGTHS = (9, 4, 7, 9)
-SMALL = {"vocab_size": 40, "num_labels": 3, "pad_token_id": 0, "max_position_embeddings": 16, "hidden_size": 16}
-ENCODER = SMALL | {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-GPT = {"vocab_size": 40, "num_labels": 3, "pad_token_id": 0, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2}
-FAMILIES = {
-    "BERT": ("Bert", ENCODER, {}),
-    "BERT, two labels": ("Bert", ENCODER | {"num_labels": 2}, {}),
-    "BERT, eager": ("Bert", ENCODER | {"attn_implementation": "eager"}, {}),
-    "RoBERTa": ("Roberta", ENCODER | {"type_vocab_size": 1, "pad_token_id": 1}, {"token_types": 0, "pad": 1}),
-    "ALBERT": ("Albert", ENCODER | {"embedding_size": 8, "num_hidden_layers": 3}, {}),
-    "GPT-2": ("GPT2", GPT, {"token_types": 0}),
-}
-
-
-def build(family="BERT", lengths=LENGTHS):
-    prefix, config, options = FAMILIES[family]
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{prefix}Config")(**config)
-    return perturbed(getattr(transformers, f"{prefix}ForSequenceClassification")(config)), padded_batch(
-        lengths, **options
-    )
-
 
 @pytest.fixture
 def model_and_batch():
     return build()
-
-
-def gradient_of(term, model, **options):
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    found = torch.autograd.grad(term, parameters, allow_unused=True, **options)
-    return [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
-
-
-def flat(gradients):
-    return torch.cat([g.flatten() for g in gradients])
-
-
-def term_of(penalty, model, batch, seed=0):
-    """The term of the first step."""
-    penalty.start(model, seed=seed)
-    return next_term(penalty, model, batch)
-
-
-def next_term(penalty, model, batch):
-    with penalty.forward_context():
-        outputs = model(**batch)
-    return penalty(model, batch, outputs)[0]
 
 
 def slow_trace(model, batch):
@@ -158,7 +115,7 @@ def test_expected_fisher_penalty_is_the_trace_penalty():
     mean, weighed = 0.0, 0.0
     for labels in itertools.product(range(2), repeat=3):
         probability = log_p[range(3), labels].sum().exp()
-        squared = 3 * squared_gradient_norm(model, logits, torch.tensor(labels))
+        squared = 3 * squared_gradient_norm(model.parameters(), logits, torch.tensor(labels))
         mean = mean + probability.detach() * squared
         weighed = weighed + probability * squared
     torch.testing.assert_close(mean, trace, rtol=1e-11, atol=0)
@@ -566,7 +523,7 @@ def test_accumulated_micro_batches_of_the_fisher_penalty_agree_in_expectation(si
             logits = model(**part).logits
         p = logits.softmax(1).detach()
         for labels in itertools.product(range(2), repeat=size):
-            squared = size * squared_gradient_norm(model, logits, torch.tensor(labels)).detach()
+            squared = size * squared_gradient_norm(model.parameters(), logits, torch.tensor(labels)).detach()
             expectation += float(p[range(size), labels].prod() * squared) / (4 / size)
     assert expectation == pytest.approx(fisher_trace(model, [batch]).value, rel=1e-10)
 

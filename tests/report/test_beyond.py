@@ -54,6 +54,12 @@ def test_panels_come_two_in_a_row_with_letters_and_the_last_place_may_be_empty()
     assert not fig.axes[3].axison
 
 
+def test_a_panel_alone_has_no_letter_and_no_empty_place_beside_it():
+    fig = beyond_figure([], {"points": FOREST})
+    assert [ax.get_title(loc="left") for ax in fig.axes] == [""]
+    assert fig.get_figwidth() < beyond_figure([cloud()], {"points": FOREST}).get_figwidth()
+
+
 def test_a_cloud_of_a_column_that_is_missing_is_refused():
     with pytest.raises(FlatlingoError, match="distance"):
         beyond_figure([cloud(y="distance")], {})

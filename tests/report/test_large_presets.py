@@ -23,7 +23,8 @@ from flatlingo.report.methods import methods_figure
 SAVED = {
     "2_figure1": [f"figure1{part}{plan}" for part in ("", "-slopes", "-families") for plan in ("", "-paraphrase")],
     "3_figure2": [f"figure2{part}{plan}" for part in ("", "-slopes", "-families") for plan in ("", "-nli")],
-    "5_beyond_the_paper": ["beyond", "beyond_choices"],
+    "5_beyond_the_paper": ["beyond"],
+    "6_using_the_trace": ["using_early", "using_predictors", "using_choices"],
 }
 
 
@@ -87,7 +88,7 @@ def execute(path, parameters):
 
 
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
-@pytest.mark.parametrize("notebook", ["2_figure1", "3_figure2", "5_beyond_the_paper"])
+@pytest.mark.parametrize("notebook", SAVED)
 def test_notebooks_run_on_real_rows(notebook, store, seeds, tmp_path, monkeypatch):
     monkeypatch.setattr("flatlingo.report.saving.FIGURES", tmp_path)
     execute(ROOT / "notebooks" / f"{notebook}.ipynb", {"preset": "paper", "store": store, "seeds": seeds, "studies": 1})

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
 from datasets import Dataset
 from tiny import make_model, make_rows, make_tokenizer, write_preset
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 from flatlingo.cli import app
 from flatlingo.encoding import EncodedRows, LengthGroupedSampler
 from flatlingo.errors import FlatlingoError
+from flatlingo.files import PRESETS
 from flatlingo.study import clock, measure
 from flatlingo.study.clock import Clock, Line
 from flatlingo.study.estimate import _measured, estimate
@@ -134,6 +136,18 @@ def test_second_stages_take_their_own_step_unless_regularisers_stay_on(monkeypat
     assert hours["regularized_second_stage"]["consistency"] == pytest.approx(3 * 3 + 3 * 8)
     # in every second step
     assert hours["regularized_second_stage"]["trace_penalty"] == pytest.approx(2 * 3 + 2 * 8)
+
+
+def test_a_penalty_in_every_second_step_beside_a_method_of_every_step(monkeypatch, tmp_path):
+    monkeypatch.setattr("flatlingo.study.estimate._measured", lambda *_: 0.0)
+    costs = {"none": 1.0, "consistency": 3.0, "consistency+trace_penalty": 7.0}
+    monkeypatch.setattr(Clock, "step", lambda _, spec, *__: Line(costs[spec.condition.method], 0.0))
+    preset = yaml.safe_load((PRESETS / "smoke.yaml").read_text(encoding="utf-8"))
+    recipe = {"family": "consistency", "weight": 0.6, "every": 2, "also": {"trace_penalty": 0.001}}
+    preset["plans"] = {"nli": preset["plans"]["nli"] | {"conditions": {"none": [0]}, "recipes": [recipe]}}
+    (tmp_path / "recipes.yaml").write_text(yaml.safe_dump(preset), encoding="utf-8")
+    families = estimate("nli", preset=str(tmp_path / "recipes.yaml")).families
+    assert families["step_seconds"].to_dict() == {"none": 1.0, "consistency+trace_penalty+every=2": (3 + 7) / 2}
 
 
 def test_on_a_gpu_the_first_weights_of_a_dry_run_lie_where_measurements_want_them(monkeypatch):

@@ -1,6 +1,7 @@
 """The table of families, and from a condition to a term of the loss or a setting of training."""
 
 import inspect
+import re
 
 import pytest
 from tiny import resolved, sources_of
@@ -33,6 +34,21 @@ def test_a_row_names_something_that_exists(row):
         assert row.how in inspect.signature(load_model).parameters
     assert row.title
     assert row.code
+
+
+def test_methods_of_two_passes_are_counted_as_such():
+    assert all(row.passes >= 6 for row in FAMILIES.values() if row.kind in ("consistency", "gradient"))
+    assert all(row.passes == 3 for row in FAMILIES.values() if row.kind not in ("consistency", "gradient"))
+
+
+@pytest.mark.parametrize(("which", "names"), [("head", "pooler|classifier"), (None, "bert")], ids=str)
+def test_a_recipe_says_which_parameters_a_penalty_is_of(which, names):
+    recipe = Condition(family="trace_penalty", weight=0.1, parameters=which, every=2)
+    spec = spec_of("trace_penalty").model_copy(update={"condition": recipe})
+    (term,) = terms(spec, load_tokenizer("mini-mbert"))
+    assert (term.parameters, term.every) == (which, 2)
+    term.start(load_model("mini-mbert", num_labels=3, seed=0), seed=0)
+    assert re.search(names, next(iter(term.penalised())))
 
 
 def test_looks_tell_families_apart():

@@ -98,25 +98,64 @@ def test_a_condition_may_say_more_and_older_ids_do_not_know_of_it():
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [({"also": {"magic": 1}}, "magic"), ({"every": 0}, "every"), ({"length": 0}, "length")],
-    ids=["another family", "never", "no training"],
+    [
+        ({"also": {"magic": 1}}, "magic"),
+        ({"every": 0}, "every"),
+        ({"length": 0}, "length"),
+        ({"parameters": "tail"}, "parameters"),
+        ({"family": "l2"}, "every=2 is of penalties on the gradient, and l2 is none"),
+        ({"family": "l2", "every": 1, "parameters": "head"}, "parameters=head is of Fisher and trace penalty"),
+    ],
+    ids=["another family", "never", "no training", "other layers", "every without penalty", "head without penalty"],
 )
 def test_an_impossible_recipe_is_refused(change, named):
     with pytest.raises(FlatlingoError, match=named):
         validated(Condition, RECIPE | change, "condition")
 
 
+COMPUTE = {  # of what is below, in that of plain fine-tuning
+    "none": (1, {"family": "none"}),
+    "setting": (1, {"family": "weight_averaging", "weight": 0.25}),
+    "longer": (3, {"family": "none", "length": 3}),
+    "two passes": (2, {"family": "consistency"}),
+    "shorter": (1, {"family": "r_drop", "length": 0.5}),
+    "SAM": (2, {"family": "sam"}),
+    "penalty": (3, {"family": "fisher_penalty"}),
+    "every second step": (2, {"family": "trace_penalty", "every": 2}),
+    "by the setup": (1.5, {"family": "trace_penalty"}),
+    "of the head": (1, {"family": "trace_penalty", "parameters": "head"}),
+    "of the last layer, every second step": (
+        1.25,
+        {"family": "fisher_penalty", "parameters": "last_layer", "every": 2},
+    ),
+    "two terms": (3, {"family": "consistency", "every": 2, "also": {"trace_penalty": 0.0003}}),
+    "SAM with a term": (4, {"family": "sam", "also": {"consistency": 0.6}}),
+}
+
+
+@pytest.mark.parametrize("name", COMPUTE)
+def test_compute_is_counted_in_passes(name):
+    expected, condition = COMPUTE[name]
+    spec = expand("nli", load_preset("smoke"))[0].model_copy(update={"condition": Condition.model_validate(condition)})
+    setup = spec.setup.model_copy(update={"trace_penalty_every": 4 if name == "by the setup" else 1})
+    assert spec.model_copy(update={"setup": setup}).compute == pytest.approx(expected)
+
+
 def test_methods_are_compared_at_equal_compute():
-    """Passes of a step, as the benchmark counts them, times the length of training: once, twice and three times."""
-    passes = {"consistency": 2, "r_drop": 2, "sam": 2, "fisher_penalty": 3, "trace_penalty": 3}
-    budgets = {}
-    for condition in load_preset("mini").plan("technique").expand():
-        names = [row.name for row, _ in condition.parts]
-        more = [(passes.get(name, 1) - 1) / (condition.every if "penalty" in name else 1) for name in names]
-        budgets[condition.label] = (1 + sum(more)) * condition.length
-    assert all(min(abs(budget - whole) for whole in (1, 2, 3)) < 0.01 for budget in budgets.values()), budgets
-    assert {round(budget) for budget in budgets.values()} == {1, 2, 3}
-    assert len(budgets) == len(load_preset("mini").plan("technique").expand())
+    """Passes of a step times the length of training: once, twice and three times those of plain fine-tuning."""
+    runs = expand("technique", load_preset("mini"), seeds=1)
+    assert all(abs(spec.compute - round(spec.compute)) < 0.01 for spec in runs)
+    assert {round(spec.compute) for spec in runs} == {1, 2, 3}
+    plain = [round(spec.compute) for spec in runs if spec.condition.family == "none"]
+    assert sorted(plain) == [1, 2, 3]
+    assert len({spec.condition.label for spec in runs}) == len(runs)
+
+
+def test_a_penalty_of_some_parameters_is_another_condition():
+    recipe = Condition.model_validate(RECIPE | {"parameters": "last_layer"})
+    assert recipe.label == "fpen=0.001+average=0.25+parameters=last_layer+every=2+length=0.5"
+    assert recipe.method == "fisher_penalty+weight_averaging+parameters=last_layer+every=2"
+    assert Condition.model_validate(json.loads(recipe.model_dump_json())) == recipe
 
 
 def test_ids_identify_configurations():

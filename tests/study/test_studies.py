@@ -9,7 +9,7 @@ from flatlingo.errors import FlatlingoError
 from flatlingo.study import store
 from flatlingo.study.presets import RunConfig, expand, load_preset
 from flatlingo.study.store import Store
-from flatlingo.study.studies import studies
+from flatlingo.study.studies import finished, studies
 from flatlingo.study.sweep import sweep
 
 FILES = {"source": "files", "sha256": "0" * 64}
@@ -71,3 +71,33 @@ def test_a_plan_without_a_second_stage_is_named_where_one_is_needed(preset, reco
 def test_nothing_to_show_is_one_message(preset, record, plans, reason):
     with pytest.raises(FlatlingoError, match=f"nothing to show: .*{reason}"):
         studies(plans, preset=preset)
+
+
+@pytest.mark.parametrize("where", ["recorded", "a store"])
+def test_what_is_finished_is_read_and_what_is_lacking_named_with_its_command(preset, record, where):
+    record("nli", 1)
+    record("nli", 2, conditions=1)
+    record("paraphrase", 1, conditions=1)
+    options = {"store": str(store.RECORDED / "smoke")} if where == "a store" else {}
+    found = finished(["nli", "paraphrase", "technique"], preset=preset, **options)
+    assert list(found.tables) == ["nli"]
+    assert set(found.tables["nli"]["seed"]) == {1}
+    folder = options.get("store", "data/recorded/smoke")
+    command = f"flatlingo sweep paraphrase --preset {preset} --store {folder} --discard-weights"
+    assert found.lacking["paraphrase"].endswith(f"is not recorded; this does it: {command}")
+    assert found.lacking["technique"] == "preset smoke has no plan technique"
+    assert list(finished(["nli"], preset=preset, seeds=2, **options).tables) == ["nli"]
+    assert "--seeds 2" in finished(["paraphrase"], preset=preset, seeds=2, **options).lacking["paraphrase"]
+
+
+def test_curves_are_what_was_measured_on_the_way(preset, record):
+    settings = load_preset(preset).plan("nli").setup.measurement
+    record("nli", 1)
+    found = finished(["nli"], preset=preset)
+    curves, runs = found.curves["nli"], found.tables["nli"]
+    assert set(curves["run_id"]) == (set(runs["run_id"]) if settings.curve else set())
+    assert sorted(set(curves["share"])) == sorted(settings.curve)
+    shares = dict(zip(runs["run_id"], runs["trace"], strict=True))
+    expected = [shares[row.run_id] * row.share for row in curves.itertuples()]
+    assert [*curves["early_trace"]] == pytest.approx(expected)
+    assert curves["early_loss"].between(0, 2).all()

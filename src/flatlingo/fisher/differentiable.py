@@ -6,7 +6,7 @@ so no labels are drawn and no cross terms between examples appear.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import reduce
 from typing import NamedTuple
@@ -38,10 +38,10 @@ class RecordedCall(NamedTuple):
 
 
 @contextmanager
-def recorded(model: nn.Module) -> Iterator[list[RecordedCall]]:
+def recorded(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> Iterator[list[RecordedCall]]:
     """Within the context a forward pass leaves its calls in the list, for `batch_trace`.
 
-    Only trainable parameters are looked at. What the pass computes is unchanged.
+    Only the parameters given, by name, are looked at. What the pass computes is unchanged.
     """
     calls: list[RecordedCall] = []
     size, spread = 0, set()
@@ -62,10 +62,9 @@ def recorded(model: nn.Module) -> Iterator[list[RecordedCall]]:
         calls.append(RecordedCall(call._replace(output=output), edge, call.inputs._version, frozenset(fits)))
         return output
 
-    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     handle = model.register_forward_pre_hook(begin, with_kwargs=True)
     try:
-        with recording(model, trainable, take):
+        with recording(model, parameters, take):
             yield calls
     except RuntimeError as error:
         if spread and "size" in str(error):
@@ -78,8 +77,8 @@ def recorded(model: nn.Module) -> Iterator[list[RecordedCall]]:
         handle.remove()
 
 
-def connected(model: nn.Module, logits: Tensor, calls: list[RecordedCall]) -> list[RecordedCall]:
-    """The calls on which the logits depend, which are all the uses of the trainable parameters.
+def connected(parameters: Mapping[str, nn.Parameter], logits: Tensor, calls: list[RecordedCall]) -> list[RecordedCall]:
+    """The calls on which the logits depend, which are all the uses of the parameters that were looked at.
 
     Raises:
         FlatlingoError: naming the parameters of which there are other uses, or whose modules do not see one row per
@@ -96,8 +95,8 @@ def connected(model: nn.Module, logits: Tensor, calls: list[RecordedCall]) -> li
             kinds[name].add(role)
             if call.output.numel() and not (name in fits and call.is_by_row(len(logits))):
                 odd.add(name)
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and (in_graph[id(parameter)] != count[name] or len(kinds[name]) > 1):
+    for name, parameter in parameters.items():
+        if in_graph[id(parameter)] != count[name] or len(kinds[name]) > 1:
             odd.add(name)
     refuse(odd)
     return [recorded for recorded in calls if recorded.call.output.numel()]
@@ -112,7 +111,7 @@ def refuse(names: set[str] | list[str]) -> None:
     if names:
         raise FlatlingoError(
             f"{listed(sorted(names))}: used in a way that the differentiable Tr(F) does not cover; freeze what is "
-            "named (requires_grad_(False)), or use the Fisher penalty"
+            "named (requires_grad_(False)), leave it out by parameters=, or use the Fisher penalty"
         )
 
 
@@ -134,7 +133,9 @@ def batch_trace(logits: Tensor, calls: list[RecordedCall]) -> Tensor:
     return traces.mean()
 
 
-def check_norms(model: nn.Module, logits: Tensor, calls: list[RecordedCall], example: int) -> None:
+def check_norms(
+    parameters: Mapping[str, nn.Parameter], logits: Tensor, calls: list[RecordedCall], example: int
+) -> None:
     """Hold an example's norms against plain autograd through the same pass, and all against themselves with factors.
 
     Along one direction. Where a module sees examples in another order than the batch's, or together, the factors, one
@@ -143,7 +144,6 @@ def check_norms(model: nn.Module, logits: Tensor, calls: list[RecordedCall], exa
     Raises:
         FlatlingoError: naming the parameters whose norms differ.
     """
-    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     precision = reduce(coarser, (recorded.call.output.dtype for recorded in calls), logits.dtype)
     factors = torch.tensor([2.0 ** ((i + i // 16) % 16 - 8) for i in range(len(logits))]).to(logits)[:, None]
     with torch.no_grad():

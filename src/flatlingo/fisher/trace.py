@@ -18,6 +18,7 @@ from flatlingo.errors import FlatlingoError
 from flatlingo.fisher.checks import check_batch, check_model, check_signature, checked_logits
 from flatlingo.fisher.gradnorms import GradientNorms, batch_size, logits_of, uncached_casts
 from flatlingo.fisher.reference import example_of
+from flatlingo.fisher.selection import Selection, module_group, selected
 
 LABEL_KEYS = ("labels", "label")
 CHECKED = 2  # examples seen first, to find out what is random, how rows go together and whether shortcuts hold
@@ -132,7 +133,7 @@ def fisher_trace(
     batches: Iterable[Mapping[str, Tensor]],
     *,
     labels: str = "exact",
-    parameters: Iterable[str] | Callable[[str], bool] | None = None,
+    parameters: Selection = None,
     by: str | Callable[[str], str] = "module group",
     max_examples: int | None = None,
     tolerance: float | None = None,
@@ -155,7 +156,8 @@ def fisher_trace(
             Sorting examples by length saves time and changes nothing else. With several processes (accelerate) give
             each the same batches; they share the work and return the same result.
         labels: "exact" sums over all labels; "sampled" draws one per example from the model, unbiased but noisier.
-        parameters: names, or a function of the name; default all that require a gradient. Frozen ones never count.
+        parameters: names, a function of the name, "head" (pooler and head) or "last_layer" (the encoder's last layer
+            too); default all that require a gradient. Frozen ones never count.
         by: how parameters are grouped: "module group" (embeddings = the word embedding matrix, other embeddings,
             encoder, pooler, head), "parameter", or a function of the parameter's name.
         max_examples: stop after this many.
@@ -193,7 +195,7 @@ def empirical_fisher(
     model: nn.Module,
     batches: Iterable[Mapping[str, Tensor]],
     *,
-    parameters: Iterable[str] | Callable[[str], bool] | None = None,
+    parameters: Selection = None,
     by: str | Callable[[str], str] = "module group",
     max_examples: int | None = None,
     progress: bool = False,
@@ -277,7 +279,7 @@ def measure(
     model: nn.Module,
     batches: Iterable[Mapping[str, Tensor]],
     directions: Directions,
-    parameters: Iterable[str] | Callable[[str], bool] | None = None,
+    parameters: Selection = None,
     by: str | Callable[[str], str] = "module group",
     max_examples: int | None = None,
     tolerance: float | None = None,
@@ -290,8 +292,8 @@ def measure(
     check_model(model)
     if max_examples is not None and max_examples < 1:
         raise FlatlingoError(f"max_examples={max_examples}: Tr(F) needs at least one example")
-    selected = _select(model, parameters)
-    groups = _Groups(list(selected), _grouping(model, by))
+    measured = selected(model, parameters)
+    groups = _Groups(list(measured), _grouping(model, by))
     rank, processes = _process(batches)
     bar = tqdm(batches, desc="Tr(F)", unit="batch", disable=not progress or rank > 0)
     stream = _prepared(bar, model, max_examples)
@@ -300,7 +302,7 @@ def measure(
         raise FlatlingoError("no batches: Tr(F) needs at least one example (a generator that is used up gives none)")
 
     table = np.empty((0, len(groups.names)))
-    with full_float32(), _engine(model, selected, first) as norms:
+    with full_float32(), _engine(model, measured, first) as norms:
         stream = chain([first], stream)
         while round_ := list(islice(stream, processes)):  # each process takes one batch of the round
             mine = [groups.sums(_norms(norms, batch, directions)) for batch in round_[rank:][:1]]
@@ -369,24 +371,6 @@ def _standard_error(values: np.ndarray) -> float:
     return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
 
 
-def _select(model: nn.Module, parameters: Iterable[str] | Callable[[str], bool] | None) -> dict[str, nn.Parameter]:
-    """The parameters to measure, by name."""
-    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if not trainable:
-        raise FlatlingoError("no parameter of the model requires a gradient: call model.requires_grad_(True)")
-    if parameters is None:
-        return trainable
-    if not callable(parameters):
-        wanted = {parameters} if isinstance(parameters, str) else set(parameters)
-        if missing := wanted - set(trainable):
-            raise FlatlingoError(f"not among the model's trainable parameters: {', '.join(sorted(missing))}")
-        parameters = wanted.__contains__
-    selected = {name: parameter for name, parameter in trainable.items() if parameters(name)}
-    if not selected:
-        raise FlatlingoError("parameters= selects none of the model's trainable parameters")
-    return selected
-
-
 def _grouping(model: nn.Module, by: str | Callable[[str], str]) -> Callable[[str], str]:
     if callable(by):
         return by
@@ -395,28 +379,6 @@ def _grouping(model: nn.Module, by: str | Callable[[str], str]) -> Callable[[str
     if by == "module group":
         return partial(module_group, model)
     raise FlatlingoError(f'by={by!r}: choose "module group", "parameter" or a function of the parameter\'s name')
-
-
-def module_group(model: nn.Module, name: str) -> str:
-    """Group of a parameter: embeddings, other embeddings, encoder, pooler or head; "model" if not from transformers.
-
-    "embeddings" is the word embedding matrix alone, half of mBERT; "other embeddings" are position and type embeddings
-    and what lies beside them (normalisation, projection); "head" is all that lies outside the encoder and its pooler.
-    """
-    prefix = getattr(model, "base_model_prefix", None)
-    if prefix is None:
-        return "model"
-    *path, _ = name.split(".")
-    module = model.get_submodule(".".join(path))
-    if module is model.get_input_embeddings():
-        return "embeddings"
-    if "pooler" in path:
-        return "pooler"
-    inside = path[2:] if path[:2] == ["base_model", "model"] else path  # peft
-    if inside[:1] != [prefix]:
-        return "head"
-    beside_words = any(part.startswith("embeddings") for part in path)
-    return "other embeddings" if beside_words or isinstance(module, nn.Embedding) else "encoder"
 
 
 class Batch(NamedTuple):

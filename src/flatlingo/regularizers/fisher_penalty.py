@@ -1,6 +1,6 @@
 """The Fisher penalty: the squared norm of the batch gradient under labels drawn from the model."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatlingo.errors import FlatlingoError
+from flatlingo.fisher.selection import Selection
 from flatlingo.regularizers.base import logits_of, squared_norm
 from flatlingo.regularizers.finite_differences import RandomState, ShiftedPass, squared_norm_by_finite_differences
-from flatlingo.regularizers.periodic import PeriodicPenalty, check_differentiable_twice
+from flatlingo.regularizers.periodic import PeriodicPenalty
 
 
 class FisherPenalty(PeriodicPenalty):
@@ -60,11 +60,16 @@ class FisherPenalty(PeriodicPenalty):
         radius: the distance in the space of the parameters for finite differences. A larger one is less exact, a
             smaller one is lost in rounding; 1e-4 was the best of 1e-2 … 3e-5 for a small BERT in float32.
         every: compute the term in every k-th step only, times k.
+        parameters: whose gradients make up ḡ: "head" (pooler and head), "last_layer" (the encoder's last layer too),
+            names, or a function of the name; all trainable ones by default. Lower layers then cost only the backward
+            pass of the task loss, with which the term's own is one, and for "head" attention may be fused. Every
+            parameter below still has a gradient of the term. Exact method only.
 
     Raises:
-        FlatlingoError: if an argument is not as above; on `start`, if the method is exact and the model's attention or
-            checkpointing has no double backward; in training, if the method is finite-difference and the clean pass ran
-            in half precision or cannot be repeated, or the logits are not finite.
+        FlatlingoError: if an argument is not as above; on `start`, if the method is exact and `parameters` selects
+            none, or the model's attention or checkpointing has no double backward; in training, if the method is
+            finite-difference and the clean pass ran in half precision or cannot be repeated, or the logits are not
+            finite.
     """
 
     name = "fisher_penalty"
@@ -77,14 +82,20 @@ class FisherPenalty(PeriodicPenalty):
         method: Literal["exact", "finite-difference"] = "exact",
         radius: float = 1e-4,
         every: int = 1,
+        parameters: Selection = None,
     ):
-        super().__init__(weight, every)
+        super().__init__(weight, every, parameters)
         if scaling not in ("batch", "paper"):
             raise FlatlingoError(f"unknown Fisher penalty scaling {scaling!r}; use 'batch' or 'paper'")
         if method not in ("exact", "finite-difference"):
             raise FlatlingoError(f"unknown Fisher penalty method {method!r}; use 'exact' or 'finite-difference'")
         if not 0 < radius < float("inf"):
             raise FlatlingoError(f"the radius of finite differences must be positive, got {radius}")
+        if parameters is not None and method != "exact":
+            raise FlatlingoError(
+                "finite differences need the gradients of all parameters, whichever are penalised, so parameters= "
+                "would save nothing; use method='exact'"
+            )
         self.scaling, self.method, self.radius = scaling, method, radius
         self.recomputable = method != "exact"
         self.needs_pass_alone = method != "exact"  # the pass is repeated, with its dropout masks
@@ -95,13 +106,13 @@ class FisherPenalty(PeriodicPenalty):
     def start(self, model: nn.Module, *, seed: int) -> None:
         """Check that the model can be differentiated as the method asks; seed the generator of the labels."""
         if self.method == "exact":
-            check_differentiable_twice(model, "the Fisher penalty")
+            self.choose_parameters(model)
         self._generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
         self._checked = False
 
     def recording_context(self) -> AbstractContextManager:
-        """Composite (not fused) attention; for finite differences, remember the generators' states."""
-        return sdpa_kernel(SDPBackend.MATH) if self.method == "exact" else self._remembering()
+        """Composite attention where it is needed; for finite differences, remember the generators' states."""
+        return self.attention_context() if self.method == "exact" else self._remembering()
 
     @contextmanager
     def _remembering(self) -> Iterator[None]:
@@ -116,7 +127,7 @@ class FisherPenalty(PeriodicPenalty):
         logits = logits_of(outputs)
         labels = draw_labels(logits, self._generator)
         if self.method == "exact":
-            penalty = squared_gradient_norm(model, logits, labels)
+            penalty = squared_gradient_norm(self.penalised().values(), logits, labels)
         else:
             shifted = self._shifted_pass(model, batch, outputs)
             penalty = squared_norm_by_finite_differences(shifted, logits, labels, self.radius)
@@ -158,16 +169,18 @@ def draw_labels(logits: Tensor, generator: torch.Generator) -> Tensor:
     return (p / torch.empty_like(p).exponential_(generator=generator)).argmax(-1)
 
 
-def squared_gradient_norm(model: nn.Module, logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """‖∇_θ (1/B) Σ_i -log p(y_i|x_i)‖² over the trainable parameters, itself differentiable.
+def squared_gradient_norm(
+    parameters: Iterable[Tensor], logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0
+) -> Tensor:
+    """‖∇_θ (1/B) Σ_i -log p(y_i|x_i)‖² over some parameters, itself differentiable with respect to all.
 
     Args:
-        model: whose parameters the logits depend on.
+        parameters: which; those that are frozen, or that the logits do not depend on, count nothing.
         logits: shape (B, classes), with their graph.
         labels: shape (B,).
         label_smoothing: of the cross entropy.
     """
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
     loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
     gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
     return sum(squared_norm(gradient) for gradient in gradients if gradient is not None)

@@ -49,6 +49,6 @@ class GradientNormPenalty(Regularizer):
         """Compute the weighted squared norm of the batch's loss gradient."""
         check_labels(outputs.logits, batch["labels"], "the gradient-norm penalty")
         squared_norm = squared_gradient_norm(
-            model, logits_of(outputs), batch["labels"], label_smoothing=self.label_smoothing
+            model.parameters(), logits_of(outputs), batch["labels"], label_smoothing=self.label_smoothing
         )
         return self.weight * squared_norm, {"squared_norm": squared_norm}

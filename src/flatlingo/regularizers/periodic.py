@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatlingo.errors import DivergedError, FlatlingoError
+from flatlingo.fisher.selection import Selection, is_above_encoder, selected
 from flatlingo.regularizers.base import Regularizer, check_labels, check_softmax, is_seen, logits_of
 
 
@@ -18,11 +20,12 @@ class PeriodicPenalty(Regularizer):
     falls to nearly 1/k of the penalty's, and single steps pull k times as hard. A step is a forward pass: with gradient
     accumulation, a micro-batch; with SAM, the pass at the moved weights too, so an even k never meets one of the two.
 
-    A subclass gives `penalty` and, where needed, `recording_context`.
+    A subclass gives `penalty` and, where needed, `recording_context`; its `start` calls `choose_parameters`.
 
     Args:
         weight: λ, at least 0.
         every: k, at least 1; the first step has the penalty.
+        parameters: those whose gradients are penalised, as for `flatlingo.fisher_trace`.
 
     Raises:
         FlatlingoError: if an argument is not as above or, in training, the logits are not finite.
@@ -31,14 +34,38 @@ class PeriodicPenalty(Regularizer):
     logged: str
     """What the value that `penalty` logs is called."""
 
-    def __init__(self, weight: float, every: int):
+    def __init__(self, weight: float, every: int, parameters: Selection = None):
         super().__init__(weight)
         if isinstance(every, bool) or not isinstance(every, int) or every < 1:
             raise FlatlingoError(
                 f"every={every!r}: give the number of steps from one {self.name} to the next, 1 or more"
             )
-        self.every = every
+        self.every, self.parameters = every, parameters
         self._steps = 0
+        self._model: nn.Module | None = None
+        self._chosen: dict[str, nn.Parameter] = {}
+        self._enters_encoder = True
+
+    def choose_parameters(self, model: nn.Module) -> None:
+        """Remember the model and which parameters are penalised; check that their gradients can be differentiated.
+
+        Raises:
+            FlatlingoError: naming the penalty and the fix.
+        """
+        try:
+            self._model, self._chosen = model, selected(model, self.parameters)
+        except FlatlingoError as error:
+            raise FlatlingoError(f"{self.name}: {error}") from error
+        self._enters_encoder = not is_above_encoder(model, self._chosen)
+        check_differentiable_twice(model, self.name, attention=self._enters_encoder)
+
+    def penalised(self) -> dict[str, nn.Parameter]:
+        """The parameters penalised, by name; if all are, those that are trainable now."""
+        return self._chosen if self.parameters is not None else selected(self._model)
+
+    def attention_context(self) -> AbstractContextManager:
+        """Composite (not fused) attention, if gradients that enter the encoder are differentiated."""
+        return sdpa_kernel(SDPBackend.MATH) if self._enters_encoder else nullcontext()
 
     def recording_context(self) -> AbstractContextManager:
         """Context of the clean forward pass in the steps that have the penalty."""
@@ -95,17 +122,22 @@ def check_finite(logits: Tensor, name: str) -> None:
         )
 
 
-def check_differentiable_twice(model: nn.Module, name: str) -> None:
+def check_differentiable_twice(model: nn.Module, name: str, *, attention: bool = True) -> None:
     """Refuse a model that is no classifier by softmax, or whose attention or checkpointing has no double backward.
+
+    Args:
+        model: the model.
+        name: of the penalty.
+        attention: whether attention is differentiated twice.
 
     Raises:
         FlatlingoError: naming the penalty and the fix.
     """
     check_softmax(model, name)
-    attention = getattr(getattr(model, "config", None), "_attn_implementation", "eager")
-    if attention not in ("eager", "sdpa"):
+    kind = getattr(getattr(model, "config", None), "_attn_implementation", "eager")
+    if attention and kind not in ("eager", "sdpa"):
         raise FlatlingoError(
-            f"{name} differentiates twice, which {attention} attention does not support; "
+            f"{name} differentiates twice, which {kind} attention does not support; "
             'load the model with attn_implementation="sdpa" or "eager"'
         )
     if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):

@@ -5,13 +5,13 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatlingo.errors import FlatlingoError
 from flatlingo.fisher.differentiable import RecordedCall, batch_trace, check_norms, connected, recorded
 from flatlingo.fisher.gradnorms import CHECK_EVERY
+from flatlingo.fisher.selection import Selection
 from flatlingo.regularizers.base import logits_of
-from flatlingo.regularizers.periodic import PeriodicPenalty, check_differentiable_twice, check_finite
+from flatlingo.regularizers.periodic import PeriodicPenalty, check_finite
 
 
 class TracePenalty(PeriodicPenalty):
@@ -32,18 +32,22 @@ class TracePenalty(PeriodicPenalty):
     and labels' noise hurts, as with small batches and few steps; `FisherPenalty` for many classes, for models with
     parameters outside the known kinds of modules, and to follow the paper. `benchmarks/penalties.py` measures both.
 
-    In every step each use of a trainable parameter that the autograd graph shows must be a recorded call of a module of
+    In every step each use of a parameter penalised that the autograd graph shows must be a recorded call of a module of
     a known kind, with one row per example; and of one example in 512, the first among them, the norms are held against
     plain autograd. What differs is refused.
 
     Args:
         weight: λ, at least 0.
         every: compute the term in every k-th step only, times k.
+        parameters: over which the trace is taken: "head" (pooler and head), "last_layer" (the encoder's last layer
+            too), names, or a function of the name; all trainable ones by default. Lower layers then cost only the
+            backward pass of the task loss, with which the term's own is one, and for "head" attention may be fused.
+            Every parameter below still has a gradient of the term.
 
     Raises:
-        FlatlingoError: if an argument is not as above; on `start`, if the model's attention or checkpointing has no
-            double backward; in training, if a trainable parameter is used in a way that is not covered, or the logits
-            are not finite.
+        FlatlingoError: if an argument is not as above; on `start`, if `parameters` selects none, or the model's
+            attention or checkpointing has no double backward; in training, if one of the parameters is used in a way
+            that is not covered, or the logits are not finite.
     """
 
     name = "trace_penalty"
@@ -51,26 +55,25 @@ class TracePenalty(PeriodicPenalty):
     needs_pass_alone = True  # every row that is recorded counts as an example
     recomputable = False  # what the first pass recorded would not be what the backward pass uses
 
-    def __init__(self, weight: float = 0.0003, every: int = 1):
-        super().__init__(weight, every)
-        self._model: nn.Module | None = None
+    def __init__(self, weight: float = 0.0003, every: int = 1, parameters: Selection = None):
+        super().__init__(weight, every, parameters)
         self._calls: list[RecordedCall] | None = None
         self._seen = self._checked = 0
 
     def start(self, model: nn.Module, *, seed: int) -> None:
-        """Check that the model can be differentiated twice, and remember it."""
-        check_differentiable_twice(model, self.name)
-        self._model, self._seen, self._checked = model, 0, 0
+        """Check that the model can be differentiated twice, and remember it and the parameters penalised."""
+        self.choose_parameters(model)
+        self._seen = self._checked = 0
 
     def recording_context(self) -> AbstractContextManager:
-        """Composite (not fused) attention, and hooks that record the pass."""
+        """Composite (not fused) attention where it is needed, and hooks that record the pass."""
         if self._model is None:
             raise FlatlingoError(f"{self.name} knows no model yet; call start(model, seed=0) before training")
         return self._recording()
 
     @contextmanager
     def _recording(self) -> Iterator[None]:
-        with sdpa_kernel(SDPBackend.MATH), recorded(self._model) as self._calls:
+        with self.attention_context(), recorded(self._model, self.penalised()) as self._calls:
             yield
 
     def penalty(self, model: nn.Module, batch: Mapping[str, Tensor], outputs: Any) -> tuple[Tensor, Tensor]:
@@ -78,10 +81,11 @@ class TracePenalty(PeriodicPenalty):
         calls, self._calls = self._calls, None
         if not calls:
             raise FlatlingoError(f"{self.name} saw no forward pass; run it inside forward_context(), after start()")
-        calls = connected(self._model, outputs.logits, calls)
+        parameters = self.penalised()
+        calls = connected(parameters, outputs.logits, calls)
         if self._seen >= CHECK_EVERY * self._checked:
             check_finite(outputs.logits, self.name)
-            check_norms(self._model, outputs.logits, calls, self._checked % len(outputs.logits))
+            check_norms(parameters, outputs.logits, calls, self._checked % len(outputs.logits))
             self._checked += 1
         self._seen += len(outputs.logits)
         trace = batch_trace(outputs.logits, calls).to(logits_of(outputs).dtype)

@@ -44,10 +44,10 @@ class Cloud(NamedTuple):
 
 
 def beyond_figure(clouds: Sequence[Cloud], forests: dict[str, pd.DataFrame]) -> Figure:
-    """Clouds of runs and, after them, for each question a panel of estimates, two in a row.
+    """Clouds of runs and, after them, for each question a panel of estimates, two in a row; one alone is drawn narrow.
 
     Args:
-        clouds: one or more.
+        clouds: of which the first says what the legend holds; none if there are forests only.
         forests: by the panel's axis label, rows `label`, `value`, `low`, `high` from top to bottom and, optionally,
             `group`: rows of a group share a colour and stand under its name. Without ends (NaN) there is no interval,
             without a value the line says so; a panel without rows says that, too.
@@ -61,12 +61,11 @@ def beyond_figure(clouds: Sequence[Cloud], forests: dict[str, pd.DataFrame]) -> 
     for cloud in clouds:
         check(cloud.runs, ["family", "weight", "label", cloud.x, cloud.y])
     lines = [*[CLOUD_LINES] * len(clouds), *map(_forest_lines, forests.values())]
-    lines += [0] * (len(lines) % 2)
-    heights = [max(8, *pair) for pair in zip(lines[0::2], lines[1::2], strict=True)]
+    columns = min(2, len(lines))
+    heights = [max(8, *lines[at : at + columns]) for at in range(0, len(lines), columns)]
+    size = (7.2 if columns > 1 else 4.8, 0.9 + sum(0.16 * height + 0.55 for height in heights))
     with plt.style.context(STYLE):
-        fig, axes = plt.subplots(
-            len(heights), 2, figsize=(7.2, 0.9 + sum(0.16 * h + 0.55 for h in heights)), height_ratios=heights
-        )
+        fig, axes = plt.subplots(len(heights), columns, figsize=size, height_ratios=heights, squeeze=False)
         panels = iter(axes.flat)
         for cloud in clouds:
             _cloud(next(panels), cloud)
@@ -76,9 +75,10 @@ def beyond_figure(clouds: Sequence[Cloud], forests: dict[str, pd.DataFrame]) -> 
             ax.set_xlabel(name)
         for ax in panels:
             ax.set_axis_off()
-        for ax, letter in zip(axes.flat[: len(clouds) + len(forests)], "abcdefgh", strict=False):
+        for ax, letter in zip(axes.flat[: len(lines)] if len(lines) > 1 else (), "abcdefgh", strict=False):
             ax.set_title(letter, loc="left", fontweight="bold")
-        legend(fig, clouds[0].runs)
+        if clouds:
+            legend(fig, clouds[0].runs)
     return fig
 
 

@@ -7,6 +7,7 @@ import pandas as pd
 from scipy import stats
 
 from flatlingo.report.comparisons import RULES
+from flatlingo.report.statistics import check_one_baseline
 
 NONE = "always none"
 BEST_FAMILY = "always the best family"
@@ -26,7 +27,11 @@ def regret_by_seed(table: pd.DataFrame, y: str = "adapted") -> pd.DataFrame:
 
     Returns:
         Points, (seed, rule).
+
+    Raises:
+        FlatlingoError: for several baselines (`statistics.check_one_baseline`).
     """
+    check_one_baseline(table)
     means = table.groupby(["seed", "family"])[y].mean().unstack()
     best = {seed: _best_elsewhere(means, seed) for seed in means.index}
     rules = RULES | {

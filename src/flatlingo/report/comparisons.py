@@ -16,10 +16,6 @@ from flatlingo.report.statistics import Correlation, Difference, correlation, ov
 
 TRADITIONAL = ("l2", "l2_sp", "dropout")
 FLATTENING = ("consistency", "fisher_penalty")
-PREDICTORS = (
-    *("trace", "trace_without_embeddings", "head_trace", "target_trace", "early_trace"),
-    *("scale_aware", "empirical_fisher", "sharpness"),
-)
 
 
 def at_matched_accuracy(
@@ -197,17 +193,6 @@ def blocked(table: pd.DataFrame, x: str, y: str, *, within_families: bool = Fals
     if known.empty:
         return Correlation(*[math.nan] * 4, n=0, conditions=0)
     return rank_correlation(known, y, x=x, within_families=within_families)
-
-
-def with_target_trace(table: pd.DataFrame) -> pd.DataFrame:
-    """Runs with another column, `target_trace`: mean Tr(F) on the rows of the other languages; NaN if not measured."""
-    codes = [name.removeprefix("accuracy_") for name in table if name.startswith("accuracy_")]
-    return table.assign(target_trace=table.reindex(columns=[f"trace_{code}" for code in codes]).mean(axis=1))
-
-
-def within_seeds(table: pd.DataFrame, y: str) -> pd.Series:
-    """A column less its mean over the conditions of the same seed, whose luck they share."""
-    return table[y] - table.groupby("seed")[y].transform("mean")
 
 
 def direction(found: Difference | None) -> str:

@@ -101,6 +101,11 @@ def above(ax: Axes, text: str) -> None:
 def lacks(ax: Axes, text: str) -> None:
     """Say in an empty panel what it lacks."""
     ax.set(xticks=[], yticks=[])
+    note(ax, text)
+
+
+def note(ax: Axes, text: str) -> None:
+    """Say something in the middle of a panel, which may share its ticks with others."""
     text = textwrap.fill(text, 45)
     ax.text(0.5, 0.5, text, ha="center", va="center", transform=ax.transAxes, fontsize=7, color="0.3")
 

@@ -56,9 +56,11 @@ def figure1(table: pd.DataFrame, *, seed: int = 0) -> Figure:
         A figure: the large panel (first of its axes) and, below it, one for each family of two weights or more.
 
     Raises:
-        FlatlingoError: for a missing column, an empty table, an unknown family, or two runs of one condition and seed.
+        FlatlingoError: for a missing column, an empty table, an unknown family, two runs of one condition and seed, or
+            several baselines (`statistics.check_one_baseline`).
     """
     check(table, ["run_id", "family", "weight", "label", "seed", "trace", "english_accuracy"])
+    statistics.check_one_baseline(table)
     table = with_competence(statistics.per_run(table))
     with plt.style.context(STYLE):
         fig = plt.figure(figsize=(7.2, 5.2))
@@ -93,9 +95,11 @@ def figure2(table: pd.DataFrame, *, seed: int = 0) -> Figure:
         A figure of three rows of panels with their legend below.
 
     Raises:
-        FlatlingoError: for a missing column, an empty table, an unknown family, or two runs of one condition and seed.
+        FlatlingoError: for a missing column, an empty table, an unknown family, two runs of one condition and seed, or
+            several baselines (`statistics.check_one_baseline`).
     """
     check(table, ["run_id", "family", "weight", "label", "seed", "trace", "language", "gain", "zero_shot", "adapted"])
+    statistics.check_one_baseline(table)
     languages = list(dict.fromkeys(table["language"]))
     table = with_competence(table)
     with plt.style.context(STYLE):

@@ -8,12 +8,11 @@ import math
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from flatlingo.errors import FlatlingoError
 from flatlingo.report.judging import judge
 from flatlingo.report.slopes import per_seed
-from flatlingo.report.statistics import over_seeds
+from flatlingo.report.statistics import check_one_baseline, over_seeds, t_test
 from flatlingo.study.calibration import LEVELS
 from flatlingo.study.families import FAMILIES
 
@@ -40,13 +39,14 @@ def levels(table: pd.DataFrame, *, factor: float = FACTOR) -> pd.DataFrame:
         left out) and `left_out`, why ("" if not).
 
     Raises:
-        FlatlingoError: if a run has no baseline of its seed.
+        FlatlingoError: if a run has no baseline of its seed, or there are several (`statistics.check_one_baseline`).
 
     >>> runs = pd.DataFrame({"family": ["none", "l2", "l2"], "label": ["none", "l2=1", "l2=9"], "seed": 1,
     ...                      "trace": [100.0, 45.0, 5.0]})
     >>> levels(runs)[["level", "left_out"]].values.tolist()
     [[0.5, ''], [nan, 'no level within a factor 1.5']]
     """
+    check_one_baseline(table)
     runs = with_baseline(per_seed(table, ["trace"]), "trace")
     runs = runs[~runs["family"].isin(CONTROLS)]
     logarithm = np.log(runs["trace"] / runs["trace_baseline"])
@@ -92,7 +92,11 @@ def pairs_with_control(table: pd.DataFrame, family: str, control: str) -> dict[s
 
     `"both_views"` with `"none"` is augmentation without the divergence; `"consistency"` with `"both_views"` what the
     divergence adds to it, at each of its weights.
+
+    Raises:
+        FlatlingoError: for several baselines (`statistics.check_one_baseline`).
     """
+    check_one_baseline(table)
     first, second = (table.loc[table["family"] == name, "label"].unique() for name in (family, control))
     return {label: (label, other) for label in first for other in second}
 
@@ -201,7 +205,6 @@ def title(family: str) -> str:
 def _row(gaps: pd.Series, halvings: pd.Series) -> list:
     by_seed = 100 * gaps.groupby("seed").mean()
     found = over_seeds(by_seed)
-    with np.errstate(divide="ignore", invalid="ignore"):  # seeds that differ by nothing: p is 0, or NaN
-        p = stats.t.sf(abs(found.value) / by_seed.sem(), found.n - 1) * 2 if found.n > 1 else math.nan
+    p = t_test(by_seed)
     verdict = judge(found.value, found.low, found.high, p, words=WORDS, too_few=TOO_FEW_SEEDS)
-    return [found.value, found.low, found.high, float(p), len(gaps), found.n, float(halvings.mean()), verdict]
+    return [found.value, found.low, found.high, p, len(gaps), found.n, float(halvings.mean()), verdict]

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from flatlingo.report.drawing import beside, check, in_order, key, lacks, plain_log_labels
 from flatlingo.report.matched import with_baseline
 from flatlingo.report.saving import STYLE
-from flatlingo.report.statistics import over_seeds, per_run
+from flatlingo.report.statistics import check_one_baseline, over_seeds, per_run
 from flatlingo.study.families import KINDS, family
 
 FEWEST_SEEDS = 3  # for an interval to be drawn
@@ -35,7 +35,8 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
         interval over seeds (NaN for one seed).
 
     Raises:
-        FlatlingoError: for a missing column, an empty table, an unknown family, or a seed without a run of `none`.
+        FlatlingoError: for a missing column, an empty table, an unknown family, a seed without a run of `none`, or
+            several baselines (`statistics.check_one_baseline`).
     """
     changes = _changes(table)
     conditions = in_order(changes)
@@ -94,6 +95,7 @@ def methods_figure(table: pd.DataFrame) -> Figure:
 def _changes(table: pd.DataFrame) -> pd.DataFrame:
     """The regularised runs, with `trace` as a ratio to the unregularised run's and accuracies in points gained."""
     check(table, ["run_id", "family", "weight", "label", "seed", "trace", *GAINED])
+    check_one_baseline(table)
     runs = per_run(table)
     for column in ("trace", *GAINED):
         runs = with_baseline(runs, column)

@@ -8,9 +8,15 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
+from flatlingo.errors import FlatlingoError
+from flatlingo.report.drawing import key, note
+from flatlingo.report.saving import STYLE
 from flatlingo.report.slopes import ENOUGH, OUTCOMES, outcomes, per_seed
 from flatlingo.report.statistics import resampled
 
@@ -30,6 +36,7 @@ MEASURES = {  # column: what tables call it
     "english_accuracy": "English accuracy",
 }
 FIT = "train_loss"
+COLOUR = "#0072B2"
 WITHIN = {"seed": ("block",), "seed and fit": ("block", FIT)}
 
 
@@ -37,9 +44,9 @@ def predictors(table: pd.DataFrame, *, seed: int = 0, n_bootstrap: int = 1000) -
     """Rank correlation of every measure with every outcome, within seeds, and within seeds at equal training loss.
 
     Spearman's partial ρ: ranks over all runs, less their least-squares fit on the seed as a factor and, at equal fit,
-    on the rank of the training loss. Intervals are the 2.5 and 97.5 % percentile over bootstrap samples of conditions,
-    each with all its seeds; none from fewer than six conditions. (Correlations rest on runs that share their rows, and
-    seeds of one condition are no evidence about conditions; see `statistics.correlation`.)
+    on the rank of the training loss (where it is on record). Intervals are the 2.5 and 97.5 % percentile over bootstrap
+    samples of conditions, each with all its seeds; none from fewer than six conditions. (Correlations rest on runs that
+    share their rows, and seeds of one condition are no evidence about conditions; see `statistics.correlation`.)
 
     Args:
         table: of competent runs (`decisions.competent`) of one plan and preset, one row per run, or per run and target
@@ -56,7 +63,9 @@ def predictors(table: pd.DataFrame, *, seed: int = 0, n_bootstrap: int = 1000) -
     Raises:
         FlatlingoError: for a table without trace or training loss, or two runs of one condition and seed.
     """
-    runs = per_seed(table, ["trace", FIT])
+    runs = per_seed(table, ["trace"])
+    if FIT not in runs:
+        raise FlatlingoError(f"the table has no column {FIT}; it has {', '.join(table.columns)}")
     runs = runs.assign(block=runs["seed"].map("seed {}".format), target_trace=_target_trace(runs))
     rows = [
         {"measure": MEASURES[x], "outcome": OUTCOMES[y], "within": within}
@@ -66,14 +75,14 @@ def predictors(table: pd.DataFrame, *, seed: int = 0, n_bootstrap: int = 1000) -
         for x in MEASURES
         if x in runs and runs[x].notna().any()
         for within, given in WITHIN.items()
-        if x not in given
+        if x not in given and runs[[x, y, *given]].notna().all(axis=1).any()
     ]
     return pd.DataFrame(rows)
 
 
 def printed(found: pd.DataFrame) -> pd.DataFrame:
     """What `predictors` found to show: `ρ [low, high]`, a measure per row, outcomes and what is held fixed above."""
-    text = found.apply(lambda row: _text(row["value"], row["low"], row["high"]), axis=1)
+    text = found.apply(lambda row: text_of(row["value"], row["low"], row["high"]), axis=1)
     cells = found.assign(text=text).set_index(["measure", "outcome", "within"])["text"]
     order = pd.MultiIndex.from_product([found["outcome"].unique(), WITHIN], names=["outcome", "at equal"])
     return cells.unstack(["outcome", "within"]).reindex(index=found["measure"].unique(), columns=order).fillna("")
@@ -105,14 +114,14 @@ def trace_at_loss(history: Sequence[Mapping[str, float]], loss: float) -> float:
 
 
 def _found(runs: pd.DataFrame, x: str, y: str, given: tuple[str, ...], **options: int) -> dict[str, float]:
-    part = runs.dropna(subset=[x, y])
+    part = runs.dropna(subset=[x, y, *given])
     names = list(dict.fromkeys([x, "trace"]))
     coefficients = resampled(part, names, y, given=given, **options)
     value, sampled = coefficients[0, 0], coefficients[0, 1:]
     gaps = np.abs(coefficients[0]) - np.abs(coefficients[-1])
     conditions, alone = part["label"].nunique(), x == "trace"
-    low, high = _interval(value, sampled, conditions)
-    stronger = (np.nan,) * 3 if alone else (gaps[0], *_interval(gaps[0], gaps[1:], conditions))
+    low, high = interval_of(value, sampled, conditions)
+    stronger = (np.nan,) * 3 if alone else (gaps[0], *interval_of(gaps[0], gaps[1:], conditions))
     return {
         **{"value": value, "low": low, "high": high},
         **dict(zip(("stronger", "stronger_low", "stronger_high"), stronger, strict=True)),
@@ -120,7 +129,7 @@ def _found(runs: pd.DataFrame, x: str, y: str, given: tuple[str, ...], **options
     }
 
 
-def _interval(value: float, sampled: np.ndarray, conditions: int) -> tuple[float, float]:
+def interval_of(value: float, sampled: np.ndarray, conditions: int) -> tuple[float, float]:
     """Percentiles, widened to the value itself: ties, as repeated conditions are, can pull all samples to one side."""
     if conditions < ENOUGH or np.isnan(value):
         return np.nan, np.nan
@@ -135,7 +144,71 @@ def _target_trace(runs: pd.DataFrame) -> pd.Series | float:
     return runs[columns].mean(axis=1) if columns else np.nan
 
 
-def _text(value: float, low: float, high: float) -> str:
+def predictors_figure(found: dict[str, pd.DataFrame]) -> Figure:
+    """Dots of ρ with their intervals: a row of panels a plan, a column an outcome, a line a measure.
+
+    Filled: within seeds; hollow: also at equal training loss. The line of Tr(F) is marked by a band.
+
+    Args:
+        found: by plan, what `predictors` gave.
+
+    Returns:
+        A figure; what was not measured is said in the panel. Measures that do not vary have no line.
+    """
+    columns = list(dict.fromkeys(outcome for part in found.values() for outcome in part.get("outcome", [])))
+    found = {plan: part.dropna(subset=["value"]) if len(part) else part for plan, part in found.items()}
+    lines = {plan: list(dict.fromkeys(part["measure"])) if len(part) else [] for plan, part in found.items()}
+    heights = [max(len(names), 4) for names in lines.values()]
+    with plt.style.context(STYLE):
+        size = (7.2, 0.9 + sum(0.16 * height + 0.4 for height in heights))
+        fig, axes = plt.subplots(
+            len(found),
+            max(len(columns), 1),
+            figsize=size,
+            height_ratios=heights,
+            sharex=True,
+            sharey="row",
+            squeeze=False,
+        )
+        for row, (plan, part) in zip(axes, found.items(), strict=True):
+            row[0].set_title(f"plan {plan}", loc="left", fontsize=7)
+            for ax, outcome in itertools.zip_longest(row, columns):
+                here = part[part["outcome"] == outcome] if len(part) else part
+                if here.empty:
+                    note(ax, "not measured in these runs")
+                    continue
+                _lines(ax, here, lines[plan])
+            if lines[plan]:
+                row[0].set_yticks([-i for i in range(len(lines[plan]))], lines[plan])
+                row[0].set_ylim(-len(lines[plan]) + 0.4, 0.6)
+            for ax in row:
+                ax.tick_params(axis="y", length=0)
+        axes[0, 0].set_xlim(-1.05, 1.05)
+        for ax, outcome in zip(axes[-1], columns, strict=False):
+            ax.set_xlabel(f"ρ with {outcome}")
+        looks = {"within seeds": COLOUR, "within seeds, at equal training loss": "white"}
+        fig.legend(
+            handles=[key(t, color=COLOUR, marker="o", markerfacecolor=face) for t, face in looks.items()],
+            loc="outside lower center", ncols=2,
+        )  # fmt: skip
+    return fig
+
+
+def _lines(ax: Axes, found: pd.DataFrame, names: list[str]) -> None:
+    """A line for each measure: with and without the fit."""
+    ax.axvline(0, color="0.4", linewidth=0.8, zorder=0.5)
+    if MEASURES["trace"] in names:
+        at = -names.index(MEASURES["trace"])
+        ax.axhspan(at - 0.45, at + 0.45, color="0.93", zorder=0.3, linewidth=0)
+    for row in found.itertuples():
+        place = -names.index(row.measure) + (0.15 if row.within == "seed" else -0.15)
+        ax.plot([row.low, row.high], [place, place], color=COLOUR, linewidth=0.9)
+        face = COLOUR if row.within == "seed" else "white"
+        ax.plot(row.value, place, "o", markersize=3.5, color=COLOUR, markerfacecolor=face, markeredgewidth=0.8)
+
+
+def text_of(value: float, low: float, high: float) -> str:
+    """`0.41 [−0.10, 0.74]`."""
     if np.isnan(value):
         return "undefined"
     interval = "" if np.isnan(low) else f" [{low:.2f}, {high:.2f}]"

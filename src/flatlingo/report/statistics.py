@@ -145,26 +145,6 @@ def correlation(
     return Correlation(value, float(low), float(high), float(permuted.pvalue), len(table), n_conditions, method)
 
 
-def strength_differences(
-    table: pd.DataFrame, names: list[str], y: str, *, method: str = "spearman", seed: int = 0, n_bootstrap: int = 5000
-) -> pd.DataFrame:
-    """How much stronger or weaker than the first column each other one correlates with `y`, whatever the signs.
-
-    |ρ(x, y)| - |ρ(names[0], y)|, with the 2.5 and 97.5 % percentile over bootstrap samples of conditions; both
-    coefficients come from the same samples, so that what they share cancels.
-
-    Returns:
-        A row for each of `names[1:]`: `difference`, `low`, `high`; NaN where fewer than three conditions are left.
-
-    Raises:
-        FlatlingoError: as for `correlation`.
-    """
-    strength = np.abs(resampled(table, names, y, method=method, seed=seed, n_bootstrap=n_bootstrap))
-    differences = strength[1:] - strength[0]
-    low, high = _percentiles(differences[:, 1:])
-    return pd.DataFrame({"difference": differences[:, 0], "low": low, "high": high}, index=names[1:])
-
-
 def resampled(
     table: pd.DataFrame,
     names: list[str],
@@ -205,14 +185,6 @@ def resampled(
     samples = _pool(grid, np.concatenate([everything, drawn]))
     sides, held = samples[: len(names)], samples[len(names) :]
     return np.stack([_pearson(*_scores(np.concatenate([side[None], held]), method)) for side in sides])
-
-
-def _percentiles(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The 2.5 and 97.5 % percentile along the last axis, without NaN; NaN where nothing else is there."""
-    known = np.where(np.isnan(samples).all(axis=-1, keepdims=True), 0, samples)
-    low, high = np.nanquantile(known, [0.025, 0.975], axis=-1)
-    empty = np.isnan(samples).all(axis=-1)
-    return np.where(empty, np.nan, low), np.where(empty, np.nan, high)
 
 
 def _require(table: pd.DataFrame, columns: list[str]) -> None:
@@ -345,6 +317,22 @@ def per_run(table: pd.DataFrame) -> pd.DataFrame:
     if "language" not in table:
         return table
     return table.drop(columns=SECOND_STAGE, errors="ignore").drop_duplicates("run_id", ignore_index=True)
+
+
+def check_one_baseline(table: pd.DataFrame) -> None:
+    """Refuse a table in which plain fine-tuning has several lengths, where conditions are compared with the baseline.
+
+    Such are recipes at several budgets of compute, which only those of one budget can be compared with.
+
+    Raises:
+        FlatlingoError: naming the baselines and what to do.
+    """
+    baselines = list(table.loc[table["family"] == "none", "label"].unique())
+    if len(baselines) > 1:
+        raise FlatlingoError(
+            f"plain fine-tuning was run at several lengths ({', '.join(baselines)}), so that there is no one baseline; "
+            "compare recipes at equal compute (report.technique), or give the rows of one length"
+        )
 
 
 def language_means(table: pd.DataFrame) -> pd.DataFrame:
@@ -508,11 +496,27 @@ def over_seeds(values: pd.Series) -> Difference:
     return Difference(float(values.mean()), float(values.mean() - half), float(values.mean() + half), len(values))
 
 
+def t_test(values: pd.Series) -> float:
+    """Two-sided p-value of a t test that one value per seed has mean 0; NaN for a single seed, or if all are 0.
+
+    >>> round(t_test(pd.Series([0.01, 0.02, 0.03])), 3)
+    0.074
+    """
+    if len(values) < 2:
+        return np.nan
+    with np.errstate(divide="ignore", invalid="ignore"):  # seeds that differ by nothing: p is 0, or NaN
+        return float(2 * stats.t.sf(abs(values.mean()) / values.sem(), len(values) - 1))
+
+
 def best_of_family(table: pd.DataFrame, y: str = "english_accuracy", baseline: str = "none") -> pd.DataFrame:
     """The condition with the highest mean `y` in each family, compared with the baseline over the same seeds.
 
     Choosing on the rows that are then reported favours families with many conditions.
+
+    Raises:
+        FlatlingoError: for several baselines (`check_one_baseline`), or conditions without a seed in common.
     """
+    check_one_baseline(table)
     means = condition_means(table)
     best = means.loc[means.groupby("family", sort=False)[y].idxmax()]
     rows = []

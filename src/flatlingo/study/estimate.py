@@ -20,10 +20,10 @@ from flatlingo.errors import FlatlingoError
 from flatlingo.study import measure
 from flatlingo.study.clock import Clock, Line
 from flatlingo.study.measure import Classifier
-from flatlingo.study.presets import Condition, Encoder, RunSpec, load_preset
+from flatlingo.study.presets import PERIODIC, Condition, Encoder, RunSpec, load_preset
 from flatlingo.study.run import TRACE_BATCH
 from flatlingo.study.sources import Sources
-from flatlingo.study.terms import every, settings, terms
+from flatlingo.study.terms import settings, terms
 from flatlingo.study.workload import PREDICTION_BATCH, Lengths, Workload, workload
 
 
@@ -124,13 +124,23 @@ def _steps(specs: list[RunSpec], work: Workload, clock: Clock) -> dict[str, Line
     batch_size = specs[0].setup.training.batch_size
     length = work.english.tokens / work.english.calls / batch_size  # to which batches are padded in the mean
     plain = clock.step(_under(specs[0], Condition(family="none")), batch_size, length)
+
+    def timed(spec: RunSpec) -> Line:
+        adds = terms(spec, clock.classifier.tokenizer) or "sam" in settings(spec.condition)
+        return clock.step(spec, batch_size, length) if adds else plain
+
     lines = {}
     for spec in sorted(specs, key=lambda spec: spec.condition.weight):
-        adds = terms(spec, clock.classifier.tokenizer) or "sam" in settings(spec.condition)
-        condition = spec.condition.model_copy(update={"every": 1})
-        whole = clock.step(_under(spec, condition), batch_size, length) if adds else plain
-        lines[spec.condition.method] = plain.towards(whole, 1 / every(spec))
+        whole = timed(_under(spec, spec.condition.model_copy(update={"every": 1})))
+        rest = whole if spec.every == 1 else timed(_under(spec, _without_penalties(spec.condition)))
+        lines[spec.condition.method] = rest.towards(whole, 1 / spec.every)
     return {"none": plain} | lines
+
+
+def _without_penalties(condition: Condition) -> Condition:
+    """What a condition does in the steps in which its penalties on the gradient are not computed."""
+    kept = [(row.name, weight) for row, weight in condition.parts if row.name not in PERIODIC] or [("none", 0.0)]
+    return Condition(family=kept[0][0], weight=kept[0][1], also=dict(kept[1:]), length=condition.length)
 
 
 def _under(spec: RunSpec, condition: Condition) -> RunSpec:

@@ -45,6 +45,7 @@ class Family:
         legend: before the weight in legends and run ids; the name by default.
         look: how it is drawn; by default a dot in the colour of its kind.
         calibrated: whether its weight is found from Tr(F) where families are compared at equal traces.
+        passes: what a training step takes at least, in forward passes: of plain training 3, for a backward pass is 2.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Family:
     legend: str = ""
     look: Look | None = None
     calibrated: bool = False
+    passes: int = 3
 
     @property
     def drawn(self) -> Look:
@@ -82,6 +84,7 @@ ROWS = (
         "Kudo 2018",
         legend="both",
         look=Look("+", "#56B4E9", size=7),
+        passes=6,
     ),
     Family(
         "consistency",
@@ -95,13 +98,18 @@ ROWS = (
         legend="kl",
         look=Look("x", "#0072B2"),
         calibrated=True,
+        passes=6,
     ),
-    Family("r3f", "R3F", "consistency", "term", "R3F", "λ", "R3F(weight=1.0)", "Aghajanyan et al. 2021"),
-    Family("r4f", "R4F", "consistency", "term", "R4F", "λ", "R4F(weight=1.0)", "Aghajanyan et al. 2021"),
-    Family("r_drop", "R-Drop", "consistency", "term", "RDrop", "λ", "RDrop(weight=1.0)", "Liang et al. 2021"),
-    Family("smart", "SMART", "consistency", "term", "SMART", "λ", "SMART(weight=1.0)", "Jiang et al. 2020"),
-    Family("vat", "VAT", "consistency", "term", "VAT", "λ", "VAT(weight=1.0)", "Miyato, Dai & Goodfellow 2017"),
-    Family("lnsr", "LNSR", "consistency", "term", "LNSR", "λ", "LNSR(weight=1.0, layer=1)", "Hua et al. 2021"),
+    Family("r3f", "R3F", "consistency", "term", "R3F", "λ", "R3F(weight=1.0)", "Aghajanyan et al. 2021", passes=6),
+    Family("r4f", "R4F", "consistency", "term", "R4F", "λ", "R4F(weight=1.0)", "Aghajanyan et al. 2021", passes=6),
+    Family("r_drop", "R-Drop", "consistency", "term", "RDrop", "λ", "RDrop(weight=1.0)", "Liang et al. 2021", passes=6),
+    Family("smart", "SMART", "consistency", "term", "SMART", "λ", "SMART(weight=1.0)", "Jiang et al. 2020", passes=8),
+    Family(
+        "vat", "VAT", "consistency", "term", "VAT", "λ", "VAT(weight=1.0)", "Miyato, Dai & Goodfellow 2017", passes=8
+    ),
+    Family(
+        "lnsr", "LNSR", "consistency", "term", "LNSR", "λ", "LNSR(weight=1.0, layer=1)", "Hua et al. 2021", passes=6
+    ),
     Family(
         "xtune",
         "xTune",
@@ -111,6 +119,7 @@ ROWS = (
         "λ",
         "XTune(CodeSwitching(tokenizer, lexicon), weight=5)",
         "Zheng et al. 2021",
+        passes=6,
     ),
     Family(
         "weight_noise",
@@ -121,6 +130,7 @@ ROWS = (
         "λ",
         "WeightNoise(weight=1.0, sigma=1e-3)",
         "Stickland & Murray 2021, eq. (1)",
+        passes=6,
     ),
     Family(
         "fisher_penalty",
@@ -134,6 +144,7 @@ ROWS = (
         legend="fpen",
         look=Look("o", "#D55E00"),
         calibrated=True,
+        passes=9,
     ),
     Family(
         "trace_penalty",
@@ -146,6 +157,7 @@ ROWS = (
         legend="trpen",
         look=Look("D", "#E69F00"),
         calibrated=True,
+        passes=9,
     ),
     Family(
         "trace_target",
@@ -156,6 +168,7 @@ ROWS = (
         "target",
         "TraceTarget(target=1000)",
         legend="target",
+        passes=9,
     ),
     Family(
         "gradient_norm",
@@ -166,8 +179,11 @@ ROWS = (
         "λ",
         "GradientNormPenalty(weight=0.01)",
         "Jastrzebski et al. 2021",
+        passes=9,
     ),
-    Family("sam", "SAM", "gradient", "setting", "sam", "ρ", "finetune(…, sam=SAM(rho=0.05))", "Foret et al. 2021"),
+    Family(
+        "sam", "SAM", "gradient", "setting", "sam", "ρ", "finetune(…, sam=SAM(rho=0.05))", "Foret et al. 2021", passes=6
+    ),
     Family(
         "asam",
         "ASAM",
@@ -177,6 +193,7 @@ ROWS = (
         "ρ",
         "finetune(…, sam=SAM(rho=0.5, adaptive=True))",
         "Kwon et al. 2021",
+        passes=6,
     ),
     Family(
         "l2",

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from flatlingo import evaluation
 from flatlingo.encoding import batches
 from flatlingo.fisher import FisherTrace, distance, empirical_fisher, sam_sharpness, scale_aware
-from flatlingo.fisher.trace import module_group
+from flatlingo.fisher.selection import module_group
 from flatlingo.regularizers.perturbations import View
 
 

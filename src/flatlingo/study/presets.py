@@ -12,6 +12,8 @@ from flatlingo.files import PRESETS
 from flatlingo.study.families import FAMILIES, Family, family
 from flatlingo.taskfiles import read_yaml, validated
 
+PERIODIC = ("fisher_penalty", "trace_penalty", "trace_target")  # families that need not be computed in every step
+PARTS = {None: 1.0, "head": 0.0, "last_layer": 0.25}  # share of a penalty's passes: those of an encoder of four layers
 PLANS = ("nli", "paraphrase", "methods", "regularized_second_stage", "technique", "intervention")
 
 
@@ -46,7 +48,8 @@ class Condition(_Settings):
 
     The weight is what a method has in its place (`families.Family.weight`): λ, a probability, a radius, … The rest is
     for methods compared at equal compute: `also`, further families with their weights; `every`, penalties on the
-    gradient in every k-th step only, times k; `length`, epochs as a multiple of the setup's.
+    gradient in every k-th step only, times k; `parameters`, penalties on the gradient of these only; `length`, epochs
+    as a multiple of the setup's.
 
     >>> Condition(family="consistency", weight=0.6).label, Condition(family="none").label
     ('kl=0.6', 'none')
@@ -60,7 +63,19 @@ class Condition(_Settings):
         default=(), exclude_if=lambda also: not also
     )
     every: int = Field(default=1, ge=1, exclude_if=lambda every: every == 1)
+    parameters: Literal["head", "last_layer"] | None = Field(default=None, exclude_if=lambda which: which is None)
     length: float = Field(default=1.0, gt=0, exclude_if=lambda length: length == 1)
+
+    @model_validator(mode="after")
+    def _has_the_penalty(self) -> "Condition":
+        families = {row.name for row, _ in self.parts}
+        if self.parameters and not families & {*PERIODIC} - {"trace_target"}:
+            raise ValueError(
+                f"parameters={self.parameters} is of Fisher and trace penalty, and {self.family} is neither"
+            )
+        if self.every > 1 and not families & {*PERIODIC}:
+            raise ValueError(f"every={self.every} is of penalties on the gradient, and {self.family} is none")
+        return self
 
     @property
     def parts(self) -> list[tuple[Family, float]]:
@@ -74,12 +89,13 @@ class Condition(_Settings):
 
     @property
     def method(self) -> str:
-        """What decides the cost of a step: the families, and how often a penalty is computed."""
+        """What decides the cost of a step: the families; a penalty's parameters, and how often it is computed."""
         return "+".join([*(row.name for row, _ in self.parts), *self._recipe])
 
     @property
     def _recipe(self) -> list[str]:
-        return [f"every={self.every}"] if self.every > 1 else []
+        which = [f"parameters={self.parameters}"] if self.parameters else []
+        return which + ([f"every={self.every}"] if self.every > 1 else [])
 
     @property
     def _times(self) -> list[str]:
@@ -205,6 +221,32 @@ class RunSpec(_Settings):
     def epochs(self) -> int:
         """Epochs of training on English: the setup's times the condition's length, at least one."""
         return max(1, round(self.setup.training.epochs * self.condition.length))
+
+    @property
+    def every(self) -> int:
+        """From one step with a penalty on the gradient to the next."""
+        families = {row.name for row, _ in self.condition.parts}
+        by_setup = self.setup.trace_penalty_every if "trace_penalty" in families else 1
+        return by_setup if self.condition.every == 1 else self.condition.every
+
+    @property
+    def compute(self) -> float:
+        """Compute of training on English, in that of plain fine-tuning: passes of a step times the condition's length.
+
+        Terms add their passes to the plain ones (`Family.passes`), a penalty in every k-th step a k-th of them, of some
+        layers their share (`PARTS`); SAM doubles what is there. Measured times lie near
+        (benchmarks/results/steps.md); epochs are whole, so that short trainings may differ more.
+        """
+        passes, factor = 1.0, 1.0
+        for row, _ in self.condition.parts:
+            more = row.passes / 3 - 1
+            if row.how == "sam":
+                factor *= 1 + more
+            elif row.name in PERIODIC:
+                passes += more * PARTS[self.condition.parameters] / self.every
+            else:
+                passes += more
+        return passes * factor * self.condition.length
 
 
 class RunConfig(RunSpec):

@@ -6,9 +6,10 @@ from typing import NamedTuple
 import pandas as pd
 
 from flatlingo.errors import FlatlingoError
-from flatlingo.study.presets import Preset, load_preset
+from flatlingo.study.presets import Preset, chosen_seeds, expand, load_preset
 from flatlingo.study.store import Store, open_store
-from flatlingo.study.sweep import RECORDED_STORE, recorded_seeds, sweep
+from flatlingo.study.sweep import RECORDED_STORE, recorded_seeds, sweep, tabulated
+from flatlingo.study.table import curves
 
 
 class Studies(NamedTuple):
@@ -53,6 +54,62 @@ def studies(
         raise FlatlingoError(f"nothing to show: {'; '.join(lacking.values()) or 'no plan was asked for'}")
     tables = {plan: sweep(plan, preset=preset, store=store, seeds=seeds, **options) for plan in asked}
     return Studies(tables, list(filter(None, lacking.values())))
+
+
+class Finished(NamedTuple):
+    """What a store has of some plans.
+
+    Attributes:
+        tables: by plan, as `sweep` returns them.
+        curves: by plan, see `study.table.curves`.
+        lacking: by plan that has no complete seed, a sentence with the command that computes it.
+    """
+
+    tables: dict[str, pd.DataFrame]
+    curves: dict[str, pd.DataFrame]
+    lacking: dict[str, str]
+
+
+def finished(
+    plans: list[str],
+    *,
+    preset: str = "mini",
+    store: str | Path | None = "recorded",
+    seeds: int | list[int] | None = None,
+) -> Finished:
+    """Read what is there of some plans, of seeds that have every condition; nothing is computed.
+
+    Neither encoder nor rows are needed.
+
+    Args:
+        plans: their names.
+        preset: as for `sweep`.
+        store: as for `sweep`.
+        seeds: how many, or which; every complete one by default. Others are left out.
+
+    Raises:
+        FlatlingoError: as `sweep`, for an unknown preset, impossible seeds or a damaged run.
+    """
+    settings, runs = load_preset(preset), open_store(store, load_preset(preset).name)
+    found = Finished({}, {}, {})
+    for plan in plans:
+        if plan not in settings.plans:
+            found.lacking[plan] = f"preset {settings.name} has no plan {plan}"
+            continue
+        there = recorded_seeds(plan, settings, runs)
+        wanted = [seed for seed in there if not seeds or seed in chosen_seeds(settings, seeds)]
+        if not wanted:
+            number = f" --seeds {seeds}" if isinstance(seeds, int) and seeds else ""
+            where = f"data/recorded/{settings.name}" if store in RECORDED_STORE else store
+            found.lacking[plan] = (
+                f"plan {plan} of preset {settings.name} is not recorded; this does it: flatlingo sweep {plan} "
+                f"--preset {preset}{number} --store {where} --discard-weights"
+            )
+            continue
+        configs = [runs.find(spec) for spec in expand(plan, settings, seeds=wanted)]
+        found.tables[plan] = tabulated(configs, runs)
+        found.curves[plan] = curves(configs, [runs.result(config) for config in configs])
+    return found
 
 
 def _lacks(plan: str, preset: Preset, recorded: Store | None, second_stage: bool) -> str:

@@ -12,7 +12,8 @@ def table(configs: list[RunConfig], results: list[dict]) -> pd.DataFrame:
 
     Accuracies and shares lie in 0..1, losses are in nats, traces in nats²; NaN where something was not measured.
 
-    Columns of every table: `run_id, plan, task, encoder, family, weight, label, seed, classes, seconds`;
+    Columns of every table: `run_id, plan, task, encoder, family, weight, label, seed, classes, seconds`; `compute`
+    (`RunSpec.compute`, of plain fine-tuning for the setup's epochs 1);
     `english_accuracy`, `accuracy_<language>` and `zero_shot_accuracy`, the mean over the other languages;
     `train_accuracy`, `train_loss`, `clean_train_accuracy`, `clean_train_loss`, `noisy_fitted` (of the wrong training
     labels, the share reproduced); `trace`, `trace_se`, `log_trace` (mean over examples of the logarithm),
@@ -31,6 +32,30 @@ def table(configs: list[RunConfig], results: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def curves(configs: list[RunConfig], results: list[dict]) -> pd.DataFrame:
+    """Tr(F) on the way of the trainings on English: one row per run and moment at which it was measured.
+
+    Columns: `run_id, family, label, seed`; `share` of the training steps, the nearest of those that the setup asks
+    for; `early_trace` (nats²), `early_log_trace` (mean over examples of the logarithm) and
+    `early_loss` (nats), all on the same English validation rows.
+    """
+    columns = ["run_id", "family", "label", "seed", "share", "early_trace", "early_log_trace", "early_loss"]
+    rows = [row for pair in zip(configs, results, strict=True) for row in _curve(*pair)]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _curve(config: RunConfig, result: dict) -> list[list]:
+    history, asked = result.get("history", []), config.setup.measurement.curve
+    last = max((entry["step"] for entry in history), default=0)
+    names = [config.run_id, config.condition.family, config.condition.label, config.seed]
+    moments = {}
+    for entry in history:
+        if asked and "trace/value" in entry:
+            share = min(asked, key=lambda share: abs(entry["step"] - share * last))
+            moments.setdefault(share, [_number(entry.get(f"trace/{what}")) for what in ("value", "log_mean", "loss")])
+    return [[*names, share, *values] for share, values in moments.items()]
+
+
 def _row(config: RunConfig, result: dict) -> dict:
     trace, accuracy = result["trace"], result["accuracy"]
     others = {language: value for language, value in accuracy.items() if language != "en"}
@@ -47,6 +72,7 @@ def _row(config: RunConfig, result: dict) -> dict:
         "weight": config.condition.weight,
         "label": config.condition.label,
         "seed": config.seed,
+        "compute": config.compute,
         "classes": _number(result.get("classes")),
         "english_accuracy": accuracy["en"],
         "zero_shot_accuracy": sum(others.values()) / len(others) if others else math.nan,

@@ -29,13 +29,6 @@ def terms(spec: RunSpec, tokenizer: PreTrainedTokenizerBase) -> list[Regularizer
     return [_term(row, weight, spec, tokenizer) for row, weight in spec.condition.parts if row.changes == "term"]
 
 
-def every(spec: RunSpec) -> int:
-    """From one step with a penalty on the gradient to the next."""
-    families = {row.name for row, _ in spec.condition.parts}
-    by_setup = spec.setup.trace_penalty_every if "trace_penalty" in families else 1
-    return by_setup if spec.condition.every == 1 else spec.condition.every
-
-
 def settings(condition: Condition) -> dict:
     """What methods that are not terms change in `training.finetune`.
 
@@ -58,9 +51,9 @@ def _term(row: Family, weight: float, spec: RunSpec, tokenizer: PreTrainedTokeni
             )
         return XTune(CodeSwitching(tokenizer, mini_lexicon()), weight=weight)
     if row.name == "trace_target":
-        return TraceTarget(weight, every=every(spec), after=setup.trace_target_after)
+        return TraceTarget(weight, every=spec.every, after=setup.trace_target_after)
     if row.name in ("trace_penalty", "fisher_penalty"):
-        return getattr(regularizers, row.how)(weight, every=every(spec))
+        return getattr(regularizers, row.how)(weight, every=spec.every, parameters=spec.condition.parameters)
     return getattr(regularizers, row.how)(weight)
 
 

@@ -1,0 +1,173 @@
+"""What Tr(F) does when it is set: runs whose trace is held at a target, by one and the same term.
+
+Regularisers differ in more than the trace; here only the target differs. Runs of a seed share data, order and first
+head, so that seeds are what is sampled: they are left out, or averaged over, whole.
+"""
+
+import math
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from scipy import stats
+
+from flatlingo.errors import FlatlingoError
+from flatlingo.report.drawing import TRACE, above, lacks, plain_log_labels
+from flatlingo.report.judging import holm, judge
+from flatlingo.report.matched import TOO_FEW_SEEDS, WORDS, with_baseline
+from flatlingo.report.saving import STYLE
+from flatlingo.report.slopes import OUTCOMES, outcomes, per_seed
+from flatlingo.report.statistics import over_seeds, t_test
+
+FAMILY = "trace_target"
+FIT = "train_loss"
+HELD = {"": (), "at equal loss": (FIT,)}
+FEWEST_SEEDS = 3  # for an interval of a slope: two leave one degree of freedom
+UNDETERMINED = "undetermined"  # what is held does not vary, or with the trace alone
+COLOUR = "#D55E00"
+
+
+def effects(table: pd.DataFrame) -> pd.DataFrame:
+    """What each target does: the trace it reaches, the training loss, and outcomes minus those without a target.
+
+    Args:
+        table: of plan `intervention`, one row per run, or per run and target language (then the mean over languages).
+
+    Returns:
+        A row for each target and outcome: `target` (nats²), `outcome`, `trace` (geometric mean over seeds),
+        `train_loss` (mean), `value, low, high` (points, paired by seed; no interval from one seed), `p` (t test, Holm
+        over targets), `seeds`, `verdict`: higher, lower, no difference, undecided.
+
+    Raises:
+        FlatlingoError: for a missing column, no run with a target, or a seed without a run of none.
+    """
+    runs = _runs(table)
+    rows = []
+    for y in outcomes(runs):
+        gaps = 100 * (runs[y] - with_baseline(runs, y)[f"{y}_baseline"])
+        targets = [part for _, part in runs[runs["family"] == FAMILY].groupby("weight")]
+        found = [over_seeds(gaps[part.index]) for part in targets]
+        corrected = holm([t_test(gaps[part.index]) for part in targets])
+        for part, one, p in zip(targets, found, corrected, strict=True):
+            reached = {"trace": np.exp(np.log(part["trace"]).mean()), FIT: part[FIT].mean()}
+            interval = {"value": one.value, "low": one.low, "high": one.high, "p": p, "seeds": one.n}
+            verdict = judge(one.value, one.low, one.high, p, words=WORDS, too_few=TOO_FEW_SEEDS)
+            rows.append({"target": part["weight"].iloc[0], "outcome": y} | reached | interval | {"verdict": verdict})
+    return pd.DataFrame(rows)
+
+
+def per_doubling(table: pd.DataFrame) -> pd.DataFrame:
+    """Points of each outcome per doubling of the Tr(F) that was set, as it is and at equal training loss.
+
+    The least-squares coefficient β of y = a_seed + β log₂ Tr(F) (+ γ training loss) over the runs with a target. What
+    is set changes the fit too, of which the second line takes out what is linear. The interval leaves out one seed at a
+    time (jackknife): β ± t · SE, SE² = (S-1)/S Σ_s (β without s - their mean)², t of S - 1 degrees of freedom; from
+    three seeds on.
+
+    Args:
+        table: as for `effects`.
+
+    Returns:
+        A row for each outcome and what is held: `outcome, held` ("", "at equal loss"), `value, low, high`
+        (points per doubling), `p` (t test, Holm over the outcomes), `targets, seeds, verdict`: rises, falls, no effect
+        (within ± half a point per doubling), undecided.
+
+    Raises:
+        FlatlingoError: as for `effects`.
+    """
+    runs = _runs(table)
+    runs = runs[runs["family"] == FAMILY].assign(x=lambda t: np.log2(t["trace"]))
+    number = {"targets": runs["weight"].nunique(), "seeds": runs["seed"].nunique()}
+    rows = []
+    for held, columns in HELD.items():
+        found = [_slope(runs, y, columns) for y in outcomes(runs)]
+        for y, one, p in zip(outcomes(runs), found, holm([one[3] for one in found]), strict=True):
+            few = TOO_FEW_SEEDS if number["seeds"] < FEWEST_SEEDS else UNDETERMINED
+            verdict = judge(*one[:3], p, too_few=few)
+            interval = dict(zip(("value", "low", "high"), one[:3], strict=True))
+            rows.append({"outcome": y, "held": held} | interval | {"p": p} | number | {"verdict": verdict})
+    return pd.DataFrame(rows)
+
+
+def intervention_figure(table: pd.DataFrame) -> Figure:
+    """Outcomes minus those without a target, and the training loss, against the Tr(F) that was reached.
+
+    Large dots are means over seeds (of Tr(F) geometric), small ones seeds, lines 95 % t intervals over three seeds or
+    more, dashes Tr(F) without a target.
+
+    Args:
+        table: as for `effects`.
+
+    Raises:
+        FlatlingoError: as for `effects`.
+    """
+    runs, found, slopes = _runs(table), effects(table), per_doubling(table)
+    none = np.exp(np.log(runs.loc[runs["family"] == "none", "trace"]).mean())
+    ys = outcomes(runs)
+    with plt.style.context(STYLE):
+        fig, axes = plt.subplots(1, len(ys) + 1, figsize=(7.2, 2.6), sharex=True)
+        for ax, y in zip(axes, [*ys, FIT], strict=True):
+            values = runs[y] if y == FIT else 100 * (runs[y] - with_baseline(runs, y)[f"{y}_baseline"])
+            _panel(ax, runs.assign(y=values), found[found["outcome"] == (ys[0] if y == FIT else y)], y)
+            ax.axvline(none, color="0.4", linestyle="--", linewidth=0.8, zorder=0.5)
+            ax.set(xlabel=TRACE, ylabel="training loss (nats)" if y == FIT else f"{OUTCOMES[y]} gained (points)")
+            if y != FIT:
+                ax.axhline(0, color="0.4", linewidth=0.8, zorder=0.5)
+                above(ax, "per doubling " + "\n".join(map(_text, slopes[slopes["outcome"] == y].to_dict("records"))))
+        axes[0].set_xscale("log")
+        plain_log_labels(axes[0].xaxis)
+    return fig
+
+
+def _runs(table: pd.DataFrame) -> pd.DataFrame:
+    runs = per_seed(table, ["weight", "trace", FIT])
+    runs = runs[runs["family"].isin(["none", FAMILY])]
+    if (runs["family"] != FAMILY).all():
+        raise FlatlingoError("no run has a target of Tr(F); give the table of plan intervention")
+    with_baseline(runs, "trace")
+    return runs.reset_index(drop=True)
+
+
+def _slope(runs: pd.DataFrame, y: str, held: tuple[str, ...]) -> tuple[float, float, float, float]:
+    """The coefficient of x, its jackknife interval over seeds, and its p-value."""
+    seeds = runs["seed"].unique()
+    value = _coefficient(runs, y, held)
+    left = np.array([_coefficient(runs[runs["seed"] != seed], y, held) for seed in seeds if len(seeds) > 1])
+    if len(seeds) < FEWEST_SEEDS or np.isnan([value, *left]).any():
+        return value, math.nan, math.nan, math.nan
+    error = math.sqrt((len(seeds) - 1) / len(seeds) * ((left - left.mean()) ** 2).sum())
+    half = stats.t.ppf(0.975, len(seeds) - 1) * error
+    with np.errstate(divide="ignore"):
+        return value, value - half, value + half, float(2 * stats.t.sf(np.abs(value) / error, len(seeds) - 1))
+
+
+def _coefficient(runs: pd.DataFrame, y: str, held: tuple[str, ...]) -> float:
+    """Of x in the regression of y (points) on it, on the seed as a factor, and on what is held; NaN if undetermined."""
+    columns = runs[["x", *held]].to_numpy(dtype=float)
+    design = np.column_stack([columns, pd.get_dummies(runs["seed"]).to_numpy(dtype=float)])
+    if len(runs) <= design.shape[1] or np.linalg.matrix_rank(design) < design.shape[1]:
+        return math.nan
+    return float(np.linalg.lstsq(design, 100 * runs[y].to_numpy())[0][0])
+
+
+def _panel(ax: Axes, runs: pd.DataFrame, found: pd.DataFrame, y: str) -> None:
+    targets = runs[runs["family"] == FAMILY].groupby("weight")
+    if runs["y"].isna().all():
+        lacks(ax, "not measured")
+        return
+    for row, (_, part) in zip(found.itertuples(), targets, strict=True):
+        one = over_seeds(part["y"])
+        ax.plot(part["trace"], part["y"], ".", markersize=3, color=COLOUR, alpha=0.55)
+        ax.plot(row.trace, one.value, "o", markersize=4, color=COLOUR)
+        if len(part) >= FEWEST_SEEDS:
+            ax.plot([row.trace, row.trace], [one.low, one.high], color=COLOUR, linewidth=1)
+
+
+def _text(row: dict) -> str:
+    value, low, high = (f"{row[name]:+.2f}".replace("-", "−") for name in ("value", "low", "high"))
+    if math.isnan(row["value"]):
+        return f"{row['held']}: {row['verdict']}"
+    interval = "" if math.isnan(row["low"]) else f" [{low}, {high}]"
+    return f"{row['held']} {value}{interval}: {row['verdict']}".strip()

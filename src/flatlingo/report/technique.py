@@ -1,0 +1,272 @@
+"""What to do with once, twice and three times the compute of plain fine-tuning, chosen on English rows alone.
+
+Recipes are compared with plain fine-tuning at the same compute, which then trains longer, seed by seed; intervals are
+95 % t intervals over seeds. No run is left out as incompetent: what has not learnt its task is no recipe to choose.
+"""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from flatlingo.errors import FlatlingoError
+from flatlingo.report.drawing import beside, check, key
+from flatlingo.report.judging import holm, judge
+from flatlingo.report.matched import TOO_FEW_SEEDS, WORDS
+from flatlingo.report.saving import STYLE
+from flatlingo.report.slopes import OUTCOMES, per_seed
+from flatlingo.report.statistics import over_seeds, t_test
+from flatlingo.study.families import KINDS, family
+
+SHOWN = {  # column: its axis
+    "english_accuracy": "English",
+    "zero_shot_accuracy": "zero-shot",
+    "adapted": "after adaptation",
+    "log2_trace": "doublings of Tr(F)",
+}
+JUDGED = ("zero_shot_accuracy", "adapted")  # what a recipe is recommended for
+ROUGHLY = 0.1  # how far from a whole multiple of plain fine-tuning's compute a recipe may be
+TIMES = {1: "once", 2: "twice", 3: "three times"}
+CHOSEN = "chosen on English"
+
+
+def with_level(table: pd.DataFrame) -> pd.DataFrame:
+    """One row per run, with its `level`: compute as a whole multiple of plain fine-tuning's; log2 of Tr(F).
+
+    The table's column `compute` is passes of a step times the length of training (`RunSpec.compute`); a level has plain
+    fine-tuning, of the length that takes as much, and other recipes, which are called without their length.
+
+    Args:
+        table: of plan `technique`, one row per run, or per run and target language (then the mean over languages).
+
+    Returns:
+        With columns `level`, `recipe`, `log2_trace`.
+
+    Raises:
+        FlatlingoError: for a missing column, two runs of one recipe and seed, a recipe whose compute is no whole
+            multiple, or a level and seed without plain fine-tuning.
+
+    >>> runs = pd.DataFrame({"family": ["none", "sam"], "label": ["none", "sam=0.05+length=0.5"], "seed": 1,
+    ...                      "compute": 1.0, "english_accuracy": 0.6, "zero_shot_accuracy": 0.5, "trace": 4.0})
+    >>> with_level(runs)[["recipe", "level"]].values.tolist()
+    [['plain', 1], ['sam=0.05', 1]]
+    """
+    runs = per_seed(table, ["compute", "english_accuracy", "zero_shot_accuracy", "trace"])
+    level = runs["compute"].round().clip(lower=1).astype(int)
+    if (away := (runs["compute"] - level).abs() > ROUGHLY).any():
+        label, compute = runs.loc[away, ["label", "compute"]].iloc[0]
+        raise FlatlingoError(
+            f"recipe {label} takes {compute:.3g} times the compute of plain fine-tuning; change its length, so that it "
+            "takes a whole multiple"
+        )
+    recipe = runs["label"].str.replace(r"\+length=[^+]*", "", regex=True).where(runs["family"] != "none", "plain")
+    runs = runs.assign(level=level, recipe=recipe, log2_trace=np.log2(runs["trace"]))
+    twice = runs.duplicated(["level", "recipe", "seed"])
+    if twice.any():
+        raise FlatlingoError(f"level {level[twice].iloc[0]} has recipe {recipe[twice].iloc[0]} twice in a seed")
+    plain = runs.loc[runs["recipe"] == "plain", ["level", "seed"]]
+    lacking = runs[["level", "seed"]].drop_duplicates().merge(plain, how="left", indicator=True)
+    if (lacking := lacking[lacking["_merge"] == "left_only"]).size:
+        at, seed = lacking[["level", "seed"]].iloc[0]
+        raise FlatlingoError(f"no plain fine-tuning of {at} times the compute in seed {seed} to compare recipes with")
+    return runs
+
+
+def differences(table: pd.DataFrame) -> pd.DataFrame:
+    """Each recipe minus plain fine-tuning of the same compute, paired by seed.
+
+    Args:
+        table: as for `with_level`.
+
+    Returns:
+        A row for each level, recipe and outcome (`SHOWN`, those measured): `level, recipe, family, outcome`; `mean` of
+        the recipe (per cent; log2 of nats²), `value, low, high` (points; doublings; no interval from one seed), `p` (t
+        test, Holm over the recipes of a level and outcome), `seeds`, and of accuracies `verdict`: higher, lower, no
+        difference (the interval lies within ± half a point), undecided. By level, of falling English accuracy.
+
+    Raises:
+        FlatlingoError: as for `with_level`.
+    """
+    runs = with_level(table)
+    rows = []
+    for level, part in runs.groupby("level"):
+        gaps = _minus_plain(part)
+        order = part.groupby("recipe")["english_accuracy"].mean().sort_values(ascending=False).index
+        for y in _measured(runs):
+            found = [_row(gaps[gaps["recipe"] == recipe].set_index("seed")[y], y) for recipe in order.drop("plain")]
+            for recipe, one, p in zip(order.drop("plain"), found, holm([one["p"] for one in found]), strict=True):
+                of = part[part["recipe"] == recipe]
+                names = {"level": level, "recipe": recipe, "family": of["family"].iloc[0], "outcome": y}
+                mean = of[y].mean() * (1 if y == "log2_trace" else 100)
+                rows.append(names | {"mean": mean} | one | {"p": p, "verdict": _verdict(one, p, y)})
+    return pd.DataFrame(rows)
+
+
+def chosen(table: pd.DataFrame) -> pd.DataFrame:
+    """What choosing the recipe by English validation accuracy gains over plain fine-tuning of the same compute.
+
+    In each seed the recipe is that of the highest mean English accuracy over the *other* seeds, plain fine-tuning among
+    them; so no seed both chooses and judges. (The choices of two seeds share most of the runs they rest on, which the t
+    interval over seeds does not know of.)
+
+    Args:
+        table: as for `with_level`.
+
+    Returns:
+        A row for each level and outcome: `level, outcome, recipe` (chosen on all seeds), `agree` (in how many seeds the
+        others choose it too), `value, low, high` (points; doublings), `p` (t test; of zero-shot accuracy and accuracy
+        after adaptation Holm over levels and these), `seeds, verdict`. NaN with one seed.
+
+    Raises:
+        FlatlingoError: as for `with_level`.
+    """
+    runs = with_level(table)
+    rows = []
+    for level, part in runs.groupby("level"):
+        english = part.pivot(index="seed", columns="recipe", values="english_accuracy").dropna(axis=1)
+        gaps = _minus_plain(part).set_index(["seed", "recipe"])
+        by_seed = {seed: english.drop(index=seed).mean().idxmax() for seed in english.index if len(english) > 1}
+        everywhere = english.mean().idxmax()
+        picked = gaps.loc[[*by_seed.items()]].droplevel("recipe")
+        for y in _measured(runs):
+            names = {"level": level, "outcome": y, "recipe": everywhere}
+            rows.append(names | {"agree": [*by_seed.values()].count(everywhere)} | _row(picked[y], y))
+    found = pd.DataFrame(rows)
+    judged = found["outcome"].isin(JUDGED)
+    found.loc[judged, "p"] = holm([*found.loc[judged, "p"]])
+    return found.assign(verdict=[_verdict(row, row["p"], row["outcome"]) for row in found.to_dict("records")])
+
+
+def recommendation(found: pd.DataFrame) -> str:
+    """What to do, in a sentence for zero-shot accuracy and one for accuracy after adaptation; that none stands, too.
+
+    Args:
+        found: what `chosen` gave.
+    """
+    return " ".join(_advice(found[found["outcome"] == y], OUTCOMES[y]) for y in JUDGED if (found["outcome"] == y).any())
+
+
+def printed(found: pd.DataFrame) -> pd.DataFrame:
+    """What `differences` or `chosen` found, to show: a line for each level and recipe, a column for each outcome."""
+    text = found.apply(lambda row: f"{_interval(row)} {row['verdict']}".replace(" [nan, nan]", "").strip(), axis=1)
+    cells = found.assign(text=text).pivot(index=["level", "recipe"], columns="outcome", values="text")
+    order = pd.MultiIndex.from_frame(found[["level", "recipe"]].drop_duplicates())
+    return cells.reindex(index=order, columns=[y for y in SHOWN if y in cells]).rename(columns=SHOWN)
+
+
+def technique_figure(table: pd.DataFrame) -> Figure:
+    """Recipes minus plain fine-tuning of the same compute: a row of panels for each level, a column for each outcome.
+
+    Large dots are means over seeds, small ones seeds, lines 95 % t intervals over three seeds or more. The most
+    accurate in English stands on top; under the line, what choosing by English accuracy in other seeds gains.
+
+    Args:
+        table: as for `with_level`, with `weight`.
+
+    Raises:
+        FlatlingoError: as for `with_level`, and for an empty table or an unknown family.
+    """
+    check(table, ["run_id", "family", "weight", "label", "seed", "compute", "trace"])
+    runs, found, choice = with_level(table), differences(table), chosen(table)
+    columns = _measured(runs)
+    sizes = found.groupby("level")["recipe"].nunique() + 1
+    with plt.style.context(STYLE):
+        fig, axes = plt.subplots(
+            len(sizes), len(columns), figsize=(7.2, 1.2 + sum(0.15 * n + 0.35 for n in sizes)),
+            height_ratios=sizes + 1, sharex="col", sharey="row", squeeze=False,
+        )  # fmt: skip
+        for row, level in zip(axes, sizes.index, strict=True):
+            gaps = _minus_plain(runs[runs["level"] == level])
+            at = found[found["level"] == level]
+            places = {recipe: -i for i, recipe in enumerate(at["recipe"].unique())}
+            last = -len(places) - 0.3
+            for ax, y in zip(row, columns, strict=True):
+                ax.axvline(0, color="0.4", linewidth=0.8, zorder=0.5)
+                ax.axhline(last + 0.65, color="0.7", linewidth=0.5)
+                for one in at[at["outcome"] == y].itertuples():
+                    seeds = gaps.loc[gaps["recipe"] == one.recipe, y] * _scale(y)
+                    _dot(ax, one, places[one.recipe], KINDS[family(one.family).kind][1], seeds)
+                (one,) = choice[(choice["level"] == level) & (choice["outcome"] == y)].itertuples()
+                _dot(ax, one, last, "0", [])
+            row[0].set_yticks([*places.values(), last], [*places, CHOSEN])
+            for ax in row:
+                ax.tick_params(axis="y", length=0)
+            row[0].set_ylim(last - 0.6, 0.6)
+            beside(row[0], f"{_times(level)} the compute", (0, 1), (0, 3), "axes fraction")
+        for ax, y in zip(axes[-1], columns, strict=True):
+            ax.set_xlabel(SHOWN[y] if y == "log2_trace" else f"{SHOWN[y]} (points)")
+        drawn = {family(name).kind for name in found["family"]}
+        looks = {text: colour for kind, (text, colour) in KINDS.items() if kind in drawn}
+        keys = [key(text, color=colour, marker="o", linestyle="none") for text, colour in looks.items()]
+        fig.legend(handles=keys, loc="outside lower center", ncols=4)
+    return fig
+
+
+def _measured(runs: pd.DataFrame) -> list[str]:
+    return [y for y in SHOWN if y in runs and runs[y].notna().any()]
+
+
+def _scale(y: str) -> float:
+    """Accuracies become points."""
+    return 1 if y == "log2_trace" else 100
+
+
+def _minus_plain(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs of one level less the plain run of their seed."""
+    columns = _measured(runs)
+    plain = runs[runs["recipe"] == "plain"].set_index("seed")[columns]
+    return runs.assign(**(runs[columns] - plain.loc[runs["seed"]].to_numpy()))
+
+
+def _row(gaps: pd.Series, y: str) -> dict[str, float]:
+    """Mean difference over seeds, its interval and the p-value of a t test."""
+    gaps = _scale(y) * gaps.dropna()
+    found = over_seeds(gaps)
+    return {"value": found.value, "low": found.low, "high": found.high, "p": t_test(gaps), "seeds": found.n}
+
+
+def _verdict(found: dict[str, float], p: float, y: str) -> str:
+    if y == "log2_trace":
+        return ""
+    return judge(found["value"], found["low"], found["high"], p, words=WORDS, too_few=TOO_FEW_SEEDS)
+
+
+def _advice(found: pd.DataFrame, outcome: str) -> str:
+    """The sentence on one outcome."""
+    if (found["verdict"] == TOO_FEW_SEEDS).any():
+        return f"For {outcome}, nothing can be recommended: {TOO_FEW_SEEDS}."
+    lines = found.to_dict("records")
+    stands = [row for row in lines if row["verdict"] == WORDS[0]]
+    others = ", ".join(
+        f"{_times(row['level'])} {_interval(row)} ({row['verdict']})" for row in lines if row["verdict"] != WORDS[0]
+    )
+    if not stands:
+        return (
+            f"For {outcome} none stands: over plain fine-tuning of equal compute, the recipe of the highest English "
+            f"accuracy in other seeds gains {others} points."
+        )
+    advice = ", ".join(f"{_times(row['level'])} {row['recipe']} ({_interval(row)} points)" for row in stands)
+    rest = f"; none stands at {others}" if others else ""
+    return (
+        f"For {outcome}, with so many times the compute of plain fine-tuning, the recipe of the highest English "
+        f"accuracy in other seeds beats plain fine-tuning of equal compute: {advice}{rest}."
+    )
+
+
+def _times(level: int) -> str:
+    return TIMES.get(level, f"{level} times")
+
+
+def _interval(row: pd.Series) -> str:
+    """`+0.3 [−0.1, +0.7]`."""
+    value, low, high = (f"{row[name]:+.1f}".replace("-", "−") for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def _dot(ax: Axes, row: tuple, place: float, colour: str, seeds: pd.Series | list) -> None:
+    """A mean, its interval from three seeds on, and its seeds."""
+    ax.plot(seeds, [place] * len(seeds), "o", markersize=2, markeredgewidth=0, color=colour, alpha=0.5)
+    ax.plot(row.value, place, "o", markersize=4, color=colour)
+    if row.seeds >= 3:
+        ax.plot([row.low, row.high], [place, place], color=colour, linewidth=1)

@@ -1,0 +1,99 @@
+"""What setting Tr(F) does, on made-up studies whose answer is known."""
+
+import matplotlib
+
+matplotlib.use("agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from made_up import intervention_table
+from scipy import stats
+
+from flatlingo.errors import FlatlingoError
+from flatlingo.report import intervention
+
+SEEDS = 8
+
+
+def table(per_doubling=-1.5, per_loss=-10.0, seeds=SEEDS):
+    return intervention_table(per_doubling, per_loss, seeds)
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
+def coefficient(runs, *columns):
+    """Of log₂ Tr(F), with an indicator for every seed."""
+    runs = runs[runs["family"] == "trace_target"]
+    design = [np.log2(runs["trace"]), *(runs[name] for name in columns), pd.get_dummies(runs["seed"]).to_numpy(float)]
+    return np.linalg.lstsq(np.column_stack(design), 100 * runs["english_accuracy"].to_numpy())[0][0]
+
+
+@pytest.mark.parametrize(("held", "columns"), [("", ()), ("at equal loss", ("train_loss",))], ids=["as it is", "held"])
+def test_slope_is_the_regression_and_its_interval_leaves_out_whole_seeds(held, columns):
+    runs = table()
+    found = intervention.per_doubling(runs).set_index(["outcome", "held"]).loc["english_accuracy", held]
+    assert found["value"] == pytest.approx(coefficient(runs, *columns))
+    left = [coefficient(runs[runs["seed"] != seed], *columns) for seed in runs["seed"].unique()]
+    half = stats.t.ppf(0.975, SEEDS - 1) * (SEEDS - 1) * np.std(left, ddof=1) / np.sqrt(SEEDS)
+    assert [found["low"], found["high"]] == pytest.approx([found["value"] - half, found["value"] + half])
+
+
+def test_an_effect_of_the_trace_is_told_from_one_of_the_fit():
+    """Accuracy follows the training loss alone, which the target changes: at equal loss nothing is left."""
+    found = intervention.per_doubling(table(per_doubling=0.0, per_loss=-20.0)).set_index(["outcome", "held"])
+    assert found.loc[("english_accuracy", ""), "verdict"] == "falls"
+    assert found.loc[("english_accuracy", "at equal loss"), "verdict"] == "no effect"
+    found = intervention.per_doubling(table(per_doubling=-1.5, per_loss=0.0)).set_index(["outcome", "held"])
+    row = found.loc[("zero_shot_accuracy", "at equal loss")]
+    assert row["verdict"] == "falls"
+    assert row["low"] < -1.5 < row["high"]
+
+
+def test_a_loss_that_does_not_vary_cannot_be_held():
+    found = intervention.per_doubling(table().assign(train_loss=0.1)).set_index(["outcome", "held"])
+    assert found.loc[("english_accuracy", "at equal loss"), "verdict"] == "undetermined"
+    assert found.loc[("english_accuracy", ""), "verdict"] == "falls"
+
+
+def test_each_target_is_compared_with_none_of_its_seed():
+    runs = table()
+    found = intervention.effects(runs).set_index(["target", "outcome"])
+    accuracies = runs.pivot(index="seed", columns="weight", values="english_accuracy")
+    targets = sorted(set(runs["weight"]) - {0.0})
+    for target in targets:
+        gaps = 100 * (accuracies[target] - accuracies[0.0])
+        row = found.loc[target, "english_accuracy"]
+        assert row["value"] == pytest.approx(gaps.mean())
+        assert [row["low"], row["high"]] == pytest.approx([*stats.ttest_1samp(gaps, 0).confidence_interval()])
+    assert found.loc[(targets[0], "english_accuracy"), "verdict"] == "higher"
+    assert found.loc[(targets[-1], "english_accuracy"), "verdict"] == "lower"
+    assert [*found.xs("english_accuracy", level="outcome")["trace"]] == pytest.approx(targets, rel=0.2)
+
+
+@pytest.mark.parametrize("seeds", [1, 2, SEEDS])
+def test_the_figure_is_drawn_with_as_many_seeds_as_there_are(seeds):
+    fig = intervention.intervention_figure(table(seeds=seeds))
+    fig.canvas.draw()
+    assert fig.axes[-1].get_ylabel() == "training loss (nats)"
+    (text,) = fig.axes[0].texts
+    assert ("too few seeds" in text.get_text()) is (seeds < 3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t[t["family"] == "none"], "no run has a target"),
+        (lambda t: t[(t["family"] != "none") | (t["seed"] != 2)], "seed 2 has no run of condition none"),
+        (lambda t: t.drop(columns="train_loss"), "no column train_loss"),
+    ],
+    ids=["another plan", "no baseline", "no loss"],
+)
+def test_what_cannot_be_compared_is_refused(change, message):
+    with pytest.raises(FlatlingoError, match=message):
+        intervention.effects(change(table()))
