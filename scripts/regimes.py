@@ -1,31 +1,32 @@
 """Whether preset mini's sizes make the unregularised model overfit and leave a transfer gap, on seeds of their own.
 
 Trains both plans without a regulariser on seeds 101 to 105, plan nli also without label noise and with early stopping
-on rows kept aside (a tenth of a larger set, so that as many are trained on), and writes
-`data/recorded/mini-regimes.csv`. `python scripts/regimes.py` repeats it; what is finished is kept in build/regimes.
+on rows kept aside (a tenth of a larger set, so that as many are trained on; every epoch is waited for and the one of the
+lowest loss kept), and writes `data/recorded/mini-regimes.csv`. `python scripts/regimes.py` repeats it; what is finished
+is kept in build/regimes.
 """
 
 import pandas as pd
 
 from flatlingo.files import RECORDED, ROOT, replacing
-from flatlingo.study.presets import Condition, RunSpec, load_preset
+from flatlingo.study.presets import Condition, Measurement, RunSpec, load_preset
 from flatlingo.study.store import open_store
 from flatlingo.study.sweep import Computing, tabulated
 
 SEEDS = [101, 102, 103, 104, 105]
-PATIENCE = 3
+MEASUREMENT = Measurement(trace_examples=1000)
 COLUMNS = ["english_accuracy", "accuracy_de", "accuracy_es", "accuracy_zh", "zero_shot_accuracy"]
 COLUMNS += ["train_accuracy", "clean_train_accuracy", "noisy_fitted", "trace", "seconds"]
 
 
 def variants(spec: RunSpec) -> dict[str, RunSpec]:
     """The unregularised model of a plan and what it is compared with; none of them has a second stage."""
-    setup = spec.setup.model_copy(update={"second_stage": None})
+    setup = spec.setup.model_copy(update={"second_stage": None, "measurement": MEASUREMENT})
     plain = spec.model_copy(update={"setup": setup})
     if spec.plan != "nli":
         return {"none": plain}
     clean = setup.model_copy(update={"label_noise": 0.0})
-    stopping = Condition(family="early_stopping", weight=PATIENCE)
+    stopping = Condition(family="early_stopping", weight=setup.training.epochs)
     larger = setup.model_copy(update={"train_size": round(setup.train_size / 0.9)})
     return {
         "none": plain,
