@@ -134,10 +134,11 @@ pretrain: $(STAMP) ## rebuild the shipped encoder data/mini-mbert (about an hour
 	flatlingo pretrain --mini-world --start build/mini-mbert-4 --seed 4 --epochs 4 --claims 0.2 --output build/mini-mbert-5
 	flatlingo pretrain --mini-world --start build/mini-mbert-5 --seed 5 --epochs 4 --claims 0.2 --output data/mini-mbert
 
-record: $(STAMP) ## refresh the recorded results (three seeds), the committed notebooks and figures
-	for plan in nli paraphrase regularized_second_stage; do \
-	    flatlingo sweep $$plan --preset mini --seeds 3 --store data/recorded/mini --discard-weights; done
-	flatlingo sweep methods --preset mini --seeds 2 --store data/recorded/mini --discard-weights
+# Plans of preset mini with their seeds, the deciding ones first.
+RECORD := nli:10 paraphrase:10 methods:5 technique:10 intervention:10 regularized_second_stage:10
+record: $(STAMP) ## refresh the recorded results of preset mini, the committed notebooks and figures
+	for plan in $(RECORD); do \
+	    flatlingo sweep $${plan%:*} --preset mini --seeds $${plan#*:} --store data/recorded/mini --discard-weights; done
 	python scripts/modelcard.py
 	rm -rf build/reference
 	for notebook in 2_figure1 3_figure2 5_beyond_the_paper; do \
@@ -147,7 +148,7 @@ record: $(STAMP) ## refresh the recorded results (three seeds), the committed no
 	for notebook in $(NOTEBOOKS); do \
 	    FLATLINGO_FIGURES=$(abspath figures) flatlingo notebook notebooks/$$notebook.ipynb notebooks/$$notebook.ipynb; done
 	test -z "$(wildcard data/recorded/small/*-none-s1-*)" || \
-	    $(MAKE) figures PRESET=small FLATLINGO_FIGURES=$(abspath figures/small)
+	    $(MAKE) figures PRESET=small
 	python scripts/readme.py
 
 PEERS := build/peers-venv
