@@ -1,7 +1,7 @@
 """Whether preset mini's sizes make the unregularised model overfit and leave a transfer gap, on seeds of their own.
 
 Trains both plans without a regulariser on seeds 101 to 105, plan nli also without label noise and with early stopping
-on rows kept aside (a tenth of a larger set, so that as many are trained on; every epoch is waited for and the one of the
+on rows kept aside (a tenth of a larger set, so that as many are trained on; every epoch is waited for and that of the
 lowest loss kept), and writes `data/recorded/mini-regimes.csv`. `python scripts/regimes.py` repeats it; what is finished
 is kept in build/regimes.
 """

@@ -2,7 +2,6 @@
 
 A term goes into `RegularizedTrainer(…, regularizers=[…])` or `finetune(…, regularizers=[…])`, alone or with others.
 
-method                 one line                                                      paper
 =====================  ============================================================  ================================
 method                 one line                                                      paper
 =====================  ============================================================  ================================
@@ -15,7 +14,7 @@ R-Drop                 `RDrop(weight=1.0)`                                      
 SMART                  `SMART(weight=1.0)`                                           Jiang et al. 2020
 VAT                    `VAT(weight=1.0)`                                             Miyato, Dai & Goodfellow 2017
 LNSR                   `LNSR(weight=1.0, layer=1)`                                   Hua et al. 2021
-xTune                  `XTune(CodeSwitching(tokenizer, lexicon), weight=5)`          Zheng et al. 2021
+xTune                  `XTune(CodeSwitching(tokenizer, lexicon), 5, "code")`         Zheng et al. 2021
 weight noise           `WeightNoise(weight=1.0, sigma=1e-3)`                         Stickland & Murray 2021, eq. (1)
 Fisher penalty         `FisherPenalty(weight=0.0003)`                                Jastrzebski et al. 2021
 trace penalty          `TracePenalty(weight=0.0003)`
@@ -33,7 +32,8 @@ label smoothing        `finetune(…, label_smoothing=0.1)`                     
 early stopping         `finetune(…, patience=3, eval_rows=rows)`
 =====================  ============================================================  ================================
 
-"consistency" is MVR, SMART its smoothness term, xTune its example consistency; weight decay is decoupled. Any other
+"consistency" is MVR, SMART its smoothness term, xTune its example consistency; weight decay is decoupled; in the
+studies early stopping keeps a tenth of the training rows aside to decide on, so that it trains on fewer. Any other
 consistency is `Consistency(perturbation, divergence, weight)` with a perturbation (`SampledSegmentation`,
 `Translation`, `CodeSwitching`, `Dropout`, `EmbeddingNoise`, `AdversarialEmbedding`, `HiddenNoise`, `ParameterNoise`)
 and a divergence, one of the functions of `divergences`.

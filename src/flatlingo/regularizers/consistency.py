@@ -445,7 +445,7 @@ class XTune(Consistency):
     Args:
         perturbation: the authors use `CodeSwitching` (ratio 0.3 on XNLI, 0.5 on PAWS-X), `Translation`,
             `EmbeddingNoise` (uniform, 1e-5) and, on other tasks, sampled segmentations.
-        weight: λ₁; 5 in the authors' scripts.
+        weight: λ₁; 5 in the authors' scripts, whose code averages over classes too: it is 5/C of formula `"text"`.
         formula: `"text"` or `"code"`.
         shared_pass: compute both passes as one, for a perturbation of the texts.
 

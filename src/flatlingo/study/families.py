@@ -129,7 +129,7 @@ ROWS = (
         "term",
         "XTune",
         "λ",
-        "XTune(CodeSwitching(tokenizer, lexicon), weight=5)",
+        'XTune(CodeSwitching(tokenizer, lexicon), 5, "code")',
         "Zheng et al. 2021",
         passes=6,
     ),

@@ -50,7 +50,7 @@ def _term(row: Family, weight: float, spec: RunSpec, tokenizer: PreTrainedTokeni
             raise FlatlingoError(
                 f"xtune switches words by a bilingual lexicon, and there is none for {setup.task}; leave it out"
             )
-        return XTune(CodeSwitching(tokenizer, mini_lexicon()), weight=weight)
+        return XTune(CodeSwitching(tokenizer, mini_lexicon()), weight=weight, formula="code")  # of which 5 is
     if row.name == "trace_target":
         return TraceTarget(weight, every=spec.every, after=setup.trace_target_after)
     if row.name in ("trace_penalty", "fisher_penalty"):
