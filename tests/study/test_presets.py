@@ -39,7 +39,9 @@ def preset_file(tmp_path):
 def test_a_shipped_preset_starts_with_the_baseline_and_has_all_of_the_papers_families(name, plan):
     conditions = load_preset(name).plan(plan).expand()
     assert conditions[0] == Condition(family="none")
-    assert {"consistency", "fisher_penalty", "l2"} < {condition.family for condition in conditions}
+    # in the paraphrases of the mini world no weight of L2 lowers Tr(F) without losing the task
+    other = "dropout" if plan == "paraphrase" and name in ("mini", "quick") else "l2"
+    assert {"consistency", "fisher_penalty", other} < {condition.family for condition in conditions}
     assert len(set(conditions)) == len(conditions)
 
 
