@@ -15,7 +15,7 @@ from scipy import stats
 
 from flatlingo.errors import FlatlingoError
 from flatlingo.report.drawing import TRACE, above, lacks, plain_log_labels
-from flatlingo.report.judging import holm, judge
+from flatlingo.report.judging import holm, judge, said
 from flatlingo.report.matched import TOO_FEW_SEEDS, WORDS, with_baseline
 from flatlingo.report.saving import STYLE
 from flatlingo.report.slopes import OUTCOMES, outcomes, per_seed
@@ -166,8 +166,4 @@ def _panel(ax: Axes, runs: pd.DataFrame, found: pd.DataFrame, y: str) -> None:
 
 
 def _text(row: dict) -> str:
-    value, low, high = (f"{row[name]:+.2f}".replace("-", "−") for name in ("value", "low", "high"))
-    if math.isnan(row["value"]):
-        return f"{row['held']}: {row['verdict']}"
-    interval = "" if math.isnan(row["low"]) else f" [{low}, {high}]"
-    return f"{row['held']} {value}{interval}: {row['verdict']}".strip()
+    return f"{row['held']}{': ' if math.isnan(row['value']) else ' '}{said(row)}".strip()

@@ -1,6 +1,8 @@
 """What an interval and a p-value allow to say, by the rule that was fixed before the runs."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -53,3 +55,15 @@ def holm(p_values: list[float]) -> np.ndarray:
     factors = np.arange(len(order), 0, -1)
     corrected[order] = np.minimum(np.maximum.accumulate(factors * corrected[order]), 1)
     return corrected
+
+
+def said(row: Mapping[str, Any]) -> str:
+    """A value with its interval and verdict, in points: `+0.31 [+0.10, +0.52]: no effect`; without a value the verdict.
+
+    >>> said({"value": 0.31, "low": -0.1, "high": 0.72, "verdict": "undecided"})
+    '+0.31 [−0.10, +0.72]: undecided'
+    """
+    value, low, high = (f"{row[name]:+.2f}".replace("-", "−") for name in ("value", "low", "high"))
+    if math.isnan(row["value"]):
+        return row["verdict"]
+    return f"{value}: {row['verdict']}" if math.isnan(row["low"]) else f"{value} [{low}, {high}]: {row['verdict']}"

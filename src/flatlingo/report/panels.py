@@ -16,7 +16,7 @@ from flatlingo.report import matched
 from flatlingo.report.answers import ENGLISH
 from flatlingo.report.competence import undecidable, with_competence
 from flatlingo.report.drawing import above, beside, check, lacks
-from flatlingo.report.judging import SMALLEST
+from flatlingo.report.judging import SMALLEST, said
 from flatlingo.report.marks import (
     condition_marks,
     draw_marks,
@@ -91,7 +91,7 @@ def _slope(ax: Axes, table: pd.DataFrame, y: str, found: pd.DataFrame) -> tuple[
         _wedge(ax, middle, ends, row["low"], row["high"], color="#0072B2", alpha=0.15)
     ax.plot(ends, middle[1] + row["value"] * (ends - middle[0]), color="0.2", linewidth=1, zorder=1.2, label="_slope")
     within = found[found["question"] == "slope within families"].iloc[0]
-    above(ax, f"per halving {_interval(row)}\nwithin families {_interval(within)}")
+    above(ax, f"per halving {said(row)}\nwithin families {said(within)}")
     return runs, conditions
 
 
@@ -99,14 +99,6 @@ def _wedge(ax: Axes, middle: tuple[float, float], ends: np.ndarray, low: float, 
     x = np.array([ends[0], middle[0], ends[1]])
     bounds = [middle[1] + slope * (x - middle[0]) for slope in (low, high)]
     ax.fill_between(x, *bounds, linewidth=0, zorder=0.4, **look)
-
-
-def _interval(row: pd.Series) -> str:
-    """`+0.31 [+0.10, +0.52]: no effect`."""
-    value, low, high = (f"{row[name]:+.2f}".replace("-", "−") for name in ("value", "low", "high"))
-    if math.isnan(row["value"]):
-        return row["verdict"]
-    return f"{value}: {row['verdict']}" if math.isnan(row["low"]) else f"{value} [{low}, {high}]: {row['verdict']}"
 
 
 def families_figure(table: pd.DataFrame, found: pd.DataFrame, ys: tuple[str, ...] = ENGLISH) -> Figure:
@@ -169,8 +161,8 @@ def _forest(
     place, names, inside, hollow = 0.0, {}, [], []
     for question, pairs in asked.items():
         names[place], row = question, found.loc[question]
-        said = _interval(row) if pairs else _absent(question, runs)
-        beside(ax, said, (1, place), (-2, 0), ("axes fraction", "data"), va="center", ha="right")
+        words = said(row) if pairs else _absent(question, runs)
+        beside(ax, words, (1, place), (-2, 0), ("axes fraction", "data"), va="center", ha="right")
         for name, pair in pairs.items():
             place -= 1
             names[place] = f"{pair[0]} − {pair[1]}" + ("" if name in pair else f", Tr(F) × {name}")

@@ -14,11 +14,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flatlingo.errors import FlatlingoError
 from flatlingo.report.drawing import key, note
 from flatlingo.report.saving import STYLE
 from flatlingo.report.slopes import ENOUGH, OUTCOMES, outcomes, per_seed
-from flatlingo.report.statistics import resampled
+from flatlingo.report.statistics import require, resampled
 
 MEASURES = {  # column: what tables call it
     "trace": "Tr(F)",
@@ -64,8 +63,7 @@ def predictors(table: pd.DataFrame, *, seed: int = 0, n_bootstrap: int = 1000) -
         FlatlingoError: for a table without trace or training loss, or two runs of one condition and seed.
     """
     runs = per_seed(table, ["trace"])
-    if FIT not in runs:
-        raise FlatlingoError(f"the table has no column {FIT}; it has {', '.join(table.columns)}")
+    require(runs, [FIT])
     runs = runs.assign(block=runs["seed"].map("seed {}".format), target_trace=_target_trace(runs))
     rows = [
         {"measure": MEASURES[x], "outcome": OUTCOMES[y], "within": within}

@@ -16,7 +16,7 @@ from scipy import stats
 
 from flatlingo.errors import FlatlingoError
 from flatlingo.report.judging import holm, judge
-from flatlingo.report.statistics import METHODS, Correlation, language_means
+from flatlingo.report.statistics import METHODS, Correlation, language_means, require
 
 OUTCOMES = {  # column: what prose calls it
     "english_accuracy": "English accuracy",
@@ -189,9 +189,7 @@ def per_seed(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     Raises:
         FlatlingoError: for a column that the table lacks, or two runs of one condition and seed.
     """
-    missing = [name for name in ("family", "label", "seed", *columns) if name not in table]
-    if missing:
-        raise FlatlingoError(f"the table has no column {', '.join(missing)}; it has {', '.join(table.columns)}")
+    require(table, ["family", "label", "seed", *columns])
     runs = language_means(table) if "language" in table else table
     twice = runs.duplicated(["label", "seed"])
     if twice.any():

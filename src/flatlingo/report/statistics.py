@@ -119,7 +119,7 @@ def correlation(
     """
     if method not in METHODS:
         raise FlatlingoError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
-    _require(table, ["label", x, y, *given])
+    require(table, ["label", x, y, *given])
     table = table.dropna(subset=[x, y, *given])
     condition, replicate = _positions(table)
     n_conditions = len(np.unique(condition))
@@ -173,7 +173,7 @@ def resampled(
     Raises:
         FlatlingoError: as for `correlation`.
     """
-    _require(table, ["label", y, *names, *given])
+    require(table, ["label", y, *names, *given])
     table = table.dropna(subset=[y, *names, *given])
     condition, replicate = _positions(table)
     n_conditions = len(np.unique(condition))
@@ -187,7 +187,12 @@ def resampled(
     return np.stack([_pearson(*_scores(np.concatenate([side[None], held]), method)) for side in sides])
 
 
-def _require(table: pd.DataFrame, columns: list[str]) -> None:
+def require(table: pd.DataFrame, columns: list[str]) -> None:
+    """Refuse a table that lacks a column.
+
+    Raises:
+        FlatlingoError: naming what is missing and what there is.
+    """
     missing = [name for name in columns if name not in table]
     if missing:
         raise FlatlingoError(f"the table has no column {', '.join(missing)}; it has {', '.join(table.columns)}")
@@ -346,7 +351,7 @@ def condition_means(table: pd.DataFrame) -> pd.DataFrame:
 
     Rows of different languages stay apart. The result can go wherever a table of runs can.
     """
-    _require(table, CONDITION)
+    require(table, CONDITION)
     groups = table.groupby(_keys(table), sort=False)
     means = groups[_measurements(table)].mean()
     return means.assign(runs=groups.size()).reset_index()
@@ -369,7 +374,7 @@ def summary(
     Accuracies and gains are in per cent, traces in nats². Columns without any value (wrong labels, where none are
     known) are left out.
     """
-    _require(table, [*CONDITION, *columns])
+    require(table, [*CONDITION, *columns])
     columns = [name for name in columns if table[name].notna().any()]
     groups = table.groupby([name for name in _keys(table) if name not in ("family", "weight")], sort=False)
     printed = {"runs": groups.size()}
@@ -405,7 +410,7 @@ def correlation_table(table: pd.DataFrame, x: str, y: str, *, method: str = "spe
     "within families" and the families' own disagree with the first. Families of fewer than three conditions are left
     out.
     """
-    _require(table, [x, y, *CONDITION])
+    require(table, [x, y, *CONDITION])
     rows = {
         "all runs": correlation(table, x, y, method=method, seed=seed),
         "condition means": correlation(condition_means(table), x, y, method=method, seed=seed),
@@ -478,7 +483,7 @@ def difference(table: pd.DataFrame, label: str, baseline: str, y: str) -> Differ
     Raises:
         FlatlingoError: if the two conditions share no seed.
     """
-    _require(table, ["label", "seed", y])
+    require(table, ["label", "seed", y])
     first, second = (table[table["label"] == name].set_index("seed")[y] for name in (label, baseline))
     gaps = (first - second).dropna()
     if gaps.empty:

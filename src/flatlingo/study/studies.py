@@ -90,7 +90,8 @@ def finished(
     Raises:
         FlatlingoError: as `sweep`, for an unknown preset, impossible seeds or a damaged run.
     """
-    settings, runs = load_preset(preset), open_store(store, load_preset(preset).name)
+    settings = load_preset(preset)
+    runs = open_store(store, settings.name)
     found = Finished({}, {}, {})
     for plan in plans:
         if plan not in settings.plans:
