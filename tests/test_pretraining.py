@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import torch
 
 from flatlingo import cli, hub, miniworld, pretraining
 from flatlingo.errors import FlatlingoError
+from flatlingo.files import ROOT
 from flatlingo.pretraining import Pretraining, pretrain, read_texts, train_tokenizer
 
 SMALL = Pretraining(layers=1, hidden=32, heads=2, vocabulary=1100, epochs=4, batch_size=16, threads=1)
@@ -186,15 +188,17 @@ def test_the_shipped_encoder_says_what_it_is():
 
     facts = json.loads((MINI_MBERT / "pretraining.json").read_text())
     card = (MINI_MBERT / "README.md").read_text()
-    rounds = [
-        (facts, Pretraining(seed=2, epochs=1.0), 0.2),
-        (facts["start"], Pretraining(seed=1, epochs=1.0), 0.6),
-        (facts["start"]["start"], Pretraining(), 0.6),
-    ]
-    for one, settings, claims in rounds:
-        found = pretraining.mini_world_corpus(settings.seed, claims)
+    asked = re.findall(r"^\tflatlingo pretrain --mini-world (.*)$", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    for line in reversed(asked):  # the last round first, as facts are told
+        options = dict(re.findall(r"--(seed|epochs|claims) (\S+)", line))
+        one, facts = facts, facts.get("start")
+        settings = Pretraining(
+            seed=int(options.get("seed", 0)), epochs=float(options.get("epochs", Pretraining().epochs))
+        )
+        found = pretraining.mini_world_corpus(settings.seed, float(options.get("claims", pretraining.CLAIMS)))
         assert one["data"] == found, "the world changed: run `make pretrain`"
         assert one["documents"] == pretraining.MINI_WORLD_DOCUMENTS
         assert one["settings"] == asdict(settings)
         for fact in (f"{one['steps']:,} steps", f"{one['parameters']:,} parameters", str(one["held_out_loss"])):
             assert fact in card
+    assert facts is None

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from flatlingo.miniworld import LABELS, NP, Frame, examples
-from flatlingo.miniworld.edits import JOIN, edits
+from flatlingo.miniworld.edits import edits
 from flatlingo.miniworld.frame import COUNTS, negation
 from flatlingo.miniworld.lexicon import ancestors
 from flatlingo.miniworld.paraphrase import swaps
@@ -155,7 +155,39 @@ def test_every_edit_relation_is_used():
     single = {part for operation in operations for part in operation.split(" + ")}
     assert len(single) >= 25
     assert sum(" + " in operation for operation in operations) >= 60
-    assert {relation for pair in JOIN for relation in pair} == {"forward", "reverse", "negation", "exclusion"}
+
+
+@pytest.mark.parametrize(
+    ("frame", "disputed"),
+    [
+        (Frame(LAURA, "shout", negated=True), Frame(LAURA, "shout", time="noon", negated=True)),
+        (Frame(NP("no", "dog"), "run", time="noon"), Frame(NP("no", "dog"), "run")),
+        (Frame(NP("no", "dog"), "run"), Frame(NP("not every", "dog"), "run")),
+        (Frame(LAURA, "sleep", time="evening"), Frame(LAURA, "laugh", time="evening")),
+        (Frame(LAURA, "cry", place="bedroom"), Frame(LAURA, "cry", place="hospital")),
+        (Frame(NP("no", "dog"), "run", place="house"), Frame(NP("no", "dog"), "run", place="kitchen")),
+        (Frame(NP("no", "woman"), "sing"), Frame(NP("no", "nurse"), "sing")),
+        (Frame(NP("no", "person"), "move"), Frame(NP("no", "person"), "dance")),
+    ],
+    ids=lambda frame: f"{frame.subject.quantifier} {frame.subject.noun} {frame.verb}",
+)
+def test_what_a_reader_may_dispute_is_no_edit(frame, disputed):
+    """Not shouting now and this evening; one thing after another in an evening; what a word of some language covers."""
+    for one, other in ((frame, disputed), (disputed, frame)):
+        found = [edit.frame for edit in edits(one)]
+        assert found
+        assert other not in found
+
+
+def test_a_time_comes_or_goes_only_beside_what_holds_at_any():
+    """ "David is sleeping today" says nothing against "David is laughing"."""
+    for example in examples("nli", 3000, split="train", seed=5):
+        first, second = example.first, example.second
+        if (first.time is None) != (second.time is None):
+            assert not first.negated, example.texts["en"]
+            assert not second.negated, example.texts["en"]
+            assert not {first.subject.quantifier, second.subject.quantifier} & {"no", "not every"}
+            assert LABELS["nli"][example.clean_label] != "contradiction", example.texts["en"]
 
 
 def test_edits_know_polarity():

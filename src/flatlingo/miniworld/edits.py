@@ -124,7 +124,8 @@ def _restrictor_edits(np: NP, polarity: int, swappable: bool) -> Iterator[tuple[
             yield NP(np.quantifier, np.noun, adjective), _narrower(polarity), "adjective added"
     if swappable:
         for noun in lexicon.siblings(np.noun):
-            yield NP(np.quantifier, noun, np.adjective), INDEPENDENT, "noun swapped"
+            if not lexicon.overlap(noun, np.noun):
+                yield NP(np.quantifier, noun, np.adjective), INDEPENDENT, "noun swapped"
         for adjective in lexicon.excluded(np.adjective) if np.adjective else ():
             yield NP(np.quantifier, np.noun, adjective), INDEPENDENT, "antonym"
 
@@ -150,10 +151,7 @@ def _subject_quantifiers(quantifier: str) -> Iterator[tuple[str, str]]:
     if quantifier in UNIVERSAL:
         yield "no", EXCLUSION
         yield from ((f"at least {number}", INDEPENDENT) for number in NUMBERS)
-    elif quantifier == "not every":
-        yield "no", REVERSE
     elif quantifier == "no":
-        yield "not every", FORWARD
         yield from ((other, EXCLUSION) for other in (*UNIVERSAL, *COUNTS))
     elif quantifier in COUNTS:
         yield "no", EXCLUSION
@@ -202,15 +200,16 @@ _PERSON_QUANTIFIERS = {
 
 
 def _same_moment(frame: Frame) -> bool:
-    """Whether two things that exclude each other cannot both be said: "today" leaves room for one after the other."""
-    return frame.time != "today" and (frame.subject.quantifier in DEFINITE or frame.subject.quantifier in UNIVERSAL)
+    """Whether two things that exclude each other cannot both be said; an evening has room for both."""
+    subject = frame.subject.quantifier
+    return frame.time in (None, "noon") and (subject in DEFINITE or subject in UNIVERSAL)
 
 
 def _verb_edits(frame: Frame) -> Iterator[Edit]:
     polarity = predicate_polarity(frame)
-    if parent := CONCEPTS[frame.verb].isa:
+    if parent := lexicon.strictly_above(frame.verb):
         yield Edit("verb hypernym", _broader(polarity), frame, {"verb": parent})
-    for verb in lexicon.hyponyms(frame.verb):
+    for verb in lexicon.strictly_below(frame.verb):
         yield Edit("verb hyponym", _narrower(polarity), frame, {"verb": verb})
     if polarity < 0:
         for verb in lexicon.excluded(frame.verb):
@@ -227,26 +226,30 @@ def _place_edits(frame: Frame) -> Iterator[Edit]:
             yield Edit("place added", _narrower(polarity), frame, {"place": place})
         return
     yield Edit("place dropped", _broader(polarity), frame, {"place": None})
-    if parent := CONCEPTS[frame.place].isa:
+    if parent := lexicon.strictly_above(frame.place):
         yield Edit("place hypernym", _broader(polarity), frame, {"place": parent})
-    for place in lexicon.hyponyms(frame.place):
+    for place in lexicon.strictly_below(frame.place):
         yield Edit("place hyponym", _narrower(polarity), frame, {"place": place})
     exclusive = _same_moment(frame) and (frame.object is None or frame.object.quantifier == "name")
     if polarity < 0 or exclusive:
         for place in lexicon.excluded(frame.place):
             relation = INDEPENDENT if polarity < 0 else EXCLUSION
-            yield Edit("place swapped", relation, frame, {"place": place})
+            if not lexicon.overlap(place, frame.place):
+                yield Edit("place swapped", relation, frame, {"place": place})
 
 
 def _time_edits(frame: Frame) -> Iterator[Edit]:
+    """A time is added and dropped in plain statements only: who is not shouting now may shout this evening."""
     polarity = predicate_polarity(frame)
     parts = lexicon.hyponyms("today")
     if frame.time is None:
-        for part in parts:
-            yield Edit("time added", _narrower(polarity), frame, {"time": part})
-        yield Edit("time added", _narrower(polarity), frame, {"time": "today"}, loose=True)
+        if polarity > 0:
+            for part in parts:
+                yield Edit("time added", REVERSE, frame, {"time": part})
+            yield Edit("time added", REVERSE, frame, {"time": "today"}, loose=True)
         return
-    yield Edit("time dropped", _broader(polarity), frame, {"time": None}, loose=frame.time == "today")
+    if polarity > 0:
+        yield Edit("time dropped", FORWARD, frame, {"time": None}, loose=frame.time == "today")
     if frame.time == "today":
         for part in parts:
             yield Edit("time hyponym", _narrower(polarity), frame, {"time": part})

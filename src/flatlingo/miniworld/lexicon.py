@@ -1,9 +1,11 @@
 """The words of the mini world: one concept table and one table of forms per language.
 
 `concepts.tsv` holds what does not depend on a language: the kind of a concept, its hypernym (`isa`), the concept it is
-a synonym of (`same_as`), what cannot hold beside it (`excludes`), the nouns it goes with (`subject` and `object` of a
-verb; `subject` of an adjective is what it can modify), and `flags` of a verb: "mutual" (nearly symmetric), "active" (no
-passive). `en.tsv`, `de.tsv`, `es.tsv` and `zh.tsv` hold the forms:
+a synonym of (`same_as`), what cannot hold beside it (`excludes`), what is not beside but partly in it, in the words of
+some language (`overlaps`: Krankenschwestern are women, a school may have a kitchen), the nouns it goes with (`subject`
+and `object` of a verb; `subject` of an adjective is what it can modify), and `flags`: of a verb "mutual" (nearly
+symmetric) and "active" (no passive); "loose" of what one may doubt to be a case of its hypernym (跳舞 of 移动, kitchens
+of houses: schools have some). `en.tsv`, `de.tsv`, `es.tsv` and `zh.tsv` hold the forms:
 
 * English: noun `word`/`plural`; verb `word` (-ing form) and `participle`.
 * German: noun `word`/`gender`/`plural`/`oblique` (weak nouns: every singular case but the nominative); verb `word`
@@ -38,6 +40,7 @@ class Concept:
     isa: str | None
     same_as: str | None
     excludes: tuple[str, ...]
+    overlaps: tuple[str, ...]
     subject: tuple[str, ...]
     object: tuple[str, ...]
     flags: tuple[str, ...]
@@ -46,7 +49,7 @@ class Concept:
 def _load_concepts() -> dict[str, Concept]:
     concepts = {}
     for row in read_table("concepts"):
-        lists = {field: tuple(row[field].split()) for field in ("excludes", "subject", "object", "flags")}
+        lists = {field: tuple(row[field].split()) for field in ("excludes", "overlaps", "subject", "object", "flags")}
         isa = row["isa"] or (concepts[row["same_as"]].isa if row["same_as"] else None)
         concepts[row["id"]] = Concept(row["id"], row["kind"], isa, row["same_as"] or None, **lists)
     return concepts
@@ -80,6 +83,26 @@ def ancestors(concept: str) -> frozenset[str]:
     """
     parent = CONCEPTS[concept].isa
     return frozenset({canonical(concept)}) | (ancestors(parent) if parent else frozenset())
+
+
+@cache
+def strictly_above(concept: str) -> str | None:
+    """The hypernym that whatever is called by a concept is called by in every language, if there is one.
+
+    >>> strictly_above("run"), strictly_above("dance"), CONCEPTS["dance"].isa
+    ('move', None, 'move')
+    """
+    return None if "loose" in CONCEPTS[concept].flags else CONCEPTS[concept].isa
+
+
+@cache
+def strictly_below(concept: str) -> tuple[str, ...]:
+    """The `hyponyms` that a concept is true of in every language.
+
+    >>> strictly_below("move")
+    ('run', 'swim')
+    """
+    return tuple(below for below in hyponyms(concept) if strictly_above(below))
 
 
 @cache
@@ -125,6 +148,16 @@ def exclude(a: str, b: str) -> bool:
         for x in ancestors(a)
         for y in ancestors(b)
     )
+
+
+@cache
+def overlap(a: str, b: str) -> bool:
+    """Whether one may be partly the other in some language: neither is said to be another thing, or another place.
+
+    >>> overlap("woman", "nurse"), overlap("woman", "teacher"), overlap("kitchen", "school")
+    (True, False, True)
+    """
+    return b in CONCEPTS[a].overlaps or a in CONCEPTS[b].overlaps
 
 
 @cache

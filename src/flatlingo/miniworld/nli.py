@@ -48,12 +48,21 @@ def _same_phrase(first: str, second: str) -> bool:
     return first.split()[0] == second.split()[0]
 
 
+def _at_another_time(first: Edit, second: Edit) -> bool:
+    """Whether a time comes or goes beside what another time has room for: "sleeping today" and "laughing"."""
+    edits = {first.operation: second.relation, second.operation: first.relation}
+    return any(
+        operation in ("time added", "time dropped") and relation in (NEGATION, EXCLUSION)
+        for operation, relation in edits.items()
+    )
+
+
 def _twice(first: Edit, label: str, rng: random.Random) -> Edit | None:
     """Add a second edit so that the two give the label; None where none does."""
     found = []
     for second in edits(first.frame):
         relation = JOIN.get((first.relation, second.relation))
-        if relation is None or _same_phrase(first.operation, second.operation):
+        if relation is None or _same_phrase(first.operation, second.operation) or _at_another_time(first, second):
             continue
         both = Edit(f"{first.operation} + {second.operation}", relation, *second[2:4], first.loose or second.loose)
         if _label(both) == label:
@@ -78,8 +87,8 @@ def candidates(label: str, rng: random.Random) -> Iterator[tuple[Frame, Frame, s
         edit = by_label[label]
         if rng.random() < 0.3:
             first = _pick([e for e in found if e.relation != INDEPENDENT], rng)
-            edit = _twice(first, label, rng) or edit
-        if label == "neutral" and _some_or_not_all(edit.frame, hypothesis):
-            continue
+            joined = _twice(first, label, rng)
+            if joined and not (label == "neutral" and _some_or_not_all(joined.frame, hypothesis)):
+                edit = joined
         premise = reworded(with_synonyms(edit.frame, rng, 0.2), rng)
         yield premise, reworded(hypothesis, rng), edit.operation

@@ -73,7 +73,7 @@ def _row(config: RunConfig, result: dict) -> dict:
         "label": config.condition.label,
         "seed": config.seed,
         "compute": config.compute,
-        "classes": _number(result.get("classes")),
+        "classes": result["classes"],
         "english_accuracy": accuracy["en"],
         "zero_shot_accuracy": sum(others.values()) / len(others) if others else math.nan,
         **{f"accuracy_{language}": value for language, value in others.items()},
