@@ -8,7 +8,8 @@ PYTHON ?= $(firstword $(foreach v,3.11 3.12 3.13,$(shell command -v python$(v)))
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-PRESET ?= quick
+# One figure alone is that of preset mini, as it is recorded.
+PRESET ?= $(if $(filter figure1 figure2 theory beyond using,$(MAKECMDGOALS)),mini,quick)
 # Presets mini and small take hours, so they are drawn as they are recorded; a STORE of its own trains them.
 STORE  ?= $(if $(filter mini small,$(PRESET)),recorded,build/$(PRESET)/store)
 RECORDED := $(filter recorded,$(STORE))
@@ -83,7 +84,7 @@ build/$(PRESET)/%-$(SEEDS).swept: $(STAMP) $(SOURCES)
 	mkdir -p $(@D) && touch $@
 
 # Two targets at a time, except where they would share a GPU: theory and estimators keep one core busy, sweeps both.
-MAKEFLAGS += $(if $(filter quick smoke,$(PRESET))$(RECORDED),-j2)
+MAKEFLAGS += $(if $(filter 0,$(MAKELEVEL)),$(if $(filter quick smoke,$(PRESET))$(RECORDED),-j2))
 
 # The list of figures, made when any was drawn; a second call has nothing to do, and make says so.
 UNRECORDED = $(if $(RECORDED),$(foreach plan,$(PLANS),$(if $(filter data/recorded/$(PRESET)/$(plan)-none-s1-%,$(RUNS)),,$(plan))))
@@ -138,7 +139,7 @@ pretrain: $(STAMP) ## rebuild the shipped encoder data/mini-mbert (about an hour
 RECORD := nli:10 paraphrase:10 methods:5 technique:10 intervention:10 regularized_second_stage:10
 record: $(STAMP) ## refresh the recorded results of preset mini, the committed notebooks and figures
 	for plan in $(RECORD); do \
-	    flatlingo sweep $${plan%:*} --preset mini --seeds $${plan#*:} --store data/recorded/mini --discard-weights; done
+	    flatlingo sweep $${plan%:*} --preset mini --seeds $${plan#*:} --store data/recorded/mini --discard-weights || exit 1; done
 	python scripts/modelcard.py
 	rm -rf build/reference
 	for notebook in 2_figure1 3_figure2 5_beyond_the_paper; do \

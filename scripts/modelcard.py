@@ -9,15 +9,22 @@ from pathlib import Path
 
 import pandas as pd
 
-from flatlingo.files import MINI_MBERT, RECORDED, replacing
+from flatlingo.errors import FlatlingoError
+from flatlingo.files import MINI_MBERT, RECORDED, replacing, sha256
 from flatlingo.hub import load_tokenizer
 from flatlingo.miniworld.corpus import CLAIMS, RESTATED
 from flatlingo.pretraining import Masking, split_words
 
 
 def zero_shot() -> pd.DataFrame:
-    """Accuracy in % of preset mini's unregularised model in each language, one row per plan and seed."""
+    """Accuracy in % of preset mini's unregularised model in each language, one row per plan and seed.
+
+    Raises:
+        FlatlingoError: if they are of another encoder than the shipped one.
+    """
     runs = pd.read_csv(RECORDED / "mini-regimes.csv").query("variant == 'none'")
+    if set(runs["encoder"]) != {sha256(MINI_MBERT / "model.safetensors")[:12]}:
+        raise FlatlingoError("mini-regimes.csv is of another encoder; run: python scripts/regimes.py")
     runs = runs.rename(columns={"english_accuracy": "en"}).rename(columns=lambda name: name.removeprefix("accuracy_"))
     return runs.set_index(["plan", "seed"])[["en", "de", "es", "zh"]].mul(100)
 
@@ -43,7 +50,7 @@ def card(folder: Path, accuracies: pd.DataFrame) -> str:
         rounds.insert(0, rounds[0]["start"])
     steps = ", then ".join(f"{one['steps']:,} steps" for one in rounds)
     corpora = " and ".join(
-        f"{one['documents']:,} ({one['data']}; {one['settings']['epochs']:g} times)" for one in rounds
+        f"{one['documents']:,} ({one['data']}; epochs: {one['settings']['epochs']:g})" for one in rounds
     )
     losses = "; ".join(
         ", ".join(f"{loss} at step {step}" for step, loss in one["training_loss"].items())
@@ -77,7 +84,7 @@ world's few hundred words and nothing else; it is of no use on real text.
   half of the strangers resemble the document they are put into: another scene of the same cast, or a claim of nearly
   the same words and another meaning, made by the operations that also make the paraphrase task's negative pairs. So
   next-sentence prediction teaches much of what that task asks. A larger encoder would have to learn it from plain
-  text; one of this size stays at chance on paraphrases without.
+  text.
 * **Losses** (nats, masked pieces and next sentence together): {losses}.
 
 `make pretrain` makes it again, the same bytes every time on one machine.

@@ -28,7 +28,12 @@ FILES = {  # figures 1 and 2 of each plan, as the notebooks name them
     "nli": ("figure1.json", "figure2-nli.json"),
     "paraphrase": ("figure1-paraphrase.json", "figure2.json"),
 }
-ASKED = {"slope": "per halving of Tr(F)", "slope within families": "… within families"}
+ASKED = {  # how the table puts a question that prose asks in other words
+    "slope": "per halving of Tr(F)",
+    "slope within families": "… within families",
+    "regret of the smallest Tr(F) minus that of always none": "lost by adapting the flattest, beyond always none",
+    "regret of the smallest Tr(F) minus that of always the best family": "… beyond always the best family",
+}
 
 
 def results(figures: Path = FIGURES) -> str:
@@ -84,7 +89,11 @@ def _accuracies(means: pd.DataFrame) -> str:
         family_means = means[means["family"] == name]
         if len(family_means):
             best = family_means["english_accuracy"].idxmax()
-            parts.append(_accuracy(means.loc[best], f"with the {family(name).title} best in English (`{best}`)"))
+            parts.append(
+                _accuracy(
+                    means.loc[best], f"with the {family(name).title} that is best in English on these rows (`{best}`)"
+                )
+            )
     return f"Accuracy in English and, zero-shot, in the other languages: {'; '.join(parts)}."
 
 
@@ -118,10 +127,11 @@ def _verdicts(rows: list[dict]) -> str:
 
 
 def _told(row: pd.Series) -> str:
-    """`undecided: +0.31 [−0.10, +0.72]`."""
+    """`undecided: +0.31 [+0.10, +0.52], p .06`."""
     value = f": {row['value']}" if row["value"] else ""
     interval = f" [{row['low']}, {row['high']}]" if row["low"] else ""
-    return f"{row['verdict']}{value}{interval}"
+    p = f", p {row['p'].removeprefix('0')}" if row["p"] and interval else ""
+    return f"{row['verdict']}{value}{interval}{p}"
 
 
 def calibration(folder: Path = RECORDED / "small") -> str:

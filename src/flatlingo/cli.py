@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 import shutil
 import sys
 import tempfile
@@ -35,11 +36,13 @@ DataOption = Annotated[
     Path | None, typer.Option(help="folder of rows in XTREME layout (xnli/dev-en.tsv, …); otherwise the Hub")
 ]
 LanguageOption = Annotated[str, typer.Option(help="language of the rows")]
-ExamplesOption = Annotated[int | None, typer.Option(min=2, help="the first N validation rows only; all by default")]
+ExamplesOption = Annotated[
+    int | None, typer.Option(min=2, help="N rows only, drawn at random, the same at every call; all by default")
+]
 BatchOption = Annotated[int, typer.Option(min=1, help="rows per batch; fewer need less memory")]
 ProgressOption = Annotated[bool, typer.Option(help="show a progress bar, on the error stream")]
 LengthOption = Annotated[int, typer.Option(min=8, help="longest input in pieces; longer ones are cut")]
-PresetOption = Annotated[str, typer.Option(help="smoke, mini, small, paper, xlmr, or a YAML file")]
+PresetOption = Annotated[str, typer.Option(help="smoke, quick, mini, small, paper, xlmr, or a YAML file")]
 CheckpointsOption = Annotated[
     float, typer.Option(min=0, help="minutes between two checkpoints, from which a killed training goes on")
 ]
@@ -114,7 +117,7 @@ def rank(
     """Order checkpoints by Tr(F), the flattest first, and tell how far to trust the order.
 
     "above" is the difference to the checkpoint above, paired by row, "low" to "high" its 95 % interval, "order" the
-    probability that it is the sharper of the two, had other rows been measured. JSON and CSV hold the module groups.
+    share of resamples of the rows in which it is the sharper of the two. JSON and CSV hold the module groups.
     """
     if len(set(models)) < len(models):
         raise FlatlingoError("a checkpoint is given twice; give each once")
@@ -143,7 +146,7 @@ def rank(
             )
 
 
-SETTLED = 0.95  # the probability of an order from which on nothing is said
+SETTLED = 0.95  # the share of resamples from which on nothing is said
 
 
 def _refuse_missing(source: str) -> None:
@@ -165,9 +168,16 @@ def _rows(task: str | None, file: Path | None, data: Path | None, language: str,
     from flatlingo.tasks import load_task
 
     if file is not None:
-        return read_rows(file)[:examples]
+        return _drawn(read_rows(file), examples)
     languages = tuple(dict.fromkeys(("en", language)))
-    return list(load_task(task, data=data, languages=languages).rows(language, "validation"))[:examples]
+    return _drawn(list(load_task(task, data=data, languages=languages).rows(language, "validation")), examples)
+
+
+def _drawn(rows: list[dict], number: int | None) -> list[dict]:
+    """Some of the rows, in their order: files of rows are often sorted, by genre as XNLI's."""
+    if number is None or number >= len(rows):
+        return rows
+    return [rows[i] for i in sorted(random.Random(0).sample(range(len(rows)), number))]
 
 
 def _trace(model: str, rows: list[dict], max_length: int, batch_size: int, *, progress: bool):
@@ -356,7 +366,7 @@ def status(
 
 @app.command()
 def calibrate(
-    plan: Annotated[str, typer.Argument(help="a plan with a calibration: nli or paraphrase")],
+    plan: Annotated[str, typer.Argument(help="a plan whose preset has a calibration: nli, paraphrase, …")],
     store: Annotated[Path, typer.Option(help="folder of finished runs; only what is missing from it is computed")],
     output: Annotated[Path, typer.Option(help="CSV file for the runs and the weights found")],
     preset: PresetOption = "mini",

@@ -50,7 +50,7 @@ PRINTABLE = [chr(c) for c in range(33, 127)] + list("äöüßÄÖÜáéíóúü�
 
 @dataclass(frozen=True)
 class Pretraining:
-    """Sizes and schedule. The defaults make the shipped encoder `data/mini-mbert`.
+    """Sizes and schedule. The defaults are those of the first round of the shipped encoder `data/mini-mbert`.
 
     `masked` is the share of pieces to predict, `strangers` the share of documents whose second half is another's.
     """
@@ -298,7 +298,7 @@ def split_words(tokenizer: PreTrainedTokenizerBase, rows: int = 500) -> pd.DataF
     """
     examples = [e for task in miniworld.LABELS for e in miniworld.examples(task, rows, split="validation", seed=0)]
     plain, sampler = WordPieceSampler(tokenizer, 0.0), WordPieceSampler(tokenizer, mode="clean")
-    rng = random.Random(0)  # draws nothing
+    rng = random.Random(0)  # what it draws does not matter at p = 0
     table = {}
     for language in miniworld.LANGUAGES:
         pairs = [example.texts[language] for example in examples]

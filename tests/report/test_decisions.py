@@ -98,6 +98,70 @@ class TestSlope:
         assert -1 <= found.low <= found.value <= found.high <= 1
 
 
+def partial(table, x, y, *held):
+    """Pearson's r of what ordinary least squares on the seed and on ranks leaves of ranks."""
+    design = np.column_stack([pd.get_dummies(table["seed"]).to_numpy(float), *(table[name] for name in held)])
+    left = [table[name] - design @ np.linalg.lstsq(design, table[name])[0] for name in (x, y)]
+    return np.corrcoef(*left)[0, 1]
+
+
+@pytest.mark.parametrize("missing", [[], GAPS], ids=["complete", "runs missing"])
+class TestAtEqualStart:
+    """The partial rank correlation, held against regressions written out."""
+
+    def ranks(self, missing):
+        table = without(slopes.per_seed(simulated_study(3, slope=0.5, gain_slope=0.5), []), *missing)
+        names = ["trace", "gain", "zero_shot"]
+        return table, table.assign(**{name: stats.rankdata(table[name]) for name in names})
+
+    def test_value_and_interval(self, missing):
+        table, ranks = self.ranks(missing)
+        expected = partial(ranks, "trace", "gain", "zero_shot")
+        found = slopes.rank_correlation(table, "gain", given=("zero_shot",), n_permutations=9)
+        assert found.value == pytest.approx(expected, rel=1e-10)
+        labels = ranks["label"].unique()
+        left = [np.arctanh(partial(ranks[ranks["label"] != c], "trace", "gain", "zero_shot")) for c in labels]
+        n = len(left)
+        half = stats.t.ppf(0.975, n - 3) * math.sqrt((n - 1) ** 2 / n * np.var(left, ddof=1))
+        ends = np.tanh([np.arctanh(expected) - half, np.arctanh(expected) + half])
+        assert [found.low, found.high] == pytest.approx(list(ends), rel=1e-9)
+
+    def test_how_much_stronger_one_measure_is(self, missing):
+        table, ranks = self.ranks(missing)
+        table["other"] = ranks["other"] = table["trace"].sample(frac=1, random_state=0).to_numpy()
+        ranks["other"] = stats.rankdata(ranks["other"])
+
+        def gap(part):
+            first, second = (partial(part, name, "gain", "zero_shot") for name in ("other", "trace"))
+            return abs(first) - abs(second)
+
+        value, low, high = slopes.stronger(table, "gain", x="other", given=("zero_shot",))
+        left = [gap(ranks[ranks["label"] != c]) for c in ranks["label"].unique()]
+        n = len(left)
+        half = stats.t.ppf(0.975, n - 3) * math.sqrt((n - 1) ** 2 / n * np.var(left, ddof=1))
+        assert [value, low, high] == pytest.approx([gap(ranks), gap(ranks) - half, gap(ranks) + half], rel=1e-9)
+
+
+def test_what_is_explained_by_what_is_given_is_undefined():
+    table = one_stage(1).assign(start=lambda t: t["trace"] ** 2)
+    found = slopes.rank_correlation(table, OUTCOME, given=("start",))
+    assert np.isnan([found.value, found.low, found.high, found.p_value]).all()
+    assert "undefined" in str(found)
+
+
+def test_at_equal_start_p_values_are_uniform_where_there_is_nothing():
+    """Gain and trace both follow the start, and nothing else: about 5 % of p-values lie below 0.05."""
+    rng, rejected = np.random.default_rng(0), 0
+    for number in range(200):
+        table = one_stage(number, seeds=2)
+        start = dict(zip(table["label"].unique(), rng.normal(size=14), strict=True))
+        table["start"] = table["label"].map(start)
+        table["trace"] = np.exp(table["start"] + rng.normal(size=len(table)))
+        table["gain"] = table["start"] + rng.normal(size=len(table))
+        rejected += slopes.rank_correlation(table, "gain", given=("start",), n_permutations=199).p_value < 0.05
+    assert 3 <= rejected <= 20
+
+
 def test_random_arrangements_agree_with_all_of_them():
     table = one_stage(5, slope=0.15, conditions={"consistency": (0.75, 0.5, 0.25, 0.1), "l2": (0.9, 0.6, 0.3)})
     exact = slopes.slope(table, OUTCOME).p_value
@@ -177,12 +241,19 @@ def test_holm_is_scipys_on_the_smallest_and_never_falls():
 
 class TestCompetent:
     def test_is_judged_on_each_seed_above_chance(self):
-        table = one_stage(0, seeds=2).assign(clean_train_accuracy=0.9)
+        table = one_stage(0, seeds=3).assign(clean_train_accuracy=0.9)
         limit = 1 / 3 + 0.75 * (0.9 - 1 / 3)
         weak = (table["label"] == "l2=0.5") & (table["seed"] == 2)
         exact = (table["label"] == "l2=0.75") & (table["seed"] == 2)
         table["clean_train_accuracy"] = np.where(weak, limit - 0.001, np.where(exact, limit, 0.9))
         assert decisions.competent(table).equals(~weak)
+
+    def test_a_condition_that_fails_in_half_of_its_seeds_fails_in_all(self):
+        table = one_stage(0, seeds=4)
+        for label, seeds in {"l2=0.5": (1, 2), "dropout=0.5": (3,)}.items():
+            table.loc[(table["label"] == label) & table["seed"].isin(seeds), "clean_train_accuracy"] = 0.4
+        out = table[~decisions.competent(table)]
+        assert out.groupby("label")["seed"].apply(list).to_dict() == {"dropout=0.5": [3], "l2=0.5": [1, 2, 3, 4]}
 
     def test_holds_for_every_language_of_a_run(self):
         table = simulated_study(0)

@@ -51,7 +51,7 @@ def left(values, *held):
 
 
 def test_the_sign_is_found_at_each_share():
-    found = early.early(*made_up(), n_bootstrap=200)
+    found = early.early(*made_up())
     assert picked(found, 0.02).low > 0
     assert picked(found, 0.5).high < 0
     assert abs(picked(found, 0.1).value) < 0.6 < min(picked(found, 0.02).value, -picked(found, 0.5).value)
@@ -61,7 +61,7 @@ def test_the_sign_is_found_at_each_share():
 @pytest.mark.parametrize("within", early.WITHIN)
 def test_values_are_partial_correlations_of_ranks(within):
     runs, curves = made_up()
-    row = picked(early.early(runs, curves, n_bootstrap=20), 0.5, within)
+    row = picked(early.early(runs, curves), 0.5, within)
     moment = runs.drop(columns="early_trace").merge(curves[curves["share"] == 0.5], on=["run_id", "seed", "label"])
     held = [pd.get_dummies(moment["seed"]).to_numpy(float)]
     held += [stats.rankdata(moment["early_loss"])] if within != "seed" else []
@@ -72,7 +72,7 @@ def test_values_are_partial_correlations_of_ranks(within):
 
 def test_runs_that_are_not_in_the_table_do_not_count():
     runs, curves = made_up()
-    found = early.early(runs[runs["label"] < "l2=5"], curves, n_bootstrap=20)
+    found = early.early(runs[runs["label"] < "l2=5"], curves)
     assert set(found["conditions"]) == {5}
     assert found["low"].isna().all()
 
@@ -81,14 +81,14 @@ def test_without_a_curve_there_is_no_row_and_the_panel_says_so():
     runs, curves = made_up()
     nothing = early.early(runs, curves.head(0))
     assert nothing.empty
-    fig = early.early_figure({"nli": early.early(runs, curves, n_bootstrap=20), "paraphrase": nothing})
+    fig = early.early_figure({"nli": early.early(runs, curves), "paraphrase": nothing})
     fig.canvas.draw()
     assert [text.get_text() for text in fig.axes[2].texts] == ["Tr(F) was not measured on the way of these\nruns"]
     assert [tick.get_text() for tick in fig.axes[3].get_xticklabels()] == ["0.02", "0.1", "0.5"]
 
 
 def test_what_is_printed_has_a_line_a_share():
-    found = early.printed(early.early(*made_up(), n_bootstrap=200))
+    found = early.printed(early.early(*made_up()))
     assert found.index.tolist() == [*SHARES]
     assert found.loc[0.5, ("zero-shot accuracy", "within seeds")].startswith("−")
 
@@ -96,7 +96,7 @@ def test_what_is_printed_has_a_line_a_share():
 def test_the_figure_of_predictors_has_a_line_for_each_measure_that_varies():
     runs, _ = made_up()
     runs = runs.assign(trace=np.exp(runs["zero_shot_accuracy"]), margin=3.0, train_loss=np.nan)
-    found = predictors.predictors(runs, n_bootstrap=20)
+    found = predictors.predictors(runs)
     assert set(found["within"]) == {"seed"}  # no training loss is on record
     fig = predictors.predictors_figure({"nli": found, "paraphrase": found.head(0)})
     fig.canvas.draw()

@@ -21,7 +21,7 @@ from flatlingo.study.families import FAMILIES
 
 def study(seeds=3, *, weak=()):
     """A study of 14 conditions in three languages; `weak` are labels of conditions that have learnt nothing."""
-    table = simulated_study(2, seeds=seeds, slope=0.3)
+    table = simulated_study(1, seeds=seeds, slope=0.3)
     shares = table["label"].str.partition("=")[2].replace("", "1").astype(float)
     weights = (1 / shares).where(~table["family"].isin(matched.CONTROLS), 0.0)
     table = table.assign(weight=weights, run_id=table["label"] + "-" + table["seed"].astype(str), classes=3)

@@ -14,7 +14,7 @@ from made_up import made_up_store
 
 from flatlingo import sweep
 from flatlingo.files import ROOT
-from flatlingo.report import comparisons, statistics
+from flatlingo.report import comparisons, slopes, statistics
 from flatlingo.report.beyond import Cloud, beyond_figure
 from flatlingo.report.explore import EVERY, PLANS, Runs, explorer
 from flatlingo.report.figures import figure1, figure2
@@ -67,7 +67,7 @@ def test_every_plan_gives_the_figures_that_its_table_has(plan, store, seeds):
 
 def test_panels_say_what_they_lack(store, seeds):
     runs = statistics.per_run(sweep("nli", preset="paper", store=store, seeds=seeds))
-    undefined = comparisons.forest({("German", "gain"): statistics.correlation(runs.head(2), "trace", "distance")})
+    undefined = comparisons.forest({("German", "gain"): slopes.rank_correlation(runs.head(1), "distance")})
     cloud = Cloud(runs, "trace", "noisy_fitted", "Tr(F)", "wrong labels", "no training label is known to be wrong")
     fig = beyond_figure([cloud], {"ρ": undefined, "difference": comparisons.forest({})})
     first, second, third, *_ = fig.axes

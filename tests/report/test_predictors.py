@@ -48,7 +48,7 @@ def partial(runs: pd.DataFrame, x: str, y: str, *held: str) -> float:
 
 def test_values_are_partial_correlations_of_ranks():
     runs = made_up()
-    found = predictors(runs, n_bootstrap=200)
+    found = predictors(runs)
     runs["target_trace"] = (runs["trace_de"] + runs["trace_es"]) / 2
     columns = {title: name for name, title in MEASURES.items()}
     for row in found.itertuples():
@@ -73,7 +73,7 @@ def test_a_trace_that_only_goes_with_the_fit_foretells_nothing_at_equal_fit():
 
 
 def test_no_interval_from_fewer_than_six_conditions():
-    found = predictors(made_up(conditions=5), n_bootstrap=100)
+    found = predictors(made_up(conditions=5))
     assert found["value"].notna().all()
     assert found[["low", "high", "stronger_low", "stronger_high"]].isna().all(axis=None)
     assert not printed(found).stack(["outcome", "at equal"]).str.contains("[", regex=False).any()
@@ -81,7 +81,7 @@ def test_no_interval_from_fewer_than_six_conditions():
 
 def test_a_second_stage_adds_its_outcomes_from_means_over_languages():
     table = made_up(languages=2)
-    found = predictors(table, n_bootstrap=100)
+    found = predictors(table)
     assert list(found["outcome"].unique()) == ["zero-shot accuracy", "gain", "accuracy after adaptation"]
     means = table.groupby(["label", "seed"], as_index=False)[["sharpness", "gain", "train_loss"]].mean()
     expected = partial(means, "sharpness", "gain", "train_loss")
@@ -91,13 +91,13 @@ def test_a_second_stage_adds_its_outcomes_from_means_over_languages():
 def test_what_some_runs_lack_is_judged_on_those_that_have_it():
     runs = made_up()
     runs.loc[runs["label"] == "l2=0", "margin"] = np.nan
-    found = predictors(runs, n_bootstrap=100)
+    found = predictors(runs)
     assert picked(found, "margin", "seed")["conditions"] == 9
     assert picked(found, "Tr(F)", "seed")["conditions"] == 10
 
 
 def test_the_printed_table_has_a_row_for_each_measure():
-    found = predictors(made_up(), n_bootstrap=100)
+    found = predictors(made_up())
     table = printed(found)
     assert list(table.index) == list(found["measure"].unique())
     assert list(table.columns) == [("zero-shot accuracy", "seed"), ("zero-shot accuracy", "seed and fit")]

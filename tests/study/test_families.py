@@ -4,6 +4,7 @@ import inspect
 import re
 
 import pytest
+from test_segmentation_unigram import make_unigram
 from tiny import resolved, sources_of
 
 from flatlingo import regularizers
@@ -158,6 +159,11 @@ def test_xtune_is_refused_where_there_is_no_lexicon():
     spec = spec.model_copy(update={"setup": spec.setup.model_copy(update={"task": "xnli"})})
     with pytest.raises(FlatlingoError, match="lexicon.*xnli"):
         terms(spec, None)
+
+
+def test_faithful_consistency_is_refused_where_no_piece_can_be_lost():
+    with pytest.raises(FlatlingoError, match="consistency_faithful loses pieces as WordPiece"):
+        terms(spec_of("consistency_faithful"), make_unigram())
 
 
 def test_an_unknown_family_is_refused_with_the_nearest():

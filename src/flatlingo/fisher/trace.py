@@ -97,7 +97,8 @@ class FisherTrace:
     def difference(self, other: "FisherTrace") -> tuple[float, float]:
         """This value minus another's over the same examples, and its standard error from the paired differences.
 
-        The traces of two models on the same examples go together, so the paired error is the smaller one.
+        The traces of two models on the same examples go together, so the paired error is the smaller one. That the
+        examples are the same, in the same order, is for the caller to know.
 
         Raises:
             FlatlingoError: the two were not measured on the same number of examples.

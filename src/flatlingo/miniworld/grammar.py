@@ -113,7 +113,7 @@ def spanish_np(np: NP) -> str:
 
 @_cached
 def spanish_object(np: NP) -> str:
-    """Spanish direct object: persons, and animals one can tell, take "a", and a + el = al."""
+    """Spanish direct object: persons, and animals that are definite or universal, take "a", and a + el = al."""
     text = spanish_np(np)
     if not is_person(np.noun) and not (is_animal(np.noun) and np.quantifier in ("the", *UNIVERSAL)):
         return text

@@ -37,7 +37,7 @@ class FisherPenalty(PeriodicPenalty):
     forward pass, which knows nothing of accumulation: its w is B·B times the λ of `"batch"`, on one GPU 64 times with
     micro-batches of 8, however many are accumulated, and 1,024 times with 32 rows at once.
 
-    The estimate is very noisy (a standard deviation of about twice its mean at B = 32): measure Tr(F) with
+    The estimate is very noisy (for large batches a standard deviation of √2 ‖F‖/Tr(F) of its mean): measure Tr(F) with
     `fisher_trace`, never with the logged penalty; `TracePenalty` adds the trace itself.
 
     The gradient of the term is 2 λ B H ḡ, H the Hessian of the mean cross entropy for the labels drawn. Two methods:

@@ -1,14 +1,12 @@
 """What notebooks and README say of a study, in words and tables."""
 
-import math
-
 import numpy as np
 import pandas as pd
 
 from flatlingo.report import decisions
 from flatlingo.report.competence import left_out, undecidable, with_competence
-from flatlingo.report.slopes import ENOUGH, OUTCOMES
-from flatlingo.report.statistics import as_table, correlation, per_run
+from flatlingo.report.slopes import OUTCOMES, rank_correlation
+from flatlingo.report.statistics import as_table, per_run
 from flatlingo.study.families import family
 
 ENGLISH = ("english_accuracy", "zero_shot_accuracy")  # outcomes known after English
@@ -48,7 +46,7 @@ def trace_falls(table: pd.DataFrame) -> pd.DataFrame:
 def given_the_start(table: pd.DataFrame) -> pd.DataFrame:
     """Rank correlations with Tr(F) in each language: of the gain, also at equal zero-shot accuracy, its start and end.
 
-    Over competent runs; intervals (none from fewer than six conditions) and p rest on conditions.
+    Over competent runs, within seeds (`slopes.rank_correlation`).
 
     Returns:
         To print, see `statistics.as_table`.
@@ -62,10 +60,8 @@ def given_the_start(table: pd.DataFrame) -> pd.DataFrame:
         "zero-shot accuracy": ("zero_shot", ()),
     }
     found = {
-        (language, name): correlation(part, "trace", y, given=given)
+        (language, name): rank_correlation(part, y, given=given)
         for language, part in table.groupby("language", sort=False)
         for name, (y, given) in questions.items()
     }
-    rows = as_table(found)
-    rows.loc[rows["conditions"] < ENOUGH, ["low", "high"]] = math.nan
-    return rows
+    return as_table(found)

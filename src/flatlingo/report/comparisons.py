@@ -12,7 +12,7 @@ import pandas as pd
 
 from flatlingo.errors import FlatlingoError
 from flatlingo.report.slopes import rank_correlation
-from flatlingo.report.statistics import Correlation, Difference, correlation, over_seeds, per_run
+from flatlingo.report.statistics import Correlation, Difference, over_seeds, per_run
 
 TRADITIONAL = ("l2", "l2_sp", "dropout")
 FLATTENING = ("consistency", "fisher_penalty")
@@ -144,7 +144,7 @@ class Question(NamedTuple):
         words: what tables and figures call it.
         x: a column.
         y: another.
-        given: columns held fixed, see `statistics.correlation`; without any, seeds are blocks (`rank_correlation`).
+        given: columns held fixed, see `rank_correlation`; seeds are blocks.
         within_families: whether families are blocks too.
         claim: what is expected, in words; "" for nothing.
         sign: of the correlation expected.
@@ -173,26 +173,26 @@ def ask(table: pd.DataFrame, questions: Sequence[Question]) -> list[Answer]:
         Answer(
             language,
             one,
-            correlation(runs, one.x, one.y, given=one.given)
-            if one.given
-            else blocked(runs, one.x, one.y, within_families=one.within_families),
+            blocked(runs, one.x, one.y, given=one.given, within_families=one.within_families),
         )
         for language, runs in table.groupby("language", sort=False)
         for one in questions
     ]
 
 
-def blocked(table: pd.DataFrame, x: str, y: str, *, within_families: bool = False) -> Correlation:
+def blocked(
+    table: pd.DataFrame, x: str, y: str, *, given: tuple[str, ...] = (), within_families: bool = False
+) -> Correlation:
     """`slopes.rank_correlation`; undefined where no run has both columns.
 
     >>> runs = pd.DataFrame({"family": "l2", "label": ["a"], "seed": 1, "trace": [1.0], "early_trace": [math.nan]})
     >>> print(blocked(runs, "trace", "early_trace"))
     Spearman ρ undefined (0 conditions)
     """
-    known = table.dropna(subset=[x, y])
+    known = table.dropna(subset=[x, y, *given])
     if known.empty:
         return Correlation(*[math.nan] * 4, n=0, conditions=0)
-    return rank_correlation(known, y, x=x, within_families=within_families)
+    return rank_correlation(known, y, x=x, given=given, within_families=within_families)
 
 
 def direction(found: Difference | None) -> str:

@@ -20,14 +20,16 @@ from flatlingo.report.slopes import OUTCOMES, outcomes, per_seed, slopes
 from flatlingo.report.statistics import per_run
 from flatlingo.study.calibration import COMPETENT
 
-COLUMNS = ["question", "outcome", "value", "low", "high", "p", "conditions", "seeds", "verdict"]
+COLUMNS = ["question", "outcome", "value", "low", "high", "p", "conditions", "seeds", "halvings", "verdict"]
+MOST = 0.5  # of its seeds must a condition be competent in more
 
 
 def competent(table: pd.DataFrame) -> pd.Series:
     """Whether each row's run has learnt its task: at least 3/4 of what the unregularised run of its seed learnt.
 
     (a - 1/C) / (a_none - 1/C) >= .75 with a the accuracy on the clean labels of the training rows, C classes. A model
-    that has learnt nothing is flat; it says nothing about flatness.
+    that has learnt nothing is flat; it says nothing about flatness. A condition that fails in half of its seeds or more
+    fails in all: seeds that got through would be a selection.
 
     Args:
         table: one row per run, or per run and target language.
@@ -52,7 +54,8 @@ def competent(table: pd.DataFrame) -> pd.Series:
     baseline = with_baseline(once, "learnt").groupby("seed")["learnt_baseline"].first()
     if (baseline <= 0).any():
         raise FlatlingoError(f"the unregularised run of seed {baseline.idxmin()} learnt nothing; train it longer")
-    return runs["learnt"] / runs["seed"].map(baseline) >= COMPETENT - 1e-12
+    able = runs["learnt"] / runs["seed"].map(baseline) >= COMPETENT - 1e-12
+    return able & (able.groupby(runs["label"]).transform("mean") > MOST)
 
 
 def competent_runs(table: pd.DataFrame) -> pd.DataFrame:
@@ -86,7 +89,7 @@ def verdicts(
     The questions: the slope of each outcome per halving of Tr(F), with the seed held fixed, and with the family too;
     consistency minus each rival at the same Tr(F); both views minus none, and consistency minus both views; the gain
     minus the gain from as many English rows; and what choosing the flattest checkpoint loses more than naive rules do.
-    The smallest effect of interest is half a point, per halving or between conditions. The regret has no p-value.
+    The smallest effect of interest is half a point, per halving or between conditions.
 
     Args:
         table: one row per run, or per run and target language, of one plan and preset.
@@ -95,8 +98,10 @@ def verdicts(
         n_bootstrap: samples.
 
     Returns:
-        A row per question and outcome: `question, outcome, value, low, high` (points), `p` (Holm), `conditions` (pairs
-        of them, where they are compared in pairs), `seeds, verdict`. Where the runs are missing, the verdict says so.
+        A row per question and outcome: `question, outcome, value, low, high` (points), `p` (Holm; none of the regret
+        and of the gain beyond that from English rows), `conditions` (pairs of them, where they are compared in pairs),
+        `seeds`, `halvings` by which the first of a pair is flatter all the same, and `verdict`. Where the runs are
+        missing, the verdict says so.
 
     Raises:
         FlatlingoError: as for `competent` and `slopes.slope`.
@@ -118,7 +123,7 @@ def printed(found: pd.DataFrame) -> pd.DataFrame:
     """Verdicts to show: points with sign and two decimals, p with two digits, indexed by question and outcome."""
     points = {name: found[name].map(_points) for name in ("value", "low", "high")}
     p = found["p"].map(lambda value: "" if math.isnan(value) else f"{value:.2g}")
-    return found.assign(**points, p=p).set_index(["question", "outcome"])
+    return found.assign(**points, p=p, halvings=found["halvings"].map(_points)).set_index(["question", "outcome"])
 
 
 def _points(value: float) -> str:
@@ -156,4 +161,5 @@ def _row(question: str, y: str, found: pd.Series, conditions: int, p: float | No
     interval = found[["value", "low", "high"]].to_dict()
     verdict = judge(**interval, p_value=p, words=WORDS, too_few=TOO_FEW_SEEDS)
     rest = {"p": math.nan if p is None else p, "conditions": conditions, "seeds": int(found["seeds"])}
+    rest["halvings"] = found.get("halvings", math.nan)
     return {"question": question, "outcome": OUTCOMES[y], **interval, **rest, "verdict": verdict}

@@ -9,31 +9,27 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from flatlingo.report.drawing import key, note
-from flatlingo.report.predictors import interval_of, text_of
+from flatlingo.report.predictors import ANY, text_of
 from flatlingo.report.saving import STYLE
-from flatlingo.report.slopes import OUTCOMES, outcomes, per_seed
-from flatlingo.report.statistics import resampled
+from flatlingo.report.slopes import OUTCOMES, outcomes, per_seed, rank_correlation
 
 MEASURES = {"early_trace": "Tr(F)", "early_log_trace": "mean log Tr(F)"}
-WITHIN = {"seed": ("block",), "seed and loss then": ("block", "early_loss")}
+WITHIN = {"seed": (), "seed and loss then": ("early_loss",)}
 TITLES = {"seed": "within seeds", "seed and loss then": "within seeds, at equal loss then"}
 COLOURS = {"zero_shot_accuracy": "#0072B2", "gain": "#D55E00", "adapted": "#009E73"}
 COLUMNS = ["share", "measure", "outcome", "within", "value", "low", "high", "conditions", "seeds", "runs"]
 
 
-def early(table: pd.DataFrame, curves: pd.DataFrame, *, seed: int = 0, n_bootstrap: int = 1000) -> pd.DataFrame:
+def early(table: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     """Rank correlation of Tr(F) at shares of the training with every outcome, within seeds and at equal loss then.
 
-    Spearman's partial ρ as in `predictors.predictors`: ranks less their least-squares fit on the seed as a factor and,
-    at equal loss, on the rank of the loss at that moment on the rows that the trace was measured on. Intervals are
-    percentiles over bootstrap samples of conditions; none from fewer than six.
+    Spearman's ρ and its interval as `slopes.rank_correlation` has them; at equal loss, given the loss at that moment on
+    the rows that the trace was measured on.
 
     Args:
         table: of competent runs of one plan and preset, one row per run, or per run and target language (then the mean
             over languages counts).
         curves: of these runs, as `study.table.curves` makes them; runs that are not in the table are left out.
-        seed: of the bootstrap.
-        n_bootstrap: samples.
 
     Returns:
         A row for each share, measure ("Tr(F)", "mean log Tr(F)"), outcome (a column's name; zero-shot accuracy, gain,
@@ -45,7 +41,6 @@ def early(table: pd.DataFrame, curves: pd.DataFrame, *, seed: int = 0, n_bootstr
     """
     runs = per_seed(table, ["run_id"]).merge(curves[["run_id", "share", *MEASURES, "early_loss"]], on="run_id")
     runs = runs.drop(columns="early_trace_x", errors="ignore").rename(columns={"early_trace_y": "early_trace"})
-    runs = runs.assign(block=runs["seed"].map("seed {}".format))
     rows = []
     for share, moment in runs.groupby("share"):
         for x, measure in MEASURES.items():
@@ -54,11 +49,9 @@ def early(table: pd.DataFrame, curves: pd.DataFrame, *, seed: int = 0, n_bootstr
                     part = moment.dropna(subset=[x, y, *given])
                     if y == "english_accuracy" or part.empty:
                         continue
-                    sampled = resampled(part, [x], y, given=given, seed=seed, n_bootstrap=n_bootstrap)[0]
-                    conditions = part["label"].nunique()
-                    low, high = interval_of(sampled[0], sampled[1:], conditions)
-                    counts = [conditions, part["seed"].nunique(), len(part)]
-                    rows.append([share, measure, y, within, sampled[0], low, high, *counts])
+                    found = rank_correlation(part, y, x=x, given=given, n_permutations=ANY)
+                    counts = [found.conditions, part["seed"].nunique(), found.n]
+                    rows.append([share, measure, y, within, found.value, found.low, found.high, *counts])
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

@@ -216,4 +216,4 @@ def _absent(question: str, runs: pd.DataFrame) -> str:
     """Why a question has no pair of conditions."""
     named = [name for name in ("consistency", "both_views", *matched.RIVALS) if matched.title(name) in question]
     missing = [matched.title(name) for name in named if name not in set(runs["family"])]
-    return f"no run of {' and of '.join(missing)}" if missing else "no pair at one level of Tr(F)"
+    return f"no run of {' and of '.join(missing)}" if missing else "no pair at equal Tr(F)"

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 
 from flatlingo.report.drawing import key, note
 from flatlingo.report.saving import STYLE
-from flatlingo.report.slopes import ENOUGH, OUTCOMES, outcomes, per_seed
-from flatlingo.report.statistics import require, resampled
+from flatlingo.report.slopes import OUTCOMES, outcomes, per_seed, rank_correlation, stronger
+from flatlingo.report.statistics import Correlation, require
 
 MEASURES = {  # column: what tables call it
     "trace": "Tr(F)",
@@ -35,28 +35,25 @@ MEASURES = {  # column: what tables call it
     "english_accuracy": "English accuracy",
 }
 FIT = "train_loss"
+ANY = 1  # permutations, where no p-value is shown
 COLOUR = "#0072B2"
-WITHIN = {"seed": ("block",), "seed and fit": ("block", FIT)}
+WITHIN = {"seed": (), "seed and fit": (FIT,)}
 
 
-def predictors(table: pd.DataFrame, *, seed: int = 0, n_bootstrap: int = 1000) -> pd.DataFrame:
+def predictors(table: pd.DataFrame) -> pd.DataFrame:
     """Rank correlation of every measure with every outcome, within seeds, and within seeds at equal training loss.
 
-    Spearman's partial ρ: ranks over all runs, less their least-squares fit on the seed as a factor and, at equal fit,
-    on the rank of the training loss (where it is on record). Intervals are the 2.5 and 97.5 % percentile over bootstrap
-    samples of conditions, each with all its seeds; none from fewer than six conditions. (Correlations rest on runs that
-    share their rows, and seeds of one condition are no evidence about conditions; see `statistics.correlation`.)
+    Spearman's ρ and its interval as `slopes.rank_correlation` has them; at equal fit, given the training loss (where it
+    is on record). Correlations rest on runs that share their rows.
 
     Args:
         table: of competent runs (`decisions.competent`) of one plan and preset, one row per run, or per run and target
             language (then the mean over languages counts).
-        seed: of the bootstrap.
-        n_bootstrap: samples.
 
     Returns:
         A row for each measure that the table has values of, outcome (zero-shot accuracy, gain, accuracy after
         adaptation) and `within` ("seed", "seed and fit"): `value, low, high`; `stronger`, |ρ| minus that of Tr(F) on
-        the same runs, with `stronger_low` and `stronger_high` from the same samples (NaN for Tr(F) itself);
+        the same runs, with `stronger_low` and `stronger_high` (`slopes.stronger`; NaN for Tr(F) itself);
         `conditions, seeds, runs`. A negative value: the larger the measure, the lower the outcome.
 
     Raises:
@@ -64,10 +61,9 @@ def predictors(table: pd.DataFrame, *, seed: int = 0, n_bootstrap: int = 1000) -
     """
     runs = per_seed(table, ["trace"])
     require(runs, [FIT])
-    runs = runs.assign(block=runs["seed"].map("seed {}".format), target_trace=_target_trace(runs))
+    runs = runs.assign(target_trace=_target_trace(runs))
     rows = [
-        {"measure": MEASURES[x], "outcome": OUTCOMES[y], "within": within}
-        | _found(runs, x, y, given, seed=seed, n_bootstrap=n_bootstrap)
+        {"measure": MEASURES[x], "outcome": OUTCOMES[y], "within": within} | _found(runs, x, y, given)
         for y in outcomes(runs)
         if y != "english_accuracy"
         for x in MEASURES
@@ -80,7 +76,7 @@ def predictors(table: pd.DataFrame, *, seed: int = 0, n_bootstrap: int = 1000) -
 
 def printed(found: pd.DataFrame) -> pd.DataFrame:
     """What `predictors` found to show: `ρ [low, high]`, a measure per row, outcomes and what is held fixed above."""
-    text = found.apply(lambda row: text_of(row["value"], row["low"], row["high"]), axis=1)
+    text = [text_of(row.value, row.low, row.high) for row in found.itertuples()]
     cells = found.assign(text=text).set_index(["measure", "outcome", "within"])["text"]
     order = pd.MultiIndex.from_product([found["outcome"].unique(), WITHIN], names=["outcome", "at equal"])
     return cells.unstack(["outcome", "within"]).reindex(index=found["measure"].unique(), columns=order).fillna("")
@@ -111,28 +107,15 @@ def trace_at_loss(history: Sequence[Mapping[str, float]], loss: float) -> float:
     return math.nan
 
 
-def _found(runs: pd.DataFrame, x: str, y: str, given: tuple[str, ...], **options: int) -> dict[str, float]:
+def _found(runs: pd.DataFrame, x: str, y: str, given: tuple[str, ...]) -> dict[str, float]:
+    found = rank_correlation(runs, y, x=x, given=given, n_permutations=ANY)
+    more = (math.nan,) * 3 if x == "trace" else stronger(runs, y, x=x, given=given)
     part = runs.dropna(subset=[x, y, *given])
-    names = list(dict.fromkeys([x, "trace"]))
-    coefficients = resampled(part, names, y, given=given, **options)
-    value, sampled = coefficients[0, 0], coefficients[0, 1:]
-    gaps = np.abs(coefficients[0]) - np.abs(coefficients[-1])
-    conditions, alone = part["label"].nunique(), x == "trace"
-    low, high = interval_of(value, sampled, conditions)
-    stronger = (np.nan,) * 3 if alone else (gaps[0], *interval_of(gaps[0], gaps[1:], conditions))
     return {
-        **{"value": value, "low": low, "high": high},
-        **dict(zip(("stronger", "stronger_low", "stronger_high"), stronger, strict=True)),
-        **{"conditions": conditions, "seeds": part["seed"].nunique(), "runs": len(part)},
+        **{"value": found.value, "low": found.low, "high": found.high},
+        **dict(zip(("stronger", "stronger_low", "stronger_high"), more, strict=True)),
+        **{"conditions": found.conditions, "seeds": part["seed"].nunique(), "runs": found.n},
     }
-
-
-def interval_of(value: float, sampled: np.ndarray, conditions: int) -> tuple[float, float]:
-    """Percentiles, widened to the value itself: ties, as repeated conditions are, can pull all samples to one side."""
-    if conditions < ENOUGH or np.isnan(value):
-        return np.nan, np.nan
-    low, high = np.nanquantile(sampled, [0.025, 0.975])
-    return float(min(low, value)), float(max(high, value))
 
 
 def _target_trace(runs: pd.DataFrame) -> pd.Series | float:
@@ -207,7 +190,4 @@ def _lines(ax: Axes, found: pd.DataFrame, names: list[str]) -> None:
 
 def text_of(value: float, low: float, high: float) -> str:
     """`0.41 [−0.10, 0.74]`."""
-    if np.isnan(value):
-        return "undefined"
-    interval = "" if np.isnan(low) else f" [{low:.2f}, {high:.2f}]"
-    return f"{value:.2f}{interval}".replace("-", "−")
+    return "undefined" if math.isnan(value) else Correlation(value, low, high, math.nan, 0, 0).interval

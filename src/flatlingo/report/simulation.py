@@ -24,6 +24,7 @@ TRUTHS = {  # a study, and in points what there is to find: the slope, that with
     "half a point per halving": ({"slope": 0.5}, (0.5, 0.5, 0)),
     "one point per halving": ({"slope": 1.0}, (1, 1, 0)),
     "two points of one family": ({"family_effects": {"consistency": 2.0}}, (math.nan, 0, 2)),
+    "no effect, half a point of each condition": ({"condition_sd": 0.5}, (0, 0, 0)),
 }
 
 
@@ -160,7 +161,7 @@ def verdict_rates(studies: int = 200, *, seed: int = 0, n_permutations: int = 49
             one = slope_of(runs, "english_accuracy", within_families=within, seed=number, n_permutations=n_permutations)
             found[question].append((one.value, one.low, one.high, one.p_value))
         pairs = pairs_at_equal_trace(runs, "consistency", "fisher_penalty")
-        together = compare(runs, "english_accuracy", pairs).loc[ALL]
+        together = compare(runs, "english_accuracy", pairs).reindex([ALL]).loc[ALL]  # NaN if no pair is equal enough
         found["consistency minus Fisher penalty"].append(tuple(together[["value", "low", "high", "p"]]))
     rows = {}
     for question, answers in found.items():
@@ -169,6 +170,6 @@ def verdict_rates(studies: int = 200, *, seed: int = 0, n_permutations: int = 49
         known = not np.isnan(truth[question])
         rows[question] = said.reindex([*words, "undecided"], fill_value=0.0).to_dict() | {
             "covered": ((low <= truth[question]) & (truth[question] <= high)).mean() if known else np.nan,
-            "half_width": float(np.median(high - low) / 2),
+            "half_width": float(np.nanmedian(high - low) / 2),
         }
     return pd.DataFrame.from_dict(rows, orient="index")

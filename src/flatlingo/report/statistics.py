@@ -17,9 +17,7 @@ from flatlingo.errors import FlatlingoError
 from flatlingo.study.families import FAMILIES
 
 CONDITION = ["family", "weight", "label"]
-REPLICATE = ["seed", "language"]
 SECOND_STAGE = ["language", "zero_shot", "adapted", "gain", "control", "control_gain"]  # of a run, in each language
-METHODS = {"spearman": "Spearman ρ", "pearson": "Pearson r"}
 HEADINGS = {
     "english_accuracy": "English accuracy (%)",
     "train_accuracy": "train accuracy (%)",
@@ -41,16 +39,15 @@ HEADINGS = {
 
 @dataclass(frozen=True)
 class Correlation:
-    """A correlation coefficient, its 95 % bootstrap interval and its permutation p-value.
+    """A rank correlation, its 95 % jackknife interval and its permutation p-value (`slopes.rank_correlation`).
 
     Attributes:
-        value: the coefficient, -1..1; NaN where it is undefined (fewer than three conditions, or a constant column).
+        value: the coefficient, -1..1; NaN where it is undefined (a constant column).
         low: lower end of the interval.
         high: upper end of the interval.
         p_value: two-sided, against "the conditions of x and y are paired at random".
         n: rows used.
         conditions: independent units among them: what the interval and the p-value rest on.
-        method: "spearman" or "pearson".
     """
 
     value: float
@@ -59,132 +56,17 @@ class Correlation:
     p_value: float
     n: int
     conditions: int
-    method: str = "spearman"
 
     def __str__(self) -> str:
         if np.isnan(self.value):
-            return f"{METHODS[self.method]} undefined ({self.conditions} conditions)"
-        return f"{METHODS[self.method]} = {self.interval}, p = {self.p_value:.2g}"
+            return f"Spearman ρ undefined ({self.conditions} conditions)"
+        return f"Spearman ρ = {self.interval}, p = {self.p_value:.2g}"
 
     @property
     def interval(self) -> str:
         """`value [low, high]` with two decimals and a true minus sign; the value alone where there is no interval."""
         ends = "" if np.isnan(self.low) else f" [{self.low:.2f}, {self.high:.2f}]"
         return f"{self.value:.2f}{ends}".replace("-", "−")
-
-
-def correlation(
-    table: pd.DataFrame,
-    x: str,
-    y: str,
-    *,
-    given: tuple[str, ...] = (),
-    method: str = "spearman",
-    seed: int = 0,
-    n_bootstrap: int = 5000,
-    n_permutations: int = 9999,
-) -> Correlation:
-    """Correlation of two columns over runs, with an interval and a p-value over conditions.
-
-    The coefficient is Pearson's, of values or (Spearman) of their ranks. With `given`, both sides are first replaced by
-    the residuals of their least-squares fit on the (ranks of the) given columns: the partial correlation. A given
-    column of words, such as `family`, counts as one indicator per word, which leaves the correlation within families.
-
-    The interval is the 2.5 and 97.5 % percentile of the coefficient over bootstrap samples of *conditions*: a drawn
-    condition brings all its runs. (On simulated studies of 8 and 14 conditions with 1 or 3 seeds it covers the true
-    value in 90-98 % of cases, more often than BCa does.) The p-value permutes whole conditions too, exactly where there
-    are at most `n_permutations` orders.
-
-    Args:
-        table: rows of runs with column `label` (the condition) and, as far as they apply, `seed` and `language`. Rows
-            that lack a value in a column used are left out.
-        x: name of a numeric column.
-        y: name of another.
-        given: names of the columns to hold fixed.
-        method: "spearman" or "pearson".
-        seed: of the bootstrap and of the permutations; the global random state is left alone.
-        n_bootstrap: bootstrap samples.
-        n_permutations: permutations at most.
-
-    Returns:
-        The correlation; all NaN if fewer than three conditions are left or if a side is constant.
-
-    Raises:
-        FlatlingoError: for a column that the table lacks, an unknown method, or two rows of the same condition, seed
-            and language.
-
-    >>> runs = pd.DataFrame({"label": list("abcd"), "trace": [9.0, 4.0, 2.0, 1.0], "gain": [0.0, 1.0, 1.5, 1.4]})
-    >>> correlation(runs, "trace", "gain").value
-    -0.8
-    """
-    if method not in METHODS:
-        raise FlatlingoError(f"unknown method {method!r}; known: {', '.join(METHODS)}")
-    require(table, ["label", x, y, *given])
-    table = table.dropna(subset=[x, y, *given])
-    condition, replicate = _positions(table)
-    n_conditions = len(np.unique(condition))
-    scores = _scores(_numeric(table, [x, y, *given]), method)
-    value = float(_pearson(*scores)) if n_conditions >= 3 else np.nan
-    if np.isnan(value):
-        return Correlation(*[np.nan] * 4, n=len(table), conditions=n_conditions, method=method)
-
-    raw, scored = (_grid(side, condition, replicate) for side in (_numeric(table, [x, y, *given]), scores))
-    drawn = np.random.default_rng(seed).integers(0, n_conditions, (n_bootstrap, n_conditions))
-    resampled = _pearson(*_scores(_pool(raw, drawn), method))
-    low, high = np.nanquantile(resampled, [0.025, 0.975])  # NaN: a sample in which a side is constant
-    permuted = stats.permutation_test(
-        (np.arange(n_conditions),),
-        lambda order, axis: _pearson(_pool(scored[:1], np.arange(n_conditions))[0], _pool(scored[1:], order)[0]),
-        permutation_type="pairings",
-        n_resamples=n_permutations,
-        vectorized=True,
-        rng=np.random.default_rng(seed),
-    )
-    # Repeated conditions are ties, which can hold every sample below |value|.
-    low, high = min(low, value), max(high, value)
-    return Correlation(value, float(low), float(high), float(permuted.pvalue), len(table), n_conditions, method)
-
-
-def resampled(
-    table: pd.DataFrame,
-    names: list[str],
-    y: str,
-    *,
-    given: tuple[str, ...] = (),
-    method: str = "spearman",
-    seed: int = 0,
-    n_bootstrap: int = 5000,
-) -> np.ndarray:
-    """Coefficients of several columns with `y`, of all conditions and of bootstrap samples of them, the same for all.
-
-    Args:
-        table: as for `correlation`; rows that lack a value in any column used are left out.
-        names: names of numeric columns.
-        y: name of another.
-        given: as for `correlation`.
-        method: as for `correlation`.
-        seed: of the bootstrap.
-        n_bootstrap: bootstrap samples.
-
-    Returns:
-        (names, 1 + n_bootstrap), the coefficients of the table itself first; NaN where a side is constant, and all NaN
-        where fewer than three conditions are left.
-
-    Raises:
-        FlatlingoError: as for `correlation`.
-    """
-    require(table, ["label", y, *names, *given])
-    table = table.dropna(subset=[y, *names, *given])
-    condition, replicate = _positions(table)
-    n_conditions = len(np.unique(condition))
-    if n_conditions < 3:
-        return np.full((len(names), 1 + n_bootstrap), np.nan)
-    grid = _grid(_numeric(table, [*names, y, *given]), condition, replicate)
-    everything = np.arange(n_conditions)[None]
-    drawn = np.random.default_rng(seed).integers(0, n_conditions, (n_bootstrap, n_conditions))
-    samples = _pool(grid, np.concatenate([everything, drawn]))
-    sides, held = samples[: len(names)], samples[len(names) :]
-    return np.stack([_pearson(*_scores(np.concatenate([side[None], held]), method)) for side in sides])
 
 
 def require(table: pd.DataFrame, columns: list[str]) -> None:
@@ -196,74 +78,6 @@ def require(table: pd.DataFrame, columns: list[str]) -> None:
     missing = [name for name in columns if name not in table]
     if missing:
         raise FlatlingoError(f"the table has no column {', '.join(missing)}; it has {', '.join(table.columns)}")
-
-
-def _positions(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Number of each row's condition, and of its seed and language."""
-    condition, labels = pd.factorize(table["label"])
-    keys = [name for name in REPLICATE if name in table]
-    replicate = table.groupby(keys).ngroup().to_numpy() if keys else np.zeros(len(table), dtype=int)
-    twice = pd.DataFrame({"c": condition, "r": replicate}).duplicated()
-    if twice.any():
-        raise FlatlingoError(
-            f"two rows of condition {labels[condition[twice.argmax()]]} with the same seed (and language)"
-        )
-    return condition, replicate
-
-
-def _grid(columns: np.ndarray, condition: np.ndarray, replicate: np.ndarray) -> np.ndarray:
-    """(column, row) → (column, condition, replicate), NaN where a condition lacks a replicate."""
-    grid = np.full((len(columns), condition.max() + 1, replicate.max() + 1), np.nan)
-    grid[:, condition, replicate] = columns
-    return grid
-
-
-def _numeric(table: pd.DataFrame, names: list[str]) -> np.ndarray:
-    """Columns as rows of one float64 array; a column of words becomes one indicator per word."""
-    return pd.get_dummies(table[names]).to_numpy(dtype=float).T
-
-
-def _pool(grid: np.ndarray, conditions: np.ndarray) -> np.ndarray:
-    """(column, condition, replicate) → (column, …, value): all values of a selection of conditions (…, n)."""
-    chosen = grid[:, conditions]
-    return chosen.reshape(*chosen.shape[:-2], -1)
-
-
-def _scores(columns: np.ndarray, method: str) -> np.ndarray:
-    """The first two columns, ranked for Spearman, less their least-squares fit on a constant and on the others.
-
-    Args:
-        columns: (2 + k, …, n), statistics run along the last axis; NaN where a replicate is absent.
-        method: "spearman" or "pearson".
-
-    Returns:
-        (2, …, n); all NaN where nothing is left of a side, which a plain subtraction would leave as rounding noise.
-    """
-    absent = np.isnan(columns).any(axis=0)
-    if method == "spearman":
-        columns = stats.rankdata(np.where(absent, np.inf, columns), axis=-1)
-    columns = np.where(absent, 0, columns)
-    floor = 1e-18 * (columns**2).sum(axis=-1, keepdims=True)
-    means = columns.sum(axis=-1, keepdims=True) / np.maximum((~absent).sum(axis=-1, keepdims=True), 1)
-    columns = np.where(absent, 0, columns - means)
-    while len(columns) > 2:  # Gram-Schmidt: project the last column out of the others
-        *_, last = columns
-        norm = (last * last).sum(axis=-1, keepdims=True)
-        products = (columns[:-1] * last).sum(axis=-1, keepdims=True)
-        slope = np.divide(products, norm, out=np.zeros_like(products), where=norm > floor[len(columns) - 1])
-        columns = columns[:-1] - slope * last
-    vanished = (columns**2).sum(axis=-1, keepdims=True) <= floor[:2]
-    return np.where(absent | vanished, np.nan, columns)
-
-
-def _pearson(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Pearson's coefficient along the last axis over the places where both sides have a value; NaN if there is none."""
-    both = ~(np.isnan(x) | np.isnan(y))
-    n = np.maximum(both.sum(axis=-1, keepdims=True), 1)
-    x, y = (np.where(both, side, 0) for side in (x, y))
-    x, y = (np.where(both, side - side.sum(axis=-1, keepdims=True) / n, 0) for side in (x, y))
-    norms = np.sqrt((x * x).sum(axis=-1) * (y * y).sum(axis=-1))
-    return np.divide((x * y).sum(axis=-1), norms, out=np.full_like(norms, np.nan), where=norms > 0)
 
 
 class PowerLaw(NamedTuple):
@@ -403,25 +217,6 @@ def rounded(value: float, digits: int = 3) -> str:
     return np.format_float_positional(float(f"{value:.{digits}g}"), trim="-")
 
 
-def correlation_table(table: pd.DataFrame, x: str, y: str, *, method: str = "spearman", seed: int = 0) -> pd.DataFrame:
-    """The same correlation over all runs, over condition means, within families together, and in each family.
-
-    A pooled correlation can come from differences between families alone (Simpson's paradox): then the rows
-    "within families" and the families' own disagree with the first. Families of fewer than three conditions are left
-    out.
-    """
-    require(table, [x, y, *CONDITION])
-    rows = {
-        "all runs": correlation(table, x, y, method=method, seed=seed),
-        "condition means": correlation(condition_means(table), x, y, method=method, seed=seed),
-        "within families": correlation(table, x, y, given=("family",), method=method, seed=seed),
-    }
-    for family, part in table.groupby("family", sort=False):
-        if part["label"].nunique() >= 3:
-            rows[_title(family)] = correlation(part, x, y, method=method, seed=seed)
-    return as_table(rows)
-
-
 def as_table(correlations: dict[object, Correlation]) -> pd.DataFrame:
     """Correlations to print, one row each; the keys (words, or tuples for several levels) become the index."""
     columns = {"value": "value", "low": "low", "high": "high", "p_value": "p", "n": "rows", "conditions": "conditions"}
@@ -492,11 +287,12 @@ def difference(table: pd.DataFrame, label: str, baseline: str, y: str) -> Differ
 
 
 def over_seeds(values: pd.Series) -> Difference:
-    """Mean and 95 % t interval of one value per seed.
+    """Mean and 95 % t interval of one value per seed; seeds without a value do not count.
 
-    >>> print(over_seeds(pd.Series([0.01, 0.02, 0.03])))
+    >>> print(over_seeds(pd.Series([0.01, 0.02, 0.03, np.nan])))
     +2.0 points [−0.5, +4.5] over 3 seeds
     """
+    values = values.dropna()
     half = stats.t.ppf(0.975, len(values) - 1) * values.sem()
     return Difference(float(values.mean()), float(values.mean() - half), float(values.mean() + half), len(values))
 
@@ -504,9 +300,12 @@ def over_seeds(values: pd.Series) -> Difference:
 def t_test(values: pd.Series) -> float:
     """Two-sided p-value of a t test that one value per seed has mean 0; NaN for a single seed, or if all are 0.
 
+    Seeds without a value do not count.
+
     >>> round(t_test(pd.Series([0.01, 0.02, 0.03])), 3)
     0.074
     """
+    values = values.dropna()
     if len(values) < 2:
         return np.nan
     with np.errstate(divide="ignore", invalid="ignore"):  # seeds that differ by nothing: p is 0, or NaN

@@ -319,7 +319,7 @@ class Encoder(_Settings):
 
 
 class Preset(_Settings):
-    """A named size of the study: `smoke`, `mini`, `small`, `paper`, `xlmr`, or a YAML file of the same shape."""
+    """A named size of the study: `smoke`, `quick`, `mini`, `small`, `paper`, `xlmr`, or a YAML file like theirs."""
 
     name: str = Field(pattern=r"^\w[\w.-]*$")  # a folder of data/recorded and figures, and nothing outside them
     encoder: Encoder

@@ -15,6 +15,7 @@ from flatlingo.regularizers import (
     TraceTarget,
     XTune,
 )
+from flatlingo.segmentation import UnigramSampler, subword_sampler
 from flatlingo.study.families import Family
 from flatlingo.study.presets import Condition, RunSpec, Setup
 from flatlingo.tasks import MINI
@@ -24,7 +25,8 @@ def terms(spec: RunSpec, tokenizer: PreTrainedTokenizerBase) -> list[Regularizer
     """The terms of a run's loss, none for a method that is not a term.
 
     Raises:
-        FlatlingoError: for xTune outside the mini world, which has the only lexicon.
+        FlatlingoError: for xTune outside the mini world, which has the only lexicon; for consistency that loses pieces
+            as WordPiece does, of a tokenizer of another kind.
     """
     return [_term(row, weight, spec, tokenizer) for row, weight in spec.condition.parts if row.changes == "term"]
 
@@ -43,6 +45,11 @@ def _term(row: Family, weight: float, spec: RunSpec, tokenizer: PreTrainedTokeni
     if row.name == "both_views":
         return BothViews(tokenizer, **dict(setup.segmentation))
     if row.name in ("consistency", "consistency_faithful"):
+        if row.name == "consistency_faithful" and isinstance(subword_sampler(tokenizer), UnigramSampler):
+            raise FlatlingoError(
+                f"consistency_faithful loses pieces as WordPiece tokenizers do, and that of {spec.encoder} is none; "
+                "leave it out"
+            )
         mode = "faithful" if row.name == "consistency_faithful" else setup.segmentation.mode
         return SubwordConsistency(tokenizer, weight=weight, **dict(setup.segmentation) | {"mode": mode})
     if row.name == "xtune":
