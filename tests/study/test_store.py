@@ -67,6 +67,7 @@ def test_runs_from_several_encoders_of_one_name_are_not_mixed_up(configs, tmp_pa
 def test_what_was_not_measured_is_nan_in_the_table(configs):
     trace = {"value": 2.0, "standard_error": 0.1, "groups": {"head": 1.0}}
     result = {"accuracy": {"en": 0.5}, "train_accuracy": 1.0, "trace": trace, "empirical_fisher": 3.0, "seconds": 1}
+    result["classes"] = 3
     (row,) = table(configs[:1], [result | {"noisy_fitted": None}]).to_dict("records")
     missing = {name for name, value in row.items() if value != value}
     assert missing >= {"noisy_fitted", "early_trace", "distance", "scale_aware", "zero_shot_accuracy", "margin"}

@@ -42,12 +42,12 @@ def condition_marks(table: pd.DataFrame, y: str) -> tuple[pd.DataFrame, pd.DataF
 
     Returns:
         The runs and the conditions (in order), both with `x` (nats²), `y` and `able`; a condition's x is the geometric
-        mean of its runs', its y the mean, and it is able if each of its runs is.
+        mean of its runs', its y the mean: of the runs that are able or, if none is, which makes it not able, of all.
     """
     runs = table.dropna(subset=[y]).assign(x=lambda t: np.log(t["trace"]), y=lambda t: 100 * t[y])
     runs = seeds_aligned(runs, ["x", "y"])
-    found = runs.groupby("label")
-    means = found[["x", "y"]].mean().assign(able=found["able"].all())
+    counted = runs[runs["able"] | ~runs.groupby("label")["able"].transform("any")].groupby("label")
+    means = counted[["x", "y"]].mean().assign(able=counted["able"].any())
     conditions = in_order(runs).join(means, on="label").reset_index(drop=True)
     return runs.assign(x=np.exp(runs["x"])), conditions.assign(x=np.exp(conditions["x"]))
 
@@ -116,20 +116,30 @@ def limits(able: np.ndarray, others: np.ndarray, *, spare: float = 0.06) -> tupl
 
 
 def off_the_axes(ax: Axes, conditions: pd.DataFrame, *, names: bool = True) -> pd.DataFrame:
-    """Marks beyond the axes as hollow ones at their border, with their values; the conditions where they are now.
+    """Marks beyond the axes as hollow ones at their border, with an arrow and their values, none upon another.
 
     Args:
         ax: with its limits set.
         conditions: as `condition_marks` gives them.
         names: whether the values are written.
+
+    Returns:
+        The conditions where they are drawn now, with `text`, the values to write.
     """
     (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
-    colours = shades(conditions)
+    colours, taken = shades(conditions), []
     moved = conditions.assign(x=conditions["x"].clip(left, right), y=conditions["y"].clip(bottom, top), text="")
     for i, row in conditions.iterrows():
         x, y = moved.loc[i, ["x", "y"]]
         if (x, y) == (row["x"], row["y"]):
             continue
+        out = np.sign([math.log(row["x"] / x), row["y"] - y])
+        while (x, y) in taken:
+            y += (0.07 if y < (bottom + top) / 2 else -0.07) * (top - bottom)
+        taken.append((x, y))
+        moved.loc[i, "y"] = y
+        arrow = {"arrowstyle": "-|>", "color": colours[row["label"]], "linewidth": 0.7, "mutation_scale": 5}
+        beside(ax, "", (x, y), tuple(-12 * out), "data", annotation_clip=False, arrowprops=arrow)
         marker = marker_of(row["family"], colours[row["label"]]) | {"markerfacecolor": "none", "clip_on": False}
         ax.plot(x, y, zorder=4, label="_", **marker | {"markeredgecolor": colours[row["label"]]})
         moved.loc[i, "text"] = f" ({row['y']:.1f} at {rounded(row['x'], 2)})" if names else ""
@@ -169,6 +179,7 @@ def label_marks(ax: Axes, conditions: pd.DataFrame, texts: list[str], dots: pd.D
     at = scale * ax.transData.transform(conditions[["x", "y"]].to_numpy(dtype=float))
     taken = [_box(x, y, 8, 8) for x, y in at]
     light = [] if dots is None else [_box(x, y, 3, 3) for x, y in scale * ax.transData.transform(dots[["x", "y"]])]
+    light += [_box(x, y, 2, 2) for x, y in scale * _along_lines(ax)]
     inside = scale * ax.get_window_extent().get_points()
     for (x, y), text, row in zip(at, texts, conditions.itertuples(), strict=True):
         if not text:
@@ -189,6 +200,13 @@ def label_marks(ax: Axes, conditions: pd.DataFrame, texts: list[str], dots: pd.D
             ax, text, (row.x, row.y), offset, "data", color=family(row.family).drawn.colour, ha="center", va="center",
             zorder=5, annotation_clip=False, in_layout=False, **leader,
         )  # fmt: skip
+
+
+def _along_lines(ax: Axes, number: int = 30) -> np.ndarray:
+    """Points on the lines that join marks (`draw_marks`), in pixels."""
+    joined = [ax.transData.transform(line.get_xydata()) for line in ax.lines if line.get_label() == "_"]
+    parts = [np.linspace(a, b, number) for line in joined for a, b in itertools.pairwise(line)]
+    return np.concatenate(parts) if parts else np.empty((0, 2))
 
 
 def _beyond(box: tuple, inside: np.ndarray) -> float:

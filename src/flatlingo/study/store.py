@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -236,14 +237,11 @@ class Store:
         Raises:
             FlatlingoError: if it does not.
         """
-        probe = self.folder / f".write-test-{socket.gethostname()}-{os.getpid()}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            probe.write_text("a line\n", encoding="utf-8")
-            probe.unlink()
+            with tempfile.TemporaryFile(dir=self.folder) as probe:  # without a name, so that a kill leaves nothing
+                probe.write(b"a line\n")
         except OSError as error:
-            with suppress(OSError):
-                probe.unlink()
             raise FlatlingoError(
                 f"store {self.folder} cannot be written: {error.strerror}; make room or give another folder"
             ) from error
