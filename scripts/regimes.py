@@ -9,6 +9,7 @@ is kept in build/regimes.
 import pandas as pd
 
 from flatlingo.files import MINI_MBERT, RECORDED, ROOT, replacing, sha256
+from flatlingo.report.regimes import regime
 from flatlingo.study.presets import Condition, Measurement, RunSpec, load_preset
 from flatlingo.study.store import open_store
 from flatlingo.study.sweep import Computing, tabulated
@@ -48,31 +49,11 @@ def runs(plan: str) -> pd.DataFrame:
     return found
 
 
-def regime(table: pd.DataFrame) -> pd.DataFrame:
-    """The means over seeds that decide: `value`, what it should be at `least`, and whether it is (`holds`).
-
-    Points are of accuracy; `wrong labels reproduced` is a share.
-    """
-    means = table.groupby(["plan", "variant"])[COLUMNS].mean()
-    english = 100 * means["english_accuracy"]
-    gap = english - 100 * means["zero_shot_accuracy"]
-    rows = [
-        ("nli", "early stopping gains", english["nli", "early stopping"] - english["nli", "none"], 1),
-        ("nli", "label noise costs", english["nli", "no label noise"] - english["nli", "none"], 3),
-        ("nli", "wrong labels reproduced", means.loc[("nli", "none"), "noisy_fitted"], 0.5),
-        ("nli", "English", english["nli", "none"], 65),
-        ("nli", "English less zero-shot", gap["nli", "none"], 8),
-        ("paraphrase", "English less zero-shot", gap["paraphrase", "none"], 4),
-    ]
-    found = pd.DataFrame(rows, columns=["plan", "what", "value", "least"])
-    return found.assign(holds=found["value"] >= found["least"])
-
-
 def main() -> None:
     """Train, print what decides, and write the runs."""
     table = pd.concat([runs(plan) for plan in ("nli", "paraphrase")])
     table = table.assign(encoder=sha256(MINI_MBERT / "model.safetensors")[:12])
-    print(regime(table).to_string(index=False, float_format="{:.2f}".format))
+    print(regime(table).to_string(float_format="{:.2f}".format))
     with replacing(RECORDED / "mini-regimes.csv") as temporary:
         temporary.write_text(table.to_csv(index=False, float_format="%.5g"), encoding="utf-8")
 
