@@ -93,7 +93,8 @@ world's few hundred words and nothing else; it is of no use on real text.
 
 Over 1,000 validation pairs of the tasks. Chinese characters that stand side by side are one "word" for the tokenizer;
 there the words counted are those of the lexicon with two characters, which may be one piece or two. `faithful`
-segmentations (p = 0.2) are those of the code of Wang et al. (2021), which lose words to [UNK]; preset mini draws
+segmentations (p = 0.2) are those of the code of Wang et al. (2021), which lose words to [UNK] (in Chinese all the
+characters that stand side by side); preset mini draws
 `clean` ones, which lose none.
 
 | language | pieces a word | words with several segmentations | pairs that lose a word if `faithful` | longest pair |
