@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from flatlingo.errors import FlatlingoError
-from flatlingo.report import choosing, decisions, judging, matched, slopes
+from flatlingo.report import choosing, competence, decisions, judging, matched, slopes
 from flatlingo.report.simulation import CONDITIONS, TRUTHS, right_verdicts, simulated_study, verdict_rates
 
 OUTCOME = "english_accuracy"
@@ -486,10 +486,18 @@ def test_right_verdicts_say_what_was_to_be_found_and_how_often_it_was():
     assert misled["wrong"] <= 1
 
 
-def test_runs_of_unknown_competence_are_none():
+def test_all_runs_count_where_competence_cannot_be_judged():
     table = simulated_study(0)
-    assert decisions.competent_runs(table).equals(table[decisions.competent(table)])
-    assert decisions.competent_runs(table.assign(classes=np.nan)).empty
+    table.loc[table["label"] == "l2=0.5", "clean_train_accuracy"] = 0.4
+    assert competence.counted(table).equals(table[table["label"] != "l2=0.5"])
+    unknown = table.assign(classes=np.nan)
+    assert competence.counted(unknown) is unknown
+    with pytest.raises(FlatlingoError, match="classes is not known"):
+        decisions.competent_runs(unknown)
+
+
+def test_regret_has_a_row_for_each_rule():
+    table = simulated_study(0)
     assert choosing.regret_forest(table.head(0)).empty
     rows = choosing.regret_forest(table)
     assert set(rows["group"]) == {"regret", "minus none", "minus the best family"}

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from flatlingo.report import decisions
-from flatlingo.report.competence import left_out, undecidable, with_competence
+from flatlingo.report.competence import counted, left_out, undecidable
 from flatlingo.report.slopes import OUTCOMES, rank_correlation
 from flatlingo.report.statistics import as_table, per_run
 from flatlingo.study.families import family
@@ -51,8 +51,7 @@ def given_the_start(table: pd.DataFrame) -> pd.DataFrame:
     Returns:
         To print, see `statistics.as_table`.
     """
-    table = with_competence(table)
-    table = table[table["able"]]
+    table = counted(table)
     questions = {
         "gain": ("gain", ()),
         "gain, given zero-shot": ("gain", ("zero_shot",)),

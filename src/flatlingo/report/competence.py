@@ -20,6 +20,11 @@ def with_competence(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(able=True if undecidable(table) else decisions.competent(table))
 
 
+def counted(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of runs that count: of competent ones, or of all where this cannot be judged (`left_out` says so)."""
+    return table if undecidable(table) else decisions.competent_runs(table)
+
+
 def incompetent(table: pd.DataFrame) -> dict[str, str]:
     """What is left out: by condition the seeds of which it has not learnt the task, in words."""
     runs = with_competence(table).drop_duplicates(["label", "seed"])

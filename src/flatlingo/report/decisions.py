@@ -59,13 +59,12 @@ def competent(table: pd.DataFrame) -> pd.Series:
 
 
 def competent_runs(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of competent runs; none where this is not known of every run, as of runs on record that lack `classes`.
+    """The rows of competent runs.
 
     Raises:
-        FlatlingoError: as for `competent`, of what is known.
+        FlatlingoError: as for `competent`.
     """
-    known = table[["clean_train_accuracy", "classes"]].notna().all(axis=None)
-    return table[competent(table)] if known else table.head(0)
+    return table[competent(table)]
 
 
 def memorised(table: pd.DataFrame) -> pd.Series:
