@@ -178,13 +178,13 @@ def train_and_watch(
     )
     model = hub.load_model("mini-mbert", len(task.labels), seed=seed)
     validation = task.rows("en", "validation")
-    traced = batches(tokenizer, validation.select(range(64)), max_length=64, batch_size=32)
+    traced = batches(tokenizer, validation.select(range(64)), max_length=128, batch_size=32)
     term = SubwordConsistency(tokenizer, weight=weight) if family == "consistency" else FisherPenalty(weight=weight)
     measured: list[dict] = []
 
     def measure(epoch: int) -> None:
         with evaluation.evaluating(model):
-            accuracy = evaluation.accuracy(model, tokenizer, validation, max_length=64)
+            accuracy = evaluation.accuracy(model, tokenizer, validation, max_length=128)
             trace = fisher_trace(model, traced).value
         measured.append({"epoch": epoch, "accuracy": accuracy, "trace": trace})
         watch(pd.DataFrame(measured))
@@ -198,7 +198,7 @@ def train_and_watch(
         epochs=epochs,
         batch_size=16,
         learning_rate=5e-4,
-        max_length=64,
+        max_length=128,
         callbacks=[_Watcher(measure)],
     )
     return pd.DataFrame(measured)

@@ -224,7 +224,7 @@ def _trace_against_weight(axes: dict[str, Axes], table: pd.DataFrame) -> None:
         dots = {"marker": ".", "markersize": 3, "linestyle": "none", "alpha": 0.55}
         ax.plot(runs["weight"], runs["trace"], color=look.colour, **dots)
         ax.plot(means["weight"], means["trace"], color=look.colour, linewidth=0.8, label="_")
-        for able, part in means.groupby(means["label"].map(runs.groupby("label")["able"].all())):
+        for able, part in means.groupby(means["label"].map(runs.groupby("label")["able"].any())):
             face = {} if able else {"markerfacecolor": "none", "markeredgecolor": look.colour}
             ax.plot(part["weight"], part["trace"], label=name if able else "_", **marker_of(name, look.colour) | face)
         if not baseline.empty:
