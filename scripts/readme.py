@@ -18,9 +18,9 @@ from flatlingo.report.drawing import LANGUAGES
 from flatlingo.study.families import family
 
 TOUR = (
-    "flatlingo train --output sharp",
-    "flatlingo train --family consistency --weight 2 --output flat",
-    "flatlingo rank sharp flat --task mini-nli",
+    "flatlingo train --plan paraphrase --output sharp",
+    "flatlingo train --plan paraphrase --family consistency --weight 2 --output flat",
+    "flatlingo rank sharp flat --task mini-paraphrase",
 )
 NAMED = ("consistency", "fisher_penalty")
 FIGURES = ROOT / "figures"
