@@ -179,7 +179,7 @@ def label_marks(ax: Axes, conditions: pd.DataFrame, texts: list[str], dots: pd.D
     at = scale * ax.transData.transform(conditions[["x", "y"]].to_numpy(dtype=float))
     taken = [_box(x, y, 8, 8) for x, y in at]
     light = [] if dots is None else [_box(x, y, 3, 3) for x, y in scale * ax.transData.transform(dots[["x", "y"]])]
-    light += [_box(x, y, 2, 2) for x, y in scale * _along_lines(ax)]
+    lines = [_box(x, y, 2, 2) for x, y in scale * _along_lines(ax)]
     inside = scale * ax.get_window_extent().get_points()
     for (x, y), text, row in zip(at, texts, conditions.itertuples(), strict=True):
         if not text:
@@ -190,6 +190,7 @@ def label_marks(ax: Axes, conditions: pd.DataFrame, texts: list[str], dots: pd.D
             dx, dy = (distance + 4 + width / 2) * np.cos(angle), (distance + 4 + height / 2) * np.sin(angle)
             box = _box(x + dx, y + dy, width, height)
             hidden = sum(_overlap(box, other) for other in taken) + 0.3 * sum(_overlap(box, dot) for dot in light)
+            hidden += 0.8 * sum(_overlap(box, point) for point in lines)
             cost = hidden + 20 * _beyond(box, inside) + 1.5 * distance
             if best is None or cost < best[0]:
                 best = cost, distance, (dx, dy), box
