@@ -14,7 +14,7 @@ from flatlingo.files import ROOT
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TAGS = {"parameters", "nbval-check-output", "nbval-ignore-output"}
 ABSOLUTE_PATH = re.compile(r"""(?:^|[\s"'(=])(?:/(?:[\w.-]+/)+[\w.-]|[A-Z]:\\\w)""", re.MULTILINE)
-LARGEST = 600_000  # six figures
+LARGEST = 800_000  # six figures, two of twelve panels
 
 
 @pytest.fixture(params=PATHS, ids=lambda path: path.stem)

@@ -107,7 +107,7 @@ def test_all_plans_by_default_and_only_a_folder_that_exists(tmp_path):
     assert [line.split(",")[0] for line in done.output.splitlines()] == [
         "nli: 0 of 9 runs finished",
         "paraphrase: 0 of 4 runs finished",
-        "methods: 0 of 25 runs finished",
+        "methods: 0 of 26 runs finished",
         "regularized_second_stage: 0 of 3 runs finished",
     ]
     assert "no such folder" in str(CliRunner().invoke(app, ["status", str(tmp_path / "nowhere")]).exception)
