@@ -38,7 +38,7 @@ def folders(tmp_path_factory):
     """The repositories that the Hub serves, and the rows of the same tasks in XTREME's layout under `data`."""
     root = tmp_path_factory.mktemp("hub")
     encoder = root / "models" / MBERT
-    make_model().bert.save_pretrained(encoder)
+    make_model(max_position_embeddings=128).bert.save_pretrained(encoder)
     make_tokenizer().save_pretrained(encoder)
     (encoder / "pytorch_model.bin").write_bytes(b"a pickle")
     for task, (first, second) in TEXT.items():

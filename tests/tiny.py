@@ -32,7 +32,7 @@ def make_model(
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
         "intermediate_size": 32,
-        "max_position_embeddings": 128,
+        "max_position_embeddings": 64,
         "num_labels": labels,
         "hidden_dropout_prob": dropout,
         "attention_probs_dropout_prob": dropout,
