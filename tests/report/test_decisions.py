@@ -254,6 +254,9 @@ class TestCompetent:
             table.loc[(table["label"] == label) & table["seed"].isin(seeds), "clean_train_accuracy"] = 0.4
         out = table[~decisions.competent(table)]
         assert out.groupby("label")["seed"].apply(list).to_dict() == {"dropout=0.5": [3], "l2=0.5": [1, 2, 3, 4]}
+        assert competence.incompetent(table) == {"l2=0.5": "seed 1, 2, so it counts in none", "dropout=0.5": "seed 3"}
+        table.loc[table["label"] == "l2=0.5", "clean_train_accuracy"] = 0.4
+        assert competence.incompetent(table)["l2=0.5"] == "every seed"
 
     def test_holds_for_every_language_of_a_run(self):
         table = simulated_study(0)

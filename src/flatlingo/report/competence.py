@@ -26,13 +26,15 @@ def counted(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def incompetent(table: pd.DataFrame) -> dict[str, str]:
-    """What is left out: by condition the seeds of which it has not learnt the task, in words."""
-    runs = with_competence(table).drop_duplicates(["label", "seed"])
+    """What is left out: by condition the seeds of which it has not learnt the task, and whether others go with them."""
+    if undecidable(table):
+        return {}
+    runs = with_competence(table).assign(learnt=decisions.learnt(table)).drop_duplicates(["label", "seed"])
     out = {}
-    for label, part in runs.groupby("label", sort=False):
-        seeds = sorted(part.loc[~part["able"], "seed"])
-        if seeds:
-            out[label] = "every seed" if len(seeds) == len(part) else f"seed {', '.join(map(str, seeds))}"
+    for label, part in runs[~runs.groupby("label")["able"].transform("all")].groupby("label", sort=False):
+        seeds = sorted(part.loc[~part["learnt"], "seed"])
+        words = "every seed" if len(seeds) == len(part) else f"seed {', '.join(map(str, seeds))}"
+        out[label] = words if part["able"].any() or len(seeds) == len(part) else f"{words}, so it counts in none"
     return out
 
 

@@ -21,15 +21,32 @@ from flatlingo.report.statistics import per_run
 from flatlingo.study.calibration import COMPETENT
 
 COLUMNS = ["question", "outcome", "value", "low", "high", "p", "conditions", "seeds", "halvings", "verdict"]
-MOST = 0.5  # of its seeds must a condition be competent in more
+MOST = 0.5  # a condition counts if it has learnt the task in more than this share of its seeds
 
 
 def competent(table: pd.DataFrame) -> pd.Series:
+    """Whether each row's run counts: it has `learnt` its task, as its condition has in more than half of its seeds.
+
+    A model that has learnt nothing is flat; it says nothing about flatness. Of a condition that fails in half of its
+    seeds or more the seeds that got through would be a selection.
+
+    Args:
+        table: one row per run, or per run and target language.
+
+    Returns:
+        Booleans, indexed as the table.
+
+    Raises:
+        FlatlingoError: as for `learnt`.
+    """
+    able = learnt(table)
+    return able & (able.groupby(table["label"]).transform("mean") > MOST)
+
+
+def learnt(table: pd.DataFrame) -> pd.Series:
     """Whether each row's run has learnt its task: at least 3/4 of what the unregularised run of its seed learnt.
 
-    (a - 1/C) / (a_none - 1/C) >= .75 with a the accuracy on the clean labels of the training rows, C classes. A model
-    that has learnt nothing is flat; it says nothing about flatness. A condition that fails in half of its seeds or more
-    fails in all: seeds that got through would be a selection.
+    (a - 1/C) / (a_none - 1/C) >= .75 with a the accuracy on the clean labels of the training rows, C classes.
 
     Args:
         table: one row per run, or per run and target language.
@@ -43,7 +60,7 @@ def competent(table: pd.DataFrame) -> pd.Series:
 
     >>> runs = pd.DataFrame({"family": ["none", "l2", "l2"], "label": ["none", "l2=1", "l2=9"], "seed": 1, "classes": 2,
     ...                      "clean_train_accuracy": [0.9, 0.8, 0.7]})
-    >>> competent(runs).tolist()
+    >>> learnt(runs).tolist()
     [True, True, False]
     """
     for name in ("clean_train_accuracy", "classes"):
@@ -54,8 +71,7 @@ def competent(table: pd.DataFrame) -> pd.Series:
     baseline = with_baseline(once, "learnt").groupby("seed")["learnt_baseline"].first()
     if (baseline <= 0).any():
         raise FlatlingoError(f"the unregularised run of seed {baseline.idxmin()} learnt nothing; train it longer")
-    able = runs["learnt"] / runs["seed"].map(baseline) >= COMPETENT - 1e-12
-    return able & (able.groupby(runs["label"]).transform("mean") > MOST)
+    return runs["learnt"] / runs["seed"].map(baseline) >= COMPETENT - 1e-12
 
 
 def competent_runs(table: pd.DataFrame) -> pd.DataFrame:
@@ -160,5 +176,5 @@ def _row(question: str, y: str, found: pd.Series, conditions: int, p: float | No
     interval = found[["value", "low", "high"]].to_dict()
     verdict = judge(**interval, p_value=p, words=WORDS, too_few=TOO_FEW_SEEDS)
     rest = {"p": math.nan if p is None else p, "conditions": conditions, "seeds": int(found["seeds"])}
-    rest["halvings"] = found.get("halvings", math.nan)
-    return {"question": question, "outcome": OUTCOMES[y], **interval, **rest, "verdict": verdict}
+    halvings = found.get("halvings", math.nan)
+    return {"question": question, "outcome": OUTCOMES[y], **interval, **rest, "halvings": halvings, "verdict": verdict}
