@@ -14,7 +14,7 @@ from flatlingo.files import ROOT
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TAGS = {"parameters", "nbval-check-output", "nbval-ignore-output"}
 ABSOLUTE_PATH = re.compile(r"""(?:^|[\s"'(=])(?:/(?:[\w.-]+/)+[\w.-]|[A-Z]:\\\w)""", re.MULTILINE)
-LARGEST = 800_000  # six figures, two of twelve panels
+LARGEST = 600_000  # six figures
 
 
 @pytest.fixture(params=PATHS, ids=lambda path: path.stem)

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, files
@@ -35,6 +36,17 @@ ROOT = CHECKOUT or Path()
 MINI_MBERT = CHECKOUT / "data" / "mini-mbert" if CHECKOUT else _installed("mini-mbert")
 RECORDED = CHECKOUT / "data" / "recorded" if CHECKOUT else None  # they come with the repository only
 FIGURES = Path(os.environ.get("FLATLINGO_FIGURES", ROOT / "figures"))
+
+
+def probe(folder: Path) -> None:
+    """Make a folder and write a file in it that has no name, so that a killed process leaves nothing.
+
+    Raises:
+        OSError: if the folder cannot be made or takes no files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"a line\n")
 
 
 @contextmanager

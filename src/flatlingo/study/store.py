@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import socket
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from flatlingo.errors import FlatlingoError
-from flatlingo.files import RECORDED, ROOT, SUMS, changed, read_sums, replacing, write_sums
+from flatlingo.files import RECORDED, ROOT, SUMS, changed, probe, read_sums, replacing, write_sums
 from flatlingo.study.locks import lock
 from flatlingo.study.presets import RunConfig, RunSpec
 
@@ -238,9 +237,7 @@ class Store:
             FlatlingoError: if it does not.
         """
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.folder) as probe:  # without a name, so that a kill leaves nothing
-                probe.write(b"a line\n")
+            probe(self.folder)
         except OSError as error:
             raise FlatlingoError(
                 f"store {self.folder} cannot be written: {error.strerror}; make room or give another folder"
