@@ -57,8 +57,8 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(INSTALL)
 	touch $@
 
-# With preset quick also what is recorded: hours of training, drawn in seconds. Small once a seed of it is complete.
-figures: build/$(PRESET)/figures-$(SEEDS) $(if $(filter quick,$(PRESET)),figures-mini $(if $(wildcard figures/small/figure1.json),figures-small)) ## train what is missing and draw every figure (PRESET=quick|smoke|mini|small|paper, SEEDS=n, JOBS=n runs at a time); mini and small as recorded
+# With preset quick also what is recorded: hours of training, drawn in seconds.
+figures: build/$(PRESET)/figures-$(SEEDS) $(if $(filter quick,$(PRESET)),figures-mini figures-small) ## train what is missing and draw every figure (PRESET=quick|smoke|mini|small|paper, SEEDS=n, JOBS=n runs at a time); mini and small as recorded
 figures-mini figures-small: $(STAMP)
 	$(MAKE) --no-print-directory figures PRESET=$(@:figures-%=%) STORE=recorded SEEDS=0 DATA= PARAMS=
 figure1: build/$(PRESET)/2_figure1-$(SEEDS).ipynb ## only English accuracy against Tr(F)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 
 from flatlingo.errors import FlatlingoError
-from flatlingo.files import MINI_MBERT, RECORDED, replacing, sha256
-from flatlingo.hub import load_tokenizer
+from flatlingo.files import MINI_MBERT, RECORDED, replacing
+from flatlingo.hub import load_tokenizer, provenance
 from flatlingo.miniworld.corpus import CLAIMS, RESTATED
 from flatlingo.pretraining import Masking, split_words
 
@@ -23,7 +23,7 @@ def zero_shot() -> pd.DataFrame:
         FlatlingoError: if they are of another encoder than the shipped one.
     """
     runs = pd.read_csv(RECORDED / "mini-regimes.csv").query("variant == 'none'")
-    if set(runs["encoder"]) != {sha256(MINI_MBERT / "model.safetensors")[:12]}:
+    if set(runs["encoder"]) != {provenance(MINI_MBERT)["sha256"]}:
         raise FlatlingoError("mini-regimes.csv is of another encoder; run: python scripts/regimes.py")
     runs = runs.rename(columns={"english_accuracy": "en"}).rename(columns=lambda name: name.removeprefix("accuracy_"))
     return runs.set_index(["plan", "seed"])[["en", "de", "es", "zh"]].mul(100)
@@ -83,8 +83,7 @@ world's few hundred words and nothing else; it is of no use on real text.
 * **What it has seen of the tasks**: never a label of theirs, and no claim whose meaning they keep for validation. But
   half of the strangers resemble the document they are put into: another scene of the same cast, or a claim of nearly
   the same words and another meaning, made by the operations that also make the paraphrase task's negative pairs. So
-  next-sentence prediction teaches much of what that task asks. A larger encoder would have to learn it from plain
-  text.
+  next-sentence prediction teaches much of what that task asks. A larger encoder would have to learn it from plain text.
 * **Losses** (nats, masked pieces and next sentence together): {losses}.
 
 `make pretrain` makes it again, the same bytes every time on one machine.
@@ -94,8 +93,7 @@ world's few hundred words and nothing else; it is of no use on real text.
 Over 1,000 validation pairs of the tasks. Chinese characters that stand side by side are one "word" for the tokenizer;
 there the words counted are those of the lexicon with two characters, which may be one piece or two. `faithful`
 segmentations (p = 0.2) are those of the code of Wang et al. (2021), which lose words to [UNK] (in Chinese all the
-characters that stand side by side); preset mini draws
-`clean` ones, which lose none.
+characters that stand side by side); preset mini draws `clean` ones, which lose none.
 
 | language | pieces a word | words with several segmentations | pairs that lose a word if `faithful` | longest pair |
 |---|---|---|---|---|

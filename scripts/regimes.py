@@ -8,7 +8,8 @@ is kept in build/regimes.
 
 import pandas as pd
 
-from flatlingo.files import MINI_MBERT, RECORDED, ROOT, replacing, sha256
+from flatlingo.files import MINI_MBERT, RECORDED, ROOT, replacing
+from flatlingo.hub import provenance
 from flatlingo.report.regimes import regime
 from flatlingo.study.presets import Condition, Measurement, RunSpec, load_preset
 from flatlingo.study.store import open_store
@@ -52,7 +53,7 @@ def runs(plan: str) -> pd.DataFrame:
 def main() -> None:
     """Train, print what decides, and write the runs."""
     table = pd.concat([runs(plan) for plan in ("nli", "paraphrase")])
-    table = table.assign(encoder=sha256(MINI_MBERT / "model.safetensors")[:12])
+    table = table.assign(encoder=provenance(MINI_MBERT)["sha256"])
     print(regime(table).to_string(float_format="{:.2f}".format))
     with replacing(RECORDED / "mini-regimes.csv") as temporary:
         temporary.write_text(table.to_csv(index=False, float_format="%.5g"), encoding="utf-8")

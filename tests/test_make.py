@@ -54,8 +54,6 @@ def names(checkout):
 
 
 def test_by_default_the_short_study_is_trained_and_what_is_recorded_drawn_beside_it(checkout):
-    (checkout / "figures" / "small").mkdir(parents=True)
-    (checkout / "figures" / "small" / "figure1.json").write_text("{}")
     done, executed = make(checkout, "figures")
     assert sorted(line for line in done.stdout.splitlines() if line.startswith("sweeping")) == [
         "sweeping nli",

@@ -50,10 +50,9 @@ def _same_phrase(first: str, second: str) -> bool:
 
 def _at_another_time(first: Edit, second: Edit) -> bool:
     """Whether a time comes or goes beside what another time has room for: "sleeping today" and "laughing"."""
-    edits = {first.operation: second.relation, second.operation: first.relation}
     return any(
-        operation in ("time added", "time dropped") and relation in (NEGATION, EXCLUSION)
-        for operation, relation in edits.items()
+        one.operation in ("time added", "time dropped") and other.relation in (NEGATION, EXCLUSION)
+        for one, other in ((first, second), (second, first))
     )
 
 

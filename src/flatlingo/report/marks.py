@@ -134,8 +134,9 @@ def off_the_axes(ax: Axes, conditions: pd.DataFrame, *, names: bool = True) -> p
         if (x, y) == (row["x"], row["y"]):
             continue
         out = np.sign([math.log(row["x"] / x), row["y"] - y])
+        step = (0.07 if y < (bottom + top) / 2 else -0.07) * (top - bottom)
         while (x, y) in taken:
-            y += (0.07 if y < (bottom + top) / 2 else -0.07) * (top - bottom)
+            y += step
         taken.append((x, y))
         moved.loc[i, "y"] = y
         arrow = {"arrowstyle": "-|>", "color": colours[row["label"]], "linewidth": 0.7, "mutation_scale": 5}
