@@ -47,6 +47,14 @@ def test_a_mistake_ends_with_one_message_and_leaves_nothing(tmp_path, arguments,
 
 
 @pytest.mark.parametrize(
+    "arguments", [["train", "--output", "o"], ["sweep", "nli", "--dry-run"], ["status", ".", "nli"]], ids=lambda a: a[0]
+)
+def test_a_folder_of_rows_is_where_the_command_is_given(tmp_path, arguments):
+    done = flatlingo(*arguments, "--preset", "smoke", "--data", "rows", cwd=tmp_path)
+    refused(tmp_path, done, f"{tmp_path / 'rows' / 'xnli'}: no such folder")
+
+
+@pytest.mark.parametrize(
     ("arguments", "says"),
     [
         (["trace", "./nowhere", "--task", "mini-nli"], "nowhere"),
@@ -56,6 +64,9 @@ def test_a_mistake_ends_with_one_message_and_leaves_nothing(tmp_path, arguments,
         (["sweep", "nli", "--preset", "mimi", "--store", "s"], "did you mean 'mini'"),
         (["train", "--family", "magic", "--output", "o"], "family"),
         (["train", "--family", "l2", "--weight", "-1", "--output", "o"], "weight"),
+        (["train", "--family", "fisher_penalty", "--output", "o"], "needs a --weight above 0 (λ), as in Fisher"),
+        (["train", "--weight", "3", "--output", "o"], "none has no weight"),
+        (["train", "--preset", "absent.yaml", "--output", "o"], "absent.yaml: cannot be read: No such file"),
         (["train", "--output", "."], "exists"),
         (["status", "nowhere"], "nowhere"),
         (["trace", "mini-mbert", "--task", "mnli"], "unknown task"),

@@ -33,7 +33,11 @@ RowsOption = Annotated[
     Path | None, typer.Option("--rows", help="instead of a task: a .tsv or .jsonl file with text_a and maybe text_b")
 ]
 DataOption = Annotated[
-    Path | None, typer.Option(help="folder of rows in XTREME layout (xnli/dev-en.tsv, …); otherwise the Hub")
+    Path | None,
+    typer.Option(
+        callback=lambda path: path and path.expanduser().resolve(),
+        help="folder of rows in XTREME layout (xnli/dev-en.tsv, …); otherwise the Hub",
+    ),
 ]
 LanguageOption = Annotated[str, typer.Option(help="language of the rows")]
 ExamplesOption = Annotated[
@@ -214,7 +218,9 @@ def train(
     ],
     plan: Annotated[str, typer.Option(help=f"whose task, sizes and measurements: {PLAN_HELP}")] = "nli",
     family: Annotated[str, typer.Option(help=f"one of {', '.join(FAMILIES)}")] = "none",
-    weight: Annotated[float, typer.Option(help="weight of the regulariser, or its probability, radius, …")] = 0.0,
+    weight: Annotated[
+        float | None, typer.Option(help="weight of the regulariser, or its probability, radius, …")
+    ] = None,
     preset: PresetOption = "mini",
     seed: Annotated[int, typer.Option(min=0)] = 1,
     task: TaskOption = None,
@@ -229,7 +235,7 @@ def train(
     """
     settings = load_preset(preset)
     settings.plan(plan)
-    condition = validated(Condition, {"family": family, "weight": weight}, "condition")
+    condition = _condition(family, weight)
     if output.exists():
         raise FlatlingoError(f"{output} exists; give a new folder")
     _refuse_unwritable(output)
@@ -267,6 +273,17 @@ def train(
     )
 
 
+def _condition(family: str, weight: float | None) -> Condition:
+    """A family at a weight, which every family needs that has one, and no other takes."""
+    condition = validated(Condition, {"family": family, "weight": weight or 0.0}, "condition")
+    row = FAMILIES[family]
+    if row.weight and not weight:
+        raise FlatlingoError(f"--family {family} needs a --weight above 0 ({row.weight}), as in {row.code}")
+    if weight and not row.weight:
+        raise FlatlingoError(f"--family {family} has no weight; leave --weight out")
+    return condition
+
+
 def _refuse_unwritable(output: Path) -> None:
     """Find out before training whether the folder can be made."""
     try:
@@ -301,10 +318,12 @@ def sweep(
 ) -> None:
     """Train every condition of a plan that a store lacks, and print the table. Kill it and call it again freely."""
     load_preset(preset).plan(plan)
+    folder = store.resolve() if store and str(store) != "recorded" else store and "recorded"
     if dry_run:
         from flatlingo.study.estimate import estimate
 
-        typer.echo(estimate(plan, preset=preset, seeds=seeds, task=task, data=data, model=model))
+        typer.echo("timing what is missing, a few steps of each method …", err=True)
+        typer.echo(estimate(plan, preset=preset, store=folder, seeds=seeds, task=task, data=data, model=model))
         return
     if store is None:
         raise FlatlingoError("give the folder of finished runs: --store DIR (or --dry-run to see what it will take)")
@@ -315,10 +334,10 @@ def sweep(
     table = sweep(
         plan,
         preset=preset,
-        store="recorded" if str(store) == "recorded" else store.resolve(),
+        store=folder,
         seeds=seeds,
         task=task,
-        data=data and data.resolve(),
+        data=data,
         model=model,
         launcher=launcher.value,
         jobs=jobs,
@@ -336,12 +355,15 @@ def status(
     store: Annotated[Path, typer.Argument(help="folder of finished runs")],
     plan: Annotated[str | None, typer.Argument(help=f"{PLAN_HELP}; all by default")] = None,
     preset: PresetOption = "mini",
-    seeds: SeedsOption = None,
+    seeds: Annotated[int | None, typer.Option(min=1, help="how many seeds; by default all that were begun")] = None,
     task: TaskOption = None,
     data: DataOption = None,
     model: PretrainedOption = None,
 ) -> None:
-    """Tell what a sweep has finished, what is running, failed or missing, and the time left."""
+    """Tell what a sweep has finished, what is running, failed or missing, and the time left.
+
+    Of the preset's seeds and all others that the store has runs of, unless --seeds says how many.
+    """
     settings = load_preset(preset)
     plans = [plan] if plan else list(settings.plans)
     for name in plans:
@@ -355,7 +377,8 @@ def status(
     runs = Store(store)
     for name in plans:
         sources = Sources.of(settings, name, model=model, task=task, data=data)
-        table = status.status(sources.resolve(sources.specs(name, settings, seeds)), runs)
+        specs = sources.specs(name, settings, seeds or max(settings.seeds, runs.seeds(name)))
+        table = status.status(sources.resolve(specs), runs)
         typer.echo(f"{name}: {status.summary(table)}")
         told = table[(table["state"] != "missing") & ((table["state"] != "finished") | (table["detail"] != ""))]
         for run in told.itertuples():
@@ -389,7 +412,7 @@ def calibrate(
         preset=preset,
         store=store.resolve(),
         task=task,
-        data=data and data.resolve(),
+        data=data,
         model=model,
         jobs=jobs,
     )

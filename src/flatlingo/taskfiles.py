@@ -187,7 +187,9 @@ def read_yaml(path: Path, what: str) -> object:
     except OSError as error:
         raise FlatlingoError(f"{what} {path}: cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise FlatlingoError(f"{what} {path.name} is not a YAML file: {error}") from error
+        mark = getattr(error, "problem_mark", None)
+        why = f"line {mark.line + 1}: {error.problem}" if mark else str(error)
+        raise FlatlingoError(f"{what} {path.name} is not a YAML file: {why}") from error
 
 
 def validated(kind: type[S], values: object, what: str) -> S:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from datasets import Dataset
-from tiny import make_model, make_rows, make_tokenizer, write_preset
+from tiny import make_model, make_rows, make_tokenizer, resolved, write_preset
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import TrainerControl, TrainerState
 from typer.testing import CliRunner
@@ -22,6 +22,7 @@ from flatlingo.study.clock import Clock, Line
 from flatlingo.study.estimate import _measured, estimate
 from flatlingo.study.measure import Classifier
 from flatlingo.study.presets import Condition, expand, load_preset
+from flatlingo.study.store import Store
 from flatlingo.study.workload import Amount, Workload, shuffled, workload
 
 
@@ -193,6 +194,19 @@ def test_an_encoder_that_is_not_at_hand_is_told_with_the_command(monkeypatch):
 def test_rows_that_are_not_at_hand_are_told(monkeypatch, tmp_path):
     with pytest.raises(FlatlingoError, match="no such folder"):
         estimate("nli", preset="smoke", data=tmp_path / "nowhere")
+
+
+def test_what_is_stored_is_not_estimated_again(monkeypatch, tmp_path):
+    monkeypatch.setattr(Clock, "step", lambda *_: Line(1.0, 0.0))
+    monkeypatch.setattr("flatlingo.study.estimate._measured", lambda *_: 0.0)
+    runs, configs = Store(tmp_path), resolved("nli", "smoke")
+    for config in configs[1:]:
+        runs.write(config, {"trace": {"value": 1.0}}, {"seconds": 1.0})
+    found = estimate("nli", preset="smoke", store=tmp_path)
+    assert found.families["runs"].to_dict() == {configs[0].condition.family: 1}
+    assert f"{len(configs) - 1} of {len(configs)} runs are stored" in str(found)
+    runs.write(configs[0], {"trace": {"value": 1.0}}, {"seconds": 1.0})
+    assert str(estimate("nli", preset="smoke", store=tmp_path)).endswith("runs are stored: nothing to do")
 
 
 def test_the_command_needs_a_store_or_a_dry_run():

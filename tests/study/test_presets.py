@@ -274,7 +274,7 @@ def test_a_preset_may_hold_any_plans(preset_file):
     [
         (lambda: load_preset("mimi"), "did you mean 'mini'"),
         (lambda: load_preset("../presets/mini"), "unknown preset"),
-        (lambda: load_preset("absent.yaml"), "unknown preset"),
+        (lambda: load_preset("absent.yaml"), "absent.yaml: cannot be read: No such file"),
         (lambda: expand("figure1", load_preset("smoke")), "unknown plan"),
         (lambda: expand("nli", load_preset("smoke"), seeds=[1, 1]), "seeds"),
         (lambda: expand("nli", load_preset("smoke"), seeds=[-1]), "seeds"),

@@ -1,5 +1,6 @@
 """Sweeps: what is missing is computed, what is there is used."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +43,9 @@ def test_a_sweep_gives_one_row_per_run(swept):
     assert list(table["label"]) == ["none", "kl=0.6", "fpen=0.01"]
     assert table["run_id"].is_unique
     assert table["english_accuracy"].between(0, 1).all()
-    assert (table["trace"] > table["trace_without_embeddings"]).all()
+    groups = [json.loads((swept[0] / run / "result.json").read_text())["trace"]["groups"] for run in table["run_id"]]
+    without = [sum(value for name, value in found.items() if "embeddings" not in name) for found in groups]
+    assert list(table["trace_without_embeddings"]) == pytest.approx(without)
     assert (table["trace_without_embeddings"] > table["head_trace"]).all()
     assert (table["trace_se"] > 0).all()
 

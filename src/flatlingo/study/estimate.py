@@ -23,8 +23,11 @@ from flatlingo.study.measure import Classifier
 from flatlingo.study.presets import PERIODIC, Condition, Encoder, RunSpec, load_preset
 from flatlingo.study.run import TRACE_BATCH
 from flatlingo.study.sources import Sources
+from flatlingo.study.store import open_store
 from flatlingo.study.terms import settings, terms
 from flatlingo.study.workload import PREDICTION_BATCH, Lengths, Workload, workload
+
+COLUMNS = ["runs", "step_seconds", "run_hours"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Estimate:
     """What a sweep takes.
 
     Attributes:
-        families: one row per method (`Condition.method`), with the columns `runs`, `step_seconds` and `run_hours`.
+        families: one row per method (`Condition.method`), with the columns `COLUMNS`.
         memory: the largest number of bytes held while measuring.
         text: all of it, for people.
     """
@@ -49,12 +52,13 @@ def estimate(
     plan: str,
     *,
     preset: str,
+    store: str | Path | None = None,
     seeds: int | list[int] | None = None,
     task: str | Path | None = None,
     data: str | Path | None = None,
     model: str | Path | None = None,
 ) -> Estimate:
-    """Estimate a sweep from training steps, predictions and Tr(F) that are timed here, one torch thread on CPU.
+    """Estimate what a sweep has left to do, from steps, predictions and Tr(F) that are timed here, one thread on CPU.
 
     Of the encoder only the configuration and the tokenizer are read, from a folder or the Hugging Face cache: weights
     are random, which takes as long. The rows are loaded as a run loads them.
@@ -62,6 +66,7 @@ def estimate(
     Args:
         plan: one of `presets.PLANS`.
         preset: a name, or a path to a YAML file.
+        store: folder of finished runs, which are not computed again; or "recorded". None for an empty one.
         seeds: how many, or which; the preset's number by default.
         task: as for `sweep`.
         data: as for `sweep`.
@@ -72,7 +77,12 @@ def estimate(
     """
     chosen = load_preset(preset)
     sources = Sources.of(chosen, plan, model=model, task=task, data=data)
-    specs = sources.specs(plan, chosen, seeds)
+    asked = sources.specs(plan, chosen, seeds)
+    runs = None if store is None else open_store(store, chosen.name)
+    specs = asked if runs is None else [spec for spec in asked if runs.find(spec) is None]
+    stored = [] if runs is None else [f"{len(asked) - len(specs)} of {len(asked)} runs are stored"]
+    if not specs:
+        return Estimate(pd.DataFrame(columns=COLUMNS), 0, f"{plan}, preset {chosen.name}: {stored[0]}: nothing to do")
     rows = sources.load_task(specs[0].setup, specs[0].seed)
     tokenizer, classifier = _stand_in(sources.encoder, len(rows.labels))
     lengths = Lengths(rows, tokenizer, specs[0].setup.training.max_length)
@@ -92,6 +102,7 @@ def estimate(
     memory = _memory(clock)
     lines = [
         *_described(specs, chosen.name, classifier, work),
+        *stored,
         rows.describe(),
         f"timed on {devices.device_name()}, the measurements of a run taking {measured / 3600:.3g} hours",
         families.to_string(float_format="{:.3g}".format),
@@ -163,13 +174,13 @@ def _families(specs: list[RunSpec], work: Workload, steps: dict[str, Line], meas
     """Runs, seconds of a step and hours of a run by method."""
     second_stage = specs[0].setup.second_stage
     rows = {}
-    epochs = pd.Series([spec.epochs / specs[0].epochs for spec in specs])
-    for method, lengths in epochs.groupby([spec.condition.method for spec in specs], sort=False):
+    epochs = pd.Series([spec.epochs / specs[0].epochs for spec in specs], [spec.condition.method for spec in specs])
+    for method, lengths in epochs.groupby(level=0, sort=False):
         english = steps[method](work.english)
         adapting = steps[method if second_stage and second_stage.regularized else "none"](work.second_stage)
         hours = (lengths.mean() * english + adapting + measured) / 3600
-        rows[method] = {"runs": len(lengths), "step_seconds": english / work.english.calls, "run_hours": hours}
-    return pd.DataFrame.from_dict(rows, orient="index").astype({"runs": int})
+        rows[method] = [len(lengths), english / work.english.calls, hours]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=COLUMNS).astype({"runs": int})
 
 
 def _described(specs: list[RunSpec], preset: str, model: PreTrainedModel, work: Workload) -> list[str]:

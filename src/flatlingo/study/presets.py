@@ -350,9 +350,10 @@ def load_preset(name: str) -> Preset:
     Raises:
         FlatlingoError: if there is no such preset, or it does not have the shape of one; the message names the field.
     """
-    path = Path(name) if name.endswith(".yaml") else PRESETS / f"{name}.yaml"
-    if not path.is_file() or not (name in known_presets() or name.endswith(".yaml")):
+    own = name.endswith(".yaml")
+    if not own and name not in known_presets():
         raise FlatlingoError(unknown("preset", name, known_presets()) + " (or give a path that ends in .yaml)")
+    path = Path(name) if own else PRESETS / f"{name}.yaml"
     return validated(Preset, read_yaml(path, "preset"), f"preset {path.name}")
 
 

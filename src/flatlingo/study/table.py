@@ -6,6 +6,8 @@ import pandas as pd
 
 from flatlingo.study.presets import RunConfig
 
+EMBEDDINGS = ("embeddings", "other embeddings")  # of words; of positions and segments, with their norm
+
 
 def table(configs: list[RunConfig], results: list[dict]) -> pd.DataFrame:
     """One row per run or, where the study has a second stage, one row per run and target language.
@@ -83,7 +85,7 @@ def _row(config: RunConfig, result: dict) -> dict:
         "trace": trace["value"],
         "trace_se": trace["standard_error"],
         "log_trace": _number(trace.get("log_mean")),
-        "trace_without_embeddings": trace["value"] - trace["groups"].get("embeddings", 0.0),
+        "trace_without_embeddings": trace["value"] - sum(trace["groups"].get(group, 0.0) for group in EMBEDDINGS),
         "head_trace": trace["groups"]["head"],
         **{f"trace_{language}": found["value"] for language, found in result.get("target_trace", {}).items()},
         "empirical_fisher": result["empirical_fisher"],
