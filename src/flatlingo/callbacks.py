@@ -121,9 +121,9 @@ class MinuteLines(TrainerCallback):
 class TraceCurve(TrainerCallback):
     """Measures Tr(F) on the way, at given shares of the training steps, and appends it to the Trainer's log history.
 
-    An entry holds `step`, `trace/value` (nats²), `trace/log_mean` (the mean over rows of the logarithm of each row's
-    trace) and `trace/loss` (mean cross entropy of the rows' gold labels). In float32 and eval mode whatever the
-    precision of training; the model, its modes and the global generators are left as they were.
+    An entry holds `step`, `trace/share` (of the steps planned), `trace/value` (nats²), `trace/log_mean` (the mean over
+    rows of the logarithm of each row's trace) and `trace/loss` (mean cross entropy of the rows' gold labels). In float32
+    and eval mode whatever the precision of training; the model, its modes and the global generators are left as they were.
 
     Args:
         batches: padded batches with "labels", as `encoding.batches` makes them.
@@ -146,7 +146,8 @@ class TraceCurve(TrainerCallback):
         """Measure after a step that was asked for."""
         if state.global_step in {round(share * state.max_steps) for share in self.shares}:
             with full_precision(kwargs["model"]), evaluating(kwargs["model"]):
-                state.log_history.append({"step": state.global_step} | self._measure(kwargs["model"]))
+                at = {"step": state.global_step, "trace/share": state.global_step / state.max_steps}
+                state.log_history.append(at | self._measure(kwargs["model"]))
 
     def _measure(self, model: nn.Module) -> dict[str, float]:
         trace = fisher_trace(model, self.batches)

@@ -65,12 +65,16 @@ def test_each_target_is_compared_with_none_of_its_seed():
     runs = table()
     found = intervention.effects(runs).set_index(["target", "outcome"])
     accuracies = runs.pivot(index="seed", columns="weight", values="english_accuracy")
+    losses = runs.pivot(index="seed", columns="weight", values="train_loss")
     targets = sorted(set(runs["weight"]) - {0.0})
     for target in targets:
         gaps = 100 * (accuracies[target] - accuracies[0.0])
         row = found.loc[target, "english_accuracy"]
         assert row["value"] == pytest.approx(gaps.mean())
         assert [row["low"], row["high"]] == pytest.approx([*stats.ttest_1samp(gaps, 0).confidence_interval()])
+        loss = losses[target] - losses[0.0]
+        assert row["loss_gap"] == pytest.approx(loss.mean())
+        assert [row["loss_low"], row["loss_high"]] == pytest.approx([*stats.ttest_1samp(loss, 0).confidence_interval()])
     assert found.loc[(targets[0], "english_accuracy"), "verdict"] == "higher"
     assert found.loc[(targets[-1], "english_accuracy"), "verdict"] == "lower"
     assert [*found.xs("english_accuracy", level="outcome")["trace"]] == pytest.approx(targets, rel=0.2)

@@ -24,7 +24,7 @@ SEEDS = 10
 @pytest.fixture(scope="module")
 def table():
     """Consistency gains two points, averaging none to speak of, the Fisher penalty costs one and a half."""
-    return technique_table({"kl=0.6": 2.0, "average": 0.1, "fpen": -1.5}, SEEDS)
+    return technique_table({"kl=1.4": 2.0, "average": 0.1, "fpen": -1.5}, SEEDS)
 
 
 @pytest.fixture(scope="module")
@@ -48,27 +48,27 @@ def test_levels_are_the_compute_of_the_recipes(table):
     assert runs.groupby("level")["recipe"].apply(lambda names: "plain" in set(names)).all()
     label = runs.set_index("label")["level"].groupby("label").first()
     assert label[["none", "none+length=2", "none+length=3"]].tolist() == [1, 2, 3]
-    assert label[["kl=0.6+length=0.5", "kl=0.6", "kl=0.6+length=1.5"]].tolist() == [1, 2, 3]
-    assert label[["trpen=0.002+parameters=head", "trpen=0.001+parameters=last_layer+length=0.667"]].tolist() == [1, 1]
-    spec = next(spec for spec in expand("technique", load_preset("mini"), seeds=1) if spec.condition.label == "kl=0.6")
-    assert runs.loc[runs["label"] == "kl=0.6", "compute"].unique() == [spec.compute]
+    assert label[["kl=1.4+length=0.5", "kl=1.4", "kl=1.4+length=1.5"]].tolist() == [1, 2, 3]
+    assert label[["trpen=0.05+parameters=head", "trpen=0.01+parameters=last_layer+length=0.571"]].tolist() == [1, 1]
+    spec = next(spec for spec in expand("technique", load_preset("mini"), seeds=1) if spec.condition.label == "kl=1.4")
+    assert runs.loc[runs["label"] == "kl=1.4", "compute"].unique() == [spec.compute]
 
 
-@pytest.mark.parametrize(("level", "label"), [(1, "kl=0.6+length=0.5"), (2, "kl=0.6"), (3, "kl=0.6+length=1.5")])
+@pytest.mark.parametrize(("level", "label"), [(1, "kl=1.4+length=0.5"), (2, "kl=1.4"), (3, "kl=1.4+length=1.5")])
 def test_a_recipe_is_compared_with_plain_fine_tuning_of_equal_compute(table, level, label):
     plain = "none" if level == 1 else f"none+length={level}"
     found = technique.differences(table).set_index(["level", "recipe", "outcome"])
     for y in ("english_accuracy", "zero_shot_accuracy", "adapted"):
         gaps = accuracy(table, y, label) - accuracy(table, y, plain)
         test = stats.ttest_1samp(gaps, 0)
-        row = found.loc[level, "kl=0.6", y]
+        row = found.loc[level, "kl=1.4", y]
         assert row["value"] == pytest.approx(gaps.mean())
         assert [row["low"], row["high"]] == pytest.approx([*test.confidence_interval()])
         assert row["mean"] == pytest.approx(accuracy(table, y, label).mean())
         assert row["verdict"] == "higher"
     trace = per_seed(table, []).pivot(index="seed", columns="label", values="trace")
     doublings = np.log2(trace[label] / trace[plain]).mean()
-    assert found.loc[level, "kl=0.6", "log2_trace"]["value"] == pytest.approx(doublings)
+    assert found.loc[level, "kl=1.4", "log2_trace"]["value"] == pytest.approx(doublings)
 
 
 def test_p_values_are_corrected_for_the_recipes_of_a_level(table):
@@ -82,15 +82,15 @@ def test_p_values_are_corrected_for_the_recipes_of_a_level(table):
 
 
 def test_no_seed_both_chooses_and_judges(table):
-    """The gap of a seed is that of the recipe that the other seeds find most accurate in English."""
+    """The gap of a seed is that of the recipe that the other seeds find most accurate in English, of all it can buy."""
     found = technique.chosen(table).set_index(["level", "outcome"])
     runs = technique.with_level(table)
-    for level, part in runs.groupby("level"):
-        gaps = []
+    for level in (1, 2, 3):
+        part, gaps = runs[runs["level"] <= level], []
         for seed in range(1, SEEDS + 1):
-            others = part[part["seed"] != seed].groupby("recipe")["english_accuracy"].mean()
-            mine = part[part["seed"] == seed].set_index("recipe")["zero_shot_accuracy"]
-            gaps.append(100 * (mine[others.idxmax()] - mine["plain"]))
+            others = part[part["seed"] != seed].groupby("label")["english_accuracy"].mean()
+            mine = part[part["seed"] == seed].set_index("label")["zero_shot_accuracy"]
+            gaps.append(100 * (mine[others.idxmax()] - mine["none" if level == 1 else f"none+length={level}"]))
         assert found.loc[(level, "zero_shot_accuracy"), "value"] == pytest.approx(np.mean(gaps))
         assert found.loc[(level, "zero_shot_accuracy"), "seeds"] == SEEDS
 
@@ -98,13 +98,13 @@ def test_no_seed_both_chooses_and_judges(table):
 def test_choosing_on_the_judged_seed_would_flatter():
     """Without any effect, the recipe chosen on other seeds gains nothing in English; the one of the same seeds does."""
     honest, flattered = [], []
-    for n in range(4):
+    for n in range(8):
         table = technique_table({}, 6).assign(english_accuracy=lambda t, n=n: noise(t, n))
         found = technique.chosen(table)
         honest += [*found.loc[found["outcome"] == "english_accuracy", "value"]]
         best = technique.differences(table)
         flattered += [*best[best["outcome"] == "english_accuracy"].groupby("level")["value"].max()]
-    assert np.mean(flattered) > 0.5
+    assert np.mean(flattered) > 0.3
     assert abs(np.mean(honest)) < np.mean(flattered) / 2
 
 
@@ -114,33 +114,52 @@ def noise(table, seed):
     return 0.6 + 0.01 * np.random.default_rng(seed).normal(size=codes.max() + 1)[codes]
 
 
+def test_a_budget_need_not_be_spent():
+    """Where longer training harms, recipes of twice the compute are held against plain fine-tuning of once."""
+    table = technique_table({"length=2": -6.0, "length=3": -8.0, "every=2": 1.0}, SEEDS)
+    harmed = [y for y in ("english_accuracy", "zero_shot_accuracy", "adapted") if y in table]
+    table = table.assign(**{y: table[y] - 0.02 * table["compute"].round() for y in harmed})
+    found = technique.differences(table).set_index(["level", "recipe", "outcome"])
+    (recipe,) = {name for name in found.loc[2].index.unique("recipe") if name.startswith("fpen")}
+    gap = accuracy(table, "zero_shot_accuracy", recipe) - accuracy(table, "zero_shot_accuracy", "none")
+    assert found.loc[(2, recipe, "zero_shot_accuracy"), "value"] == pytest.approx(gap.mean())
+    nothing = technique.chosen(table.assign(english_accuracy=lambda t: 0.5 + 0.1 * (t["label"] == "none")))
+    rows = nothing[nothing["outcome"] == "zero_shot_accuracy"].set_index("level")
+    assert [*rows["recipe"]] == ["plain", "plain, once", "plain, once"]
+    assert [*rows["value"]] == [0, 0, 0]
+
+
 def test_the_recommendation_is_made_of_the_recipe_and_its_interval(table):
     found = technique.chosen(table)
     zero_shot, adapted = technique.recommendation(found).split(". ")
     one = found[(found["level"] == 2) & (found["outcome"] == "zero_shot_accuracy")].iloc[0]
     assert zero_shot.startswith("For zero-shot accuracy, with so many times the compute")
-    assert f"twice {one['recipe']} ({one['value']:+.1f} [{one['low']:+.1f}, {one['high']:+.1f}] points)" in zero_shot
+    interval = f"{one['value']:+.1f} [{one['low']:+.1f}, {one['high']:+.1f}] points"
+    assert f"twice {one['recipe']} (chosen in {one['agree']} of {SEEDS} seeds; {interval})" in zero_shot
     assert adapted.startswith("For accuracy after adaptation, with")
     assert "none stands" not in zero_shot + adapted
 
 
 def test_none_stands_is_said_too(null):
     text = technique.recommendation(technique.chosen(null))
-    assert text.count("none stands: over plain fine-tuning of equal compute") == 2
+    assert text.count("none stands: over the best plain fine-tuning of as much compute or less") == 2
     assert "(no difference)" in text
 
 
 def test_one_level_may_stand_and_others_not(table, null):
     mixed = pd.concat([table[table["compute"] < 1.5], null[null["compute"] > 1.5]])
     text = technique.recommendation(technique.chosen(mixed))
-    assert "equal compute: once kl=0.6 (+" in text
+    assert "compute or less: once kl=1.4 (chosen in" in text
     assert "; none stands at twice" in text
 
 
 def test_one_seed_recommends_nothing():
-    found = technique.chosen(technique_table({"kl=0.6": 5.0}, 1))
+    found = technique.chosen(technique_table({"kl=1.4": 5.0}, 1))
     assert found["value"].isna().all()
     assert technique.recommendation(found).count("nothing can be recommended: too few seeds") == 2
+    table = technique_table({"kl=1.4": 5.0}, 1)
+    for shown in (technique.printed(found), technique.printed(technique.differences(table))):
+        assert not shown.astype(str).apply(lambda column: column.str.contains("nan")).any(axis=None)
 
 
 def test_a_table_without_a_second_stage_has_no_outcome_of_one():
@@ -167,7 +186,7 @@ def test_what_cannot_be_compared_is_refused(table, change, message):
 
 @pytest.mark.parametrize("seeds", [1, 2, SEEDS])
 def test_the_figure_has_a_row_a_level_with_every_recipe(seeds):
-    table = technique_table({"kl=0.6": 2.0}, seeds)
+    table = technique_table({"kl=1.4": 2.0}, seeds)
     fig = technique.technique_figure(table)
     rows = np.reshape(fig.axes, (3, 4))
     fig.canvas.draw()
@@ -182,7 +201,7 @@ def test_the_figure_has_a_row_a_level_with_every_recipe(seeds):
 
 def test_what_is_printed_has_a_line_a_recipe(table):
     found = technique.printed(technique.differences(table))
-    assert found.loc[(1, "kl=0.6"), "zero-shot"].endswith("] higher")
+    assert found.loc[(1, "kl=1.4"), "zero-shot"].endswith("] higher")
     assert found.columns.tolist() == [*technique.SHOWN.values()]
     assert len(found) == technique.with_level(table)["label"].nunique() - 3
 

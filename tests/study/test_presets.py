@@ -130,14 +130,16 @@ COMPUTE = {  # of what is below, in that of plain fine-tuning
     "shorter": (1, {"family": "r_drop", "length": 0.5}),
     "SAM": (2, {"family": "sam"}),
     "penalty": (3, {"family": "fisher_penalty"}),
-    "every second step": (2, {"family": "trace_penalty", "every": 2}),
-    "by the setup": (1.5, {"family": "trace_penalty"}),
+    "every second step": (2, {"family": "fisher_penalty", "every": 2}),
+    "of three labels": (4, {"family": "trace_penalty"}),
+    "by the setup": (1.75, {"family": "trace_penalty"}),
     "of the head": (1, {"family": "trace_penalty", "parameters": "head"}),
     "of the last layer, every second step": (
         1.25,
         {"family": "fisher_penalty", "parameters": "last_layer", "every": 2},
     ),
-    "two terms": (3, {"family": "consistency", "every": 2, "also": {"trace_penalty": 0.0003}}),
+    "two terms": (3.5, {"family": "consistency", "every": 2, "also": {"trace_penalty": 0.0003}}),
+    "whole epochs": (9 / 14, {"family": "none", "length": 0.65}),
     "SAM with a term": (4, {"family": "sam", "also": {"consistency": 0.6}}),
 }
 
@@ -145,7 +147,7 @@ COMPUTE = {  # of what is below, in that of plain fine-tuning
 @pytest.mark.parametrize("name", COMPUTE)
 def test_compute_is_counted_in_passes(name):
     expected, condition = COMPUTE[name]
-    spec = expand("nli", load_preset("smoke"))[0].model_copy(update={"condition": Condition.model_validate(condition)})
+    spec = expand("nli", load_preset("mini"))[0].model_copy(update={"condition": Condition.model_validate(condition)})
     setup = spec.setup.model_copy(update={"trace_penalty_every": 4 if name == "by the setup" else 1})
     assert spec.model_copy(update={"setup": setup}).compute == pytest.approx(expected)
 
@@ -153,7 +155,7 @@ def test_compute_is_counted_in_passes(name):
 def test_methods_are_compared_at_equal_compute():
     """Passes of a step times the length of training: once, twice and three times those of plain fine-tuning."""
     runs = expand("technique", load_preset("mini"), seeds=1)
-    assert all(abs(spec.compute - round(spec.compute)) < 0.01 for spec in runs)
+    assert all(abs(spec.compute / round(spec.compute) - 1) < 0.05 for spec in runs)
     assert {round(spec.compute) for spec in runs} == {1, 2, 3}
     plain = [round(spec.compute) for spec in runs if spec.condition.family == "none"]
     assert sorted(plain) == [1, 2, 3]

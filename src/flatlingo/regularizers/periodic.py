@@ -16,9 +16,11 @@ from flatlingo.regularizers.base import Regularizer, check_labels, check_softmax
 class PeriodicPenalty(Regularizer):
     """A penalty on the gradient, computed in every k-th step and then multiplied by k.
 
-    The mean of the term over steps stays the same, and so do a weight's meaning and the values logged; the compute
-    falls to nearly 1/k of the penalty's, and single steps pull k times as hard. A step is a forward pass: with gradient
-    accumulation, a micro-batch; with SAM, the pass at the moved weights too, so an even k never meets one of the two.
+    The mean of the term over steps stays the same, and so do the values logged; the compute falls to nearly 1/k of the
+    penalty's, and single steps pull k times as hard. Where gradients are clipped in most steps, as with a bound of 1
+    they are in fine-tuning, such a pull is cut, so that a larger k is also a weaker penalty. A step is a
+    forward pass: with gradient accumulation, a micro-batch; with SAM, the pass at the moved weights too, so an even k
+    never meets one of the two.
 
     A subclass gives `penalty` and, where needed, `recording_context`; its `start` calls `choose_parameters`.
 

@@ -22,8 +22,9 @@ class TraceTarget(TracePenalty):
     the target; the term is at least 0, and 0 at the target only. Unlike a squared distance it reaches the target
     itself, not a compromise with the task loss, once λ outweighs the pull of that loss (an exact penalty).
 
-    Batches spread, and the logarithm of their mean is what is held: half of the batches end above t, half below, so
-    Tr(F) of many rows, whose traces have a heavy tail, ends above t. Measure it with `fisher_trace`. Tr(F_batch), its
+    Where the term outweighs the task loss, half of the batches end above t and half below; where it does not, Tr(F)
+    stops on the way, and a target further off does no more. Batches spread, and rows of another set differ from them:
+    measure what was reached with `fisher_trace`. Tr(F_batch), its
     cost and what is refused are those of `TracePenalty`; of the pass with its dropout masks.
 
     A model that has learnt nothing can raise its trace by saturating instead of learning. With `after` it learns

@@ -9,6 +9,7 @@ from matplotlib.axis import Axis
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from scipy.optimize import isotonic_regression
 
@@ -20,6 +21,7 @@ LANGUAGES = {"en": "English", "de": "German", "es": "Spanish", "zh": "Chinese"}
 WITH_WEIGHTS = ("consistency", "fisher_penalty")  # a row each in the legend, as in the paper
 ROW = 5  # names in a row of the legend, if no row of weights is longer
 LINES = ("x", "+")  # markers without a face
+HALO = [withStroke(linewidth=1.6, foreground="white")]  # keeps text readable on lines
 
 
 def check(table: pd.DataFrame, columns: list[str]) -> None:
@@ -90,7 +92,8 @@ def apart(places: np.ndarray, gap: float) -> np.ndarray:
 
 def beside(ax: Axes, text: str, xy: tuple, points: tuple, xycoords: str | tuple, **style: object) -> None:
     """Small text at some points' distance from a place."""
-    ax.annotate(text, xy, points, xycoords=xycoords, textcoords="offset points", fontsize=6.5, **style)
+    note = ax.annotate(text, xy, points, xycoords=xycoords, textcoords="offset points", fontsize=6.5, **style)
+    note.set_path_effects(HALO)
 
 
 def above(ax: Axes, text: str) -> None:

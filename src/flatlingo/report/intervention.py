@@ -1,4 +1,4 @@
-"""What Tr(F) does when it is set: runs whose trace is held at a target, by one and the same term.
+"""What Tr(F) does when it is set: runs whose trace is pulled towards a target, by one and the same term.
 
 Regularisers differ in more than the trace; here only the target differs. Runs of a seed share data, order and first
 head, so that seeds are what is sampled: they are left out, or averaged over, whole.
@@ -37,13 +37,15 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         A row for each target and outcome: `target` (nats²), `outcome`, `trace` (geometric mean over seeds),
-        `train_loss` (mean), `value, low, high` (points, paired by seed; no interval from one seed), `p` (t test, Holm
-        over targets), `seeds`, `verdict`: higher, lower, no difference, undecided.
+        `train_loss` (mean) and its difference `loss_gap, loss_low, loss_high` (nats), `value, low, high` (points), both
+        paired by seed (no interval from one), `p` (t test, Holm over targets), `seeds`, `verdict`: higher, lower, no
+        difference, undecided.
 
     Raises:
         FlatlingoError: for a missing column, no run with a target, or a seed without a run of none.
     """
     runs = _runs(table)
+    losses = runs[FIT] - with_baseline(runs, FIT)[f"{FIT}_baseline"]
     rows = []
     for y in outcomes(runs):
         gaps = 100 * (runs[y] - with_baseline(runs, y)[f"{y}_baseline"])
@@ -51,7 +53,9 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
         found = [over_seeds(gaps[part.index]) for part in targets]
         corrected = holm([t_test(gaps[part.index]) for part in targets])
         for part, one, p in zip(targets, found, corrected, strict=True):
+            loss = over_seeds(losses[part.index])
             reached = {"trace": np.exp(np.log(part["trace"]).mean()), FIT: part[FIT].mean()}
+            reached |= {"loss_gap": loss.value, "loss_low": loss.low, "loss_high": loss.high}
             interval = {"value": one.value, "low": one.low, "high": one.high, "p": p, "seeds": one.n}
             verdict = judge(one.value, one.low, one.high, p, words=WORDS, too_few=TOO_FEW_SEEDS)
             rows.append({"target": part["weight"].iloc[0], "outcome": y} | reached | interval | {"verdict": verdict})

@@ -80,8 +80,9 @@ def draw_marks(ax: Axes, runs: pd.DataFrame, conditions: pd.DataFrame, *, size: 
     One artist per condition has its label.
     """
     colours = shades(conditions)
-    for label, part in runs.groupby("label", sort=False):
+    for (label, able), part in runs.groupby(["label", "able"], sort=False):
         dots = {"marker": ".", "markersize": 3, "linestyle": "none", "color": colours[label], "alpha": 0.55}
+        dots |= {} if able else {"marker": "o", "markerfacecolor": "none", "markeredgewidth": 0.6}
         ax.plot(part["x"], part["y"], zorder=2, label=f"_{label}", **dots)
     for name, part in conditions.groupby("family", sort=False):
         line = pd.concat([conditions[conditions["family"] == _start(name, conditions)], part])
@@ -157,14 +158,12 @@ def names_of(conditions: pd.DataFrame) -> list[str]:
 
 
 def weight_text(weight: float) -> str:
-    """A weight as short as it can be; "" for none.
+    """A weight as labels and run ids have it; "" for none.
 
     >>> weight_text(0.0003), weight_text(0.25), weight_text(0)
-    ('3e-4', '0.25', '')
+    ('0.0003', '0.25', '')
     """
-    if not weight:
-        return ""
-    return f"{weight:.2g}" if weight >= 0.01 else f"{weight:.1e}".replace(".0e", "e").replace("e-0", "e-")
+    return f"{weight:g}" if weight else ""
 
 
 def label_marks(ax: Axes, conditions: pd.DataFrame, texts: list[str], dots: pd.DataFrame | None = None) -> None:
@@ -205,8 +204,8 @@ def label_marks(ax: Axes, conditions: pd.DataFrame, texts: list[str], dots: pd.D
 
 
 def _along_lines(ax: Axes, number: int = 30) -> np.ndarray:
-    """Points on the lines that join marks (`draw_marks`), in pixels."""
-    joined = [ax.transData.transform(line.get_xydata()) for line in ax.lines if line.get_label() == "_"]
+    """Points on the lines that join marks (`draw_marks`) and on a slope, in pixels."""
+    joined = [ax.transData.transform(line.get_xydata()) for line in ax.lines if line.get_label() in ("_", "_slope")]
     parts = [np.linspace(a, b, number) for line in joined for a, b in itertools.pairwise(line)]
     return np.concatenate(parts) if parts else np.empty((0, 2))
 

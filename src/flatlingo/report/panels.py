@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from flatlingo.report import matched
 from flatlingo.report.answers import ENGLISH
@@ -31,6 +33,12 @@ from flatlingo.study.families import family
 
 LINE = 0.165  # inches of a line of a forest
 RIVALS = len(matched.RIVALS)  # the first of the questions asked in pairs
+INTERVAL, SMALL = {"color": "#0072B2", "alpha": 0.15}, {"color": "0.8", "alpha": 0.5}
+WEDGES = [
+    Line2D([], [], color="0.2", linewidth=1, label="slope"),
+    Patch(**INTERVAL, linewidth=0, label="its 95 % interval"),
+    Patch(**SMALL, linewidth=0, label=f"± {SMALLEST:g} points per halving"),
+]
 NO_STAGE = "no {}: these runs have no second stage"
 
 
@@ -53,7 +61,7 @@ def slopes_figure(table: pd.DataFrame, found: pd.DataFrame, ys: tuple[str, ...] 
     check(table, ["run_id", "family", "weight", "label", "seed", "trace"])
     reason = undecidable(table)
     with plt.style.context(STYLE):
-        fig, axes = plt.subplots(1, len(ys), figsize=(7.2, 3.0), squeeze=False)
+        fig, axes = plt.subplots(1, len(ys), figsize=(7.2, 3.2), squeeze=False)
         drawn = {}
         for ax, y in zip(axes[0], ys, strict=True):
             if reason or y not in outcomes(table):
@@ -62,6 +70,7 @@ def slopes_figure(table: pd.DataFrame, found: pd.DataFrame, ys: tuple[str, ...] 
                 runs = per_seed(with_competence(table), [y])
                 drawn[ax] = _slope(ax, runs, y, found[found["outcome"] == OUTCOMES[y]])
             ax.set(xlabel="halvings of Tr(F) below no regulariser's", ylabel=f"{OUTCOMES[y]} ({_unit(y)})")
+        fig.legend(handles=WEDGES, loc="outside lower center", ncols=len(WEDGES))
         fig.draw_without_rendering()
         for ax, (runs, conditions) in drawn.items():
             label_marks(ax, off_the_axes(ax, conditions, names=False), names_of(conditions), runs)
@@ -86,9 +95,9 @@ def _slope(ax: Axes, table: pd.DataFrame, y: str, found: pd.DataFrame) -> tuple[
     ax.set_ylim(*limits(pd.concat([able, marks])["y"].to_numpy(), others["y"].to_numpy()))
     middle, ends = (able["x"].mean(), able["y"].mean()), np.array(ax.get_xlim())
     row = found[found["question"] == "slope"].iloc[0]
-    _wedge(ax, middle, ends, -SMALLEST, SMALLEST, color="0.8", alpha=0.5)
+    _wedge(ax, middle, ends, -SMALLEST, SMALLEST, **SMALL)
     if not math.isnan(row["low"]):
-        _wedge(ax, middle, ends, row["low"], row["high"], color="#0072B2", alpha=0.15)
+        _wedge(ax, middle, ends, row["low"], row["high"], **INTERVAL)
     ax.plot(ends, middle[1] + row["value"] * (ends - middle[0]), color="0.2", linewidth=1, zorder=1.2, label="_slope")
     within = found[found["question"] == "slope within families"].iloc[0]
     above(ax, f"per halving {said(row)}\nwithin families {said(within)}")

@@ -128,7 +128,7 @@ def _target_trace(runs: pd.DataFrame) -> pd.Series | float:
 def predictors_figure(found: dict[str, pd.DataFrame]) -> Figure:
     """Dots of ρ with their intervals: a row of panels a plan, a column an outcome, a line a measure.
 
-    Filled: within seeds; hollow: also at equal training loss. The line of Tr(F) is marked by a band.
+    Filled: within seeds; hollow: also at equal training loss. Dotted: |ρ| of Tr(F) within seeds, either way.
 
     Args:
         found: by plan, what `predictors` gave.
@@ -178,9 +178,9 @@ def predictors_figure(found: dict[str, pd.DataFrame]) -> Figure:
 def _lines(ax: Axes, found: pd.DataFrame, names: list[str]) -> None:
     """A line for each measure: with and without the fit."""
     ax.axvline(0, color="0.4", linewidth=0.8, zorder=0.5)
-    if MEASURES["trace"] in names:
-        at = -names.index(MEASURES["trace"])
-        ax.axhspan(at - 0.45, at + 0.45, color="0.93", zorder=0.3, linewidth=0)
+    for value in found.loc[(found["measure"] == MEASURES["trace"]) & (found["within"] == "seed"), "value"]:
+        for place in (value, -value):
+            ax.axvline(place, color="0.5", linewidth=0.8, linestyle=":", zorder=0.5)
     for row in found.itertuples():
         place = -names.index(row.measure) + (0.15 if row.within == "seed" else -0.15)
         ax.plot([row.low, row.high], [place, place], color=COLOUR, linewidth=0.9)

@@ -8,6 +8,7 @@ import pandas as pd
 from flatlingo.report.judging import judge
 from flatlingo.report.matched import ALL, compare, pairs_at_equal_trace
 from flatlingo.report.slopes import slope as slope_of
+from flatlingo.report.statistics import per_run
 
 LADDER = (3 / 4, 1 / 2, 1 / 4, 1 / 10)
 CONDITIONS = {  # shares of the unregularised model's Tr(F)
@@ -115,6 +116,37 @@ def simulated_study(
     return table.assign(gain=table["adapted"] - before, control_gain=table["control"] - before)
 
 
+def design(table: pd.DataFrame, *, rows: int = 4000) -> dict:
+    """What makes up a study like a recorded one, as `simulated_study` takes it: its conditions, seeds and spread.
+
+    A condition's share is the geometric mean over seeds of its Tr(F) by the unregularised model's. `run_sd` is what
+    conditions and seeds leave of English accuracy, less the error of scoring so many rows; 0.5 points where a study is
+    too small to tell.
+
+    Args:
+        table: of competent runs, one row per run or per run and target language.
+        rows: English validation rows that accuracies are of.
+
+    >>> found = design(simulated_study(0, seeds=6, run_sd=2.0))
+    >>> found["seeds"], len(found["conditions"]["consistency"]), 1.5 < found["run_sd"] < 2.5
+    (6, 4, True)
+    """
+    runs = (per_run(table) if "language" in table else table).copy()
+    logarithm = np.log(runs["trace"])
+    none = logarithm[runs["family"] == "none"].groupby(runs["seed"]).mean()
+    shares = np.exp((logarithm - runs["seed"].map(none)).groupby(runs["label"], sort=False).mean())
+    families = runs.drop_duplicates("label").set_index("label")["family"]
+    conditions = {name: tuple(shares[labels]) for name, labels in families.groupby(families, sort=False).groups.items()}
+    names = pd.get_dummies(runs[["label", "seed"]].astype(str)).to_numpy(dtype=float)
+    english = 100 * runs["english_accuracy"].to_numpy()
+    left = english - names @ np.linalg.lstsq(names, english)[0]
+    freedom = len(runs) - runs["label"].nunique() - runs["seed"].nunique() + 1
+    scoring = (english * (100 - english)).mean() / rows
+    known = freedom >= 5
+    run_sd = math.sqrt(max((left**2).sum() / freedom - scoring, 0)) if known else 0.5
+    return {"conditions": conditions, "seeds": runs["seed"].nunique(), "rows": rows, "run_sd": run_sd}
+
+
 def right_verdicts(studies: int = 40, **options) -> pd.DataFrame:
     """How often the analysis is right, wrong or undecided about each of `TRUTHS`; arguments as for `verdict_rates`.
 
@@ -145,8 +177,9 @@ def verdict_rates(studies: int = 200, *, seed: int = 0, n_permutations: int = 49
 
     Returns:
         For the slope, the slope within families, and consistency minus the Fisher penalty at equal trace: the shares of
-        studies judged `up`, `down`, `none` and `undecided`, and `covered`, whose interval holds the true value; and the
-        median `half_width` of the interval in points. With family effects the slope across families has no true value.
+        studies judged `up`, `down`, `none` and `undecided` (also where there is no interval), and `covered`, whose
+        interval holds the true value; and the median `half_width` of the interval in points. With family effects the
+        slope across families has no true value.
     """
     effects = study.get("family_effects") or {}
     contrast = effects.get("consistency", 0.0) - effects.get("fisher_penalty", 0.0)
@@ -165,11 +198,12 @@ def verdict_rates(studies: int = 200, *, seed: int = 0, n_permutations: int = 49
         found["consistency minus Fisher penalty"].append(tuple(together[["value", "low", "high", "p"]]))
     rows = {}
     for question, answers in found.items():
-        said = pd.Series([judge(*answer, words=words) for answer in answers]).value_counts(normalize=True)
+        said = [judge(*answer, words=words, too_few="undecided") for answer in answers]
+        said = pd.Series(said).value_counts(normalize=True)
         _, low, high, _ = np.array(answers, dtype=float).T
-        known = not np.isnan(truth[question])
+        known = not np.isnan(truth[question]) and not np.isnan(low).all()
         rows[question] = said.reindex([*words, "undecided"], fill_value=0.0).to_dict() | {
             "covered": ((low <= truth[question]) & (truth[question] <= high)).mean() if known else np.nan,
-            "half_width": float(np.nanmedian(high - low) / 2),
+            "half_width": float(pd.Series(high - low).median() / 2),
         }
     return pd.DataFrame.from_dict(rows, orient="index")

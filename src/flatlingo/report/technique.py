@@ -1,7 +1,8 @@
 """What to do with once, twice and three times the compute of plain fine-tuning, chosen on English rows alone.
 
-Recipes are compared with plain fine-tuning at the same compute, which then trains longer, seed by seed; intervals are
-95 % t intervals over seeds. No run is left out as incompetent: what has not learnt its task is no recipe to choose.
+Recipes are compared, seed by seed, with plain fine-tuning that takes as much compute or less: of the lengths that fit
+the one that is most accurate in English in other seeds, for a budget need not be spent. Intervals are 95 % t intervals
+over seeds. No run is left out as incompetent: what has not learnt its task is no recipe to choose.
 """
 
 import matplotlib.pyplot as plt
@@ -26,7 +27,7 @@ SHOWN = {  # column: its axis
     "log2_trace": "doublings of Tr(F)",
 }
 JUDGED = ("zero_shot_accuracy", "adapted")  # what a recipe is recommended for
-ROUGHLY = 0.1  # how far from a whole multiple of plain fine-tuning's compute a recipe may be
+ROUGHLY = 0.1  # how far from a whole multiple of plain fine-tuning's compute a recipe may be, as a share of it
 TIMES = {1: "once", 2: "twice", 3: "three times"}
 CHOSEN = "chosen on English"
 
@@ -54,7 +55,7 @@ def with_level(table: pd.DataFrame) -> pd.DataFrame:
     """
     runs = per_seed(table, ["compute", "english_accuracy", "zero_shot_accuracy", "trace"])
     level = runs["compute"].round().clip(lower=1).astype(int)
-    if (away := (runs["compute"] - level).abs() > ROUGHLY).any():
+    if (away := (runs["compute"] / level - 1).abs() > ROUGHLY).any():
         label, compute = runs.loc[away, ["label", "compute"]].iloc[0]
         raise FlatlingoError(
             f"recipe {label} takes {compute:.3g} times the compute of plain fine-tuning; change its length, so that it "
@@ -74,7 +75,7 @@ def with_level(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def differences(table: pd.DataFrame) -> pd.DataFrame:
-    """Each recipe minus plain fine-tuning of the same compute, paired by seed.
+    """Each recipe minus plain fine-tuning of at most the same compute (`reference`), paired by seed.
 
     Args:
         table: as for `with_level`.
@@ -91,10 +92,10 @@ def differences(table: pd.DataFrame) -> pd.DataFrame:
     runs = with_level(table)
     rows = []
     for level, part in runs.groupby("level"):
-        gaps = _minus_plain(part)
+        here = minus_reference(runs, level).query("level == @level")
         order = part.groupby("recipe")["english_accuracy"].mean().sort_values(ascending=False).index
         for y in _measured(runs):
-            found = [_row(gaps[gaps["recipe"] == recipe].set_index("seed")[y], y) for recipe in order.drop("plain")]
+            found = [_row(here[here["recipe"] == recipe].set_index("seed")[y], y) for recipe in order.drop("plain")]
             for recipe, one, p in zip(order.drop("plain"), found, holm([one["p"] for one in found]), strict=True):
                 of = part[part["recipe"] == recipe]
                 names = {"level": level, "recipe": recipe, "family": of["family"].iloc[0], "outcome": y}
@@ -104,11 +105,11 @@ def differences(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def chosen(table: pd.DataFrame) -> pd.DataFrame:
-    """What choosing the recipe by English validation accuracy gains over plain fine-tuning of the same compute.
+    """What choosing the recipe by English validation accuracy gains over plain fine-tuning (`reference`).
 
-    In each seed the recipe is that of the highest mean English accuracy over the *other* seeds, plain fine-tuning among
-    them; so no seed both chooses and judges. (The choices of two seeds share most of the runs they rest on, which the t
-    interval over seeds does not know of.)
+    In each seed the recipe is that of the highest mean English accuracy over the *other* seeds, of all recipes that
+    take as much compute or less, plain fine-tuning among them; so no seed both chooses and judges. (The choices of two
+    seeds share most of the runs they rest on, which the t interval over seeds does not know of.)
 
     Args:
         table: as for `with_level`.
@@ -123,9 +124,12 @@ def chosen(table: pd.DataFrame) -> pd.DataFrame:
     """
     runs = with_level(table)
     rows = []
-    for level, part in runs.groupby("level"):
-        english = part.pivot(index="seed", columns="recipe", values="english_accuracy").dropna(axis=1)
-        gaps = _minus_plain(part).set_index(["seed", "recipe"])
+    for level in sorted(runs["level"].unique()):
+        gaps = minus_reference(runs, level)
+        gaps["recipe"] += _less(gaps["level"], level)
+        english = gaps.assign(english_accuracy=runs["english_accuracy"])
+        english = english.pivot(index="seed", columns="recipe", values="english_accuracy").dropna(axis=1)
+        gaps = gaps.set_index(["seed", "recipe"])
         by_seed = {seed: english.drop(index=seed).mean().idxmax() for seed in english.index if len(english) > 1}
         everywhere = english.mean().idxmax()
         picked = gaps.loc[[*by_seed.items()]].droplevel("recipe")
@@ -149,14 +153,14 @@ def recommendation(found: pd.DataFrame) -> str:
 
 def printed(found: pd.DataFrame) -> pd.DataFrame:
     """What `differences` or `chosen` found, to show: a line for each level and recipe, a column for each outcome."""
-    text = found.apply(lambda row: f"{_interval(row)} {row['verdict']}".replace(" [nan, nan]", "").strip(), axis=1)
+    text = found.apply(lambda row: f"{_interval(row)} {row['verdict']}".strip(), axis=1)
     cells = found.assign(text=text).pivot(index=["level", "recipe"], columns="outcome", values="text")
     order = pd.MultiIndex.from_frame(found[["level", "recipe"]].drop_duplicates())
     return cells.reindex(index=order, columns=[y for y in SHOWN if y in cells]).rename(columns=SHOWN)
 
 
 def technique_figure(table: pd.DataFrame) -> Figure:
-    """Recipes minus plain fine-tuning of the same compute: a row of panels for each level, a column for each outcome.
+    """Recipes minus plain fine-tuning (`reference`): a row of panels for each level, a column for each outcome.
 
     Large dots are means over seeds, small ones seeds, lines 95 % t intervals over three seeds or more. The most
     accurate in English stands on top; under the line, what choosing by English accuracy in other seeds gains.
@@ -177,7 +181,7 @@ def technique_figure(table: pd.DataFrame) -> Figure:
             height_ratios=sizes + 1, sharex="col", sharey="row", squeeze=False,
         )  # fmt: skip
         for row, level in zip(axes, sizes.index, strict=True):
-            gaps = _minus_plain(runs[runs["level"] == level])
+            gaps = minus_reference(runs, level).query("level == @level")
             at = found[found["level"] == level]
             places = {recipe: -i for i, recipe in enumerate(at["recipe"].unique())}
             last = -len(places) - 0.3
@@ -212,11 +216,33 @@ def _scale(y: str) -> float:
     return 1 if y == "log2_trace" else 100
 
 
-def _minus_plain(runs: pd.DataFrame) -> pd.DataFrame:
-    """Runs of one level less the plain run of their seed."""
-    columns = _measured(runs)
-    plain = runs[runs["recipe"] == "plain"].set_index("seed")[columns]
-    return runs.assign(**(runs[columns] - plain.loc[runs["seed"]].to_numpy()))
+def reference(runs: pd.DataFrame, level: int) -> pd.Series:
+    """The plain fine-tuning that recipes of a level are held against, by seed, as its level.
+
+    Of those that the budget can buy the one that is most accurate in English in the *other* seeds; with one seed that
+    of the level itself.
+
+    Args:
+        runs: as `with_level` gives them.
+        level: of the budget.
+    """
+    plain = runs[(runs["recipe"] == "plain") & (runs["level"] <= level)]
+    english = plain.pivot(index="seed", columns="level", values="english_accuracy")
+    best = {seed: english.drop(index=seed).mean().idxmax() for seed in english.index if len(english) > 1}
+    return pd.Series(best or level, index=english.index)
+
+
+def minus_reference(runs: pd.DataFrame, level: int) -> pd.DataFrame:
+    """The runs that a budget can buy, their outcomes less those of the `reference` of their seed."""
+    columns, at = _measured(runs), reference(runs, level)
+    plain = runs[(runs["recipe"] == "plain") & (runs["level"] == runs["seed"].map(at))].set_index("seed")[columns]
+    bought = runs[runs["level"] <= level]
+    return bought.assign(**(bought[columns] - plain.loc[bought["seed"]].to_numpy()))
+
+
+def _less(levels: pd.Series, level: int) -> pd.Series:
+    """What is said beside a recipe that takes less than the budget."""
+    return levels.map(lambda taken: "" if taken == level else f", {_times(taken)}")
 
 
 def _row(gaps: pd.Series, y: str) -> dict[str, float]:
@@ -243,14 +269,18 @@ def _advice(found: pd.DataFrame, outcome: str) -> str:
     )
     if not stands:
         return (
-            f"For {outcome} none stands: over plain fine-tuning of equal compute, the recipe of the highest English "
-            f"accuracy in other seeds gains {others} points."
+            f"For {outcome} none stands: over the best plain fine-tuning of as much compute or less, the recipe of the "
+            f"highest English accuracy in other seeds gains {others} points."
         )
-    advice = ", ".join(f"{_times(row['level'])} {row['recipe']} ({_interval(row)} points)" for row in stands)
+    advice = ", ".join(
+        f"{_times(row['level'])} {row['recipe']} (chosen in {row['agree']} of {row['seeds']} seeds; {_interval(row)} "
+        "points)"
+        for row in stands
+    )
     rest = f"; none stands at {others}" if others else ""
     return (
         f"For {outcome}, with so many times the compute of plain fine-tuning, the recipe of the highest English "
-        f"accuracy in other seeds beats plain fine-tuning of equal compute: {advice}{rest}."
+        f"accuracy in other seeds beats the best plain fine-tuning of as much compute or less: {advice}{rest}."
     )
 
 
@@ -259,8 +289,10 @@ def _times(level: int) -> str:
 
 
 def _interval(row: pd.Series) -> str:
-    """`+0.3 [−0.1, +0.7]`."""
+    """`+0.3 [−0.1, +0.7]`; of one seed no interval, and where there is no value nothing."""
     value, low, high = (f"{row[name]:+.1f}".replace("-", "−") for name in ("value", "low", "high"))
+    if np.isnan(row["low"]):
+        return "" if np.isnan(row["value"]) else value
     return f"{value} [{low}, {high}]"
 
 

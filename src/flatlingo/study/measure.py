@@ -18,6 +18,8 @@ from flatlingo.fisher import FisherTrace, distance, empirical_fisher, sam_sharpn
 from flatlingo.fisher.selection import module_group
 from flatlingo.regularizers.perturbations import View
 
+CURVE = ("loss", "trace/", "trace_target/")  # beginnings of the names that a curve keeps of a log
+
 
 class Measured(NamedTuple):
     """Numbers of a result by name, and arrays by name (a name's first part says what, the others of what)."""
@@ -144,11 +146,11 @@ def held_out(classifier: Classifier, rows: Dataset, name: str) -> Measured:
 
 
 def curve(log: Sequence[Mapping[str, float]]) -> list[dict]:
-    """The training curve to 5 digits: of each entry of a Trainer's log the step, the loss and its terms, and Tr(F)."""
-    kept = [
-        {name: float(f"{value:.5g}") for name, value in entry.items() if name.startswith(("loss", "trace/"))}
-        for entry in log
-    ]
+    """The training curve to 5 digits: of each entry of a Trainer's log the step, the loss and its terms, and Tr(F).
+
+    Of rows set aside (`trace/…`) and, where one is held at a target, of the batches (`trace_target/trace`).
+    """
+    kept = [{name: float(f"{value:.5g}") for name, value in entry.items() if name.startswith(CURVE)} for entry in log]
     return [{"step": entry["step"]} | values for entry, values in zip(log, kept, strict=True) if values]
 
 

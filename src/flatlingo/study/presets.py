@@ -14,6 +14,7 @@ from flatlingo.taskfiles import read_yaml, validated
 
 PERIODIC = ("fisher_penalty", "trace_penalty", "trace_target")  # families that need not be computed in every step
 PARTS = {None: 1.0, "head": 0.0, "last_layer": 0.25}  # share of a penalty's passes: those of an encoder of four layers
+EXACT = 4.0  # a step with an exact trace, in plain ones: two directions are differentiated, for three classes
 PLANS = ("nli", "paraphrase", "methods", "regularized_second_stage", "technique", "intervention")
 
 
@@ -133,8 +134,9 @@ class Segmentation(_Settings):
 class SecondStage(_Settings):
     """Further fine-tuning on half of a target language's validation rows, with its own share of redrawn labels.
 
-    `regularized`: the regularisers of the condition stay on. `english_control`: the same once more on as many English
-    rows, which separates what more rows give from what the language gives.
+    `rows`: only so many of them, drawn once for all languages and seeds. `regularized`: the regularisers of the
+    condition stay on. `english_control`: the same once more on as many English rows, which separates what more rows
+    give from what the language gives.
     """
 
     languages: tuple[str, ...] = Field(min_length=1)
@@ -142,6 +144,7 @@ class SecondStage(_Settings):
     batch_size: int = Field(gt=0)
     learning_rate: float = Field(gt=0)
     label_noise: float = Field(default=0.0, ge=0, le=1)
+    rows: int | None = Field(default=None, gt=0, exclude_if=lambda rows: rows is None)
     regularized: bool = False
     english_control: bool = True
 
@@ -233,20 +236,20 @@ class RunSpec(_Settings):
     def compute(self) -> float:
         """Compute of training on English, in that of plain fine-tuning: passes of a step times the condition's length.
 
-        Terms add their passes to the plain ones (`Family.passes`), a penalty in every k-th step a k-th of them, of some
-        layers their share (`PARTS`); SAM doubles what is there. Measured times lie near
-        (benchmarks/results/steps.md); epochs are whole, so that short trainings may differ more.
+        Terms add their passes to the plain ones (`Family.passes`, of an exact trace `EXACT`), a penalty in every k-th
+        step a k-th of them, of some layers their share (`PARTS`); SAM doubles what is there. The length is that of the
+        epochs, which are whole. Measured times of a step differ by up to a tenth (benchmarks/results/steps.md).
         """
         passes, factor = 1.0, 1.0
         for row, _ in self.condition.parts:
-            more = row.passes / 3 - 1
+            more = (EXACT if row.name in ("trace_penalty", "trace_target") else row.passes / 3) - 1
             if row.how == "sam":
                 factor *= 1 + more
             elif row.name in PERIODIC:
                 passes += more * PARTS[self.condition.parameters] / self.every
             else:
                 passes += more
-        return passes * factor * self.condition.length
+        return passes * factor * self.epochs / self.setup.training.epochs
 
 
 class RunConfig(RunSpec):

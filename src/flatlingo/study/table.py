@@ -53,7 +53,8 @@ def _curve(config: RunConfig, result: dict) -> list[list]:
     moments = {}
     for entry in history:
         if asked and "trace/value" in entry:
-            share = min(asked, key=lambda share: abs(entry["step"] - share * last))
+            done = entry.get("trace/share", entry["step"] / max(last, 1))  # older runs lack it; none stopped early
+            share = min(asked, key=lambda share: abs(done - share))
             moments.setdefault(share, [_number(entry.get(f"trace/{what}")) for what in ("value", "log_mean", "loss")])
     return [[*names, share, *values] for share, values in moments.items()]
 

@@ -95,7 +95,7 @@ def _second_stages(spec: RunSpec, lengths: Lengths) -> tuple[Amount, Amount]:
         return Amount(), Amount()
     trained = (*asked.languages, *(("en",) if asked.english_control else ()))
     grouped = spec.setup.training.group_by_length
-    rows = (lengths.of(language, "adapt_train") for language in trained)
+    rows = (lengths.of(language, "adapt_train")[: asked.rows] for language in trained)
     steps = [shuffled(of, asked.batch_size, grouped) * asked.epochs for of in rows]
     tested = asked.languages * (2 if asked.english_control else 1)
     rows = [ordered(lengths.of(language, "adapt_validation"), PREDICTION_BATCH) for language in tested]
