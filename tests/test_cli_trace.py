@@ -132,7 +132,17 @@ def test_rank_marks_an_order_that_is_not_settled(flatlingo, folder, tmp_path):
     assert last.startswith("not settled against the one above: ")
 
 
+def test_rank_says_when_traces_are_over_other_numbers_of_parameters(flatlingo, folder, tmp_path):
+    make_model(seed=3, num_hidden_layers=1).save_pretrained(tmp_path / "small")
+    make_tokenizer().save_pretrained(tmp_path / "small")
+    _, _, err = flatlingo("rank", folder / "one", tmp_path / "small", "--rows", folder / "texts.tsv", "--no-progress")
+    sizes = [sum(p.numel() for p in make_model(num_hidden_layers=layers).parameters()) for layers in (2, 1)]
+    assert f"differ in number: {folder / 'one'} {sizes[0]:,}, {tmp_path / 'small'} {sizes[1]:,}" in err
+
+
 BAD = {
+    "a language of a file": (["trace", "{one}", "--rows", "{texts}", "--language", "de"], "leave them out with --rows"),
+    "an order of one row": (["rank", "{one}", "{two}", "--rows", "{single}"], "one row says nothing of an order"),
     "no rows named": (["trace", "{one}"], "give --task, or"),
     "two kinds of rows": (["trace", "{one}", "--task", "mini-nli", "--rows", "{texts}"], "give --task, or"),
     "no such file": (["trace", "{one}", "--rows", "nowhere.tsv"], "nowhere.tsv: cannot be read"),
@@ -149,7 +159,14 @@ BAD = {
 @pytest.mark.parametrize(("arguments", "says"), BAD.values(), ids=BAD)
 def test_a_mistake_is_named_without_a_traceback(flatlingo, folder, tmp_path, arguments, says):
     (tmp_path / "bad.tsv").write_text("text_a\nx\ny\tz\n")
-    places = {"one": folder / "one", "two": folder / "two", "texts": folder / "texts.tsv", "bad": tmp_path / "bad.tsv"}
+    (tmp_path / "single.tsv").write_text("text_a\nx\n")
+    places = {
+        "one": folder / "one",
+        "single": tmp_path / "single.tsv",
+        "two": folder / "two",
+        "texts": folder / "texts.tsv",
+        "bad": tmp_path / "bad.tsv",
+    }
     code, out, err = flatlingo(*(argument.format(**places) for argument in arguments))
     assert (code, out) == (2, "")
     assert says in err

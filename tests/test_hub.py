@@ -146,6 +146,12 @@ def test_names_of_classes_are_saved_with_the_model(named_classifier):
     assert config["id2label"] == {"0": "contradiction", "1": "entailment", "2": "neutral"}
 
 
+@pytest.mark.parametrize("labels", [1, 0, -1, True, [], ["a", "a", "b"]], ids=str)
+def test_classes_that_cannot_be_told_apart_are_refused(labels):
+    with pytest.raises(FlatlingoError, match="2 or more, or their distinct names"):
+        hub.load_model("mini-mbert", labels)
+
+
 def test_a_head_with_its_classes_in_another_order_is_put_into_the_labels_order(named_classifier):
     as_saved = logits_of(hub.load_model(named_classifier, ["contradiction", "entailment", "neutral"]))
     with pytest.warns(UserWarning, match="classes .contradiction, entailment, neutral. are put into the labels' order"):

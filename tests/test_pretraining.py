@@ -170,6 +170,13 @@ def test_texts_that_cannot_be_read_are_named(tmp_path, content, says):
         read_texts([path])
 
 
+def test_a_folder_that_is_no_encoder_is_not_replaced(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(FlatlingoError, match="exists and is no encoder of this command"):
+        pretrain(["a"] * 99, tmp_path, Pretraining(), description="")
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
 def test_too_few_documents_are_refused(tmp_path):
     with pytest.raises(FlatlingoError, match="do not fill one batch"):
         pretrain(["a"], tmp_path / "out", Pretraining(), description="")

@@ -9,7 +9,14 @@ import torch
 import torch.nn.functional as F
 from tiny import make_model, make_rows, make_tokenizer
 from torch.utils.data import DataLoader
-from transformers import DataCollatorWithPadding, EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    DataCollatorWithPadding,
+    EarlyStoppingCallback,
+    EvalPrediction,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from flatlingo import devices
 from flatlingo.encoding import EncodedRows, LengthGroupedSampler, PairCollator, encode
@@ -39,7 +46,7 @@ from flatlingo.regularizers import (
     finite_differences,
     periodic,
 )
-from flatlingo.training import RegularizedTrainer, adapt, finetune
+from flatlingo.training import RegularizedTrainer, _accuracy, adapt, finetune
 
 SETTINGS = {"seed": 1, "epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "max_length": 32}
 TOKENIZER = make_tokenizer()
@@ -373,6 +380,14 @@ def test_evaluation_rows_are_scored_without_terms():
     with torch.no_grad():
         assert last["eval_loss"] == pytest.approx(float(F.cross_entropy(model(**batch).logits, batch["labels"])), 1e-4)
     assert watching.epochs == {0: 24, 1: 24}
+
+
+def test_encoder_decoders_are_scored_by_their_first_output():
+    labels = np.array([0, 1, 1])
+    logits = np.array([[2.0, 1.0], [0.0, 1.0], [3.0, 1.0]])
+    found = _accuracy(EvalPrediction(predictions=(logits, np.zeros((3, 5, 4))), label_ids=labels))
+    assert found == {"accuracy": pytest.approx(2 / 3)}
+    assert _accuracy(EvalPrediction(predictions=logits[:, :1], label_ids=labels)) == {}
 
 
 @pytest.mark.parametrize("method", ["evaluate", "predict"])

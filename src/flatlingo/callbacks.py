@@ -122,8 +122,9 @@ class TraceCurve(TrainerCallback):
     """Measures Tr(F) on the way, at given shares of the training steps, and appends it to the Trainer's log history.
 
     An entry holds `step`, `trace/share` (of the steps planned), `trace/value` (nats²), `trace/log_mean` (the mean over
-    rows of the logarithm of each row's trace) and `trace/loss` (mean cross entropy of the rows' gold labels). In float32
-    and eval mode whatever the precision of training; the model, its modes and the global generators are left as they were.
+    rows of the logarithm of each row's trace) and `trace/loss` (mean cross entropy of the rows' gold labels). In
+    float32 and eval mode whatever the precision of training; the model, its modes and the global generators are left as
+    they were.
 
     Args:
         batches: padded batches with "labels", as `encoding.batches` makes them.
@@ -191,7 +192,7 @@ class TraceCallback(TrainerCallback):
     Example::
 
         trainer = Trainer(model=model, args=args, train_dataset=rows, processing_class=tokenizer)
-        few = DataLoader(rows.select(range(200)), batch_size=32, collate_fn=trainer.data_collator)
+        few = trainer.get_eval_dataloader(rows.select(range(200)))
         trainer.add_callback(fl.TraceCallback(few, trainer, every=100))
         trainer.train()
         [entry["fisher_trace"] for entry in trainer.state.log_history if "fisher_trace" in entry]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import random
 import shutil
 import sys
@@ -16,7 +17,7 @@ from flatlingo.errors import FlatlingoError
 from flatlingo.extras import missing
 from flatlingo.files import replacing
 from flatlingo.study.families import FAMILIES
-from flatlingo.study.presets import PLANS, Condition, load_preset
+from flatlingo.study.presets import PLANS, Condition, calibration_seeds, chosen_seeds, load_preset
 from flatlingo.taskfiles import MINI, load_description, validated
 
 app = typer.Typer(
@@ -39,7 +40,7 @@ DataOption = Annotated[
         help="folder of rows in XTREME layout (xnli/dev-en.tsv, …); otherwise the Hub",
     ),
 ]
-LanguageOption = Annotated[str, typer.Option(help="language of the rows")]
+LanguageOption = Annotated[str | None, typer.Option(help="language of the task's rows; English by default")]
 ExamplesOption = Annotated[
     int | None, typer.Option(min=2, help="N rows only, drawn at random, the same at every call; all by default")
 ]
@@ -84,7 +85,7 @@ def trace(
     task: RowsTaskOption = None,
     rows: RowsOption = None,
     data: DataOption = None,
-    language: LanguageOption = "en",
+    language: LanguageOption = None,
     examples: ExamplesOption = None,
     max_length: LengthOption = 128,
     batch_size: BatchOption = 32,
@@ -93,7 +94,7 @@ def trace(
 ) -> None:
     """Exact Tr(F) of a checkpoint on a task's validation rows or on rows of your own, per module group."""
     _refuse_missing(model)
-    result = _trace(model, _rows(task, rows, data, language, examples), max_length, batch_size, progress=progress)
+    result, _ = _trace(model, _rows(task, rows, data, language, examples), max_length, batch_size, progress=progress)
     table = result.to_frame()
     if output is Output.json:
         summary = {"model": model, "examples": result.n, "trace": result.value, "standard_error": result.standard_error}
@@ -111,7 +112,7 @@ def rank(
     task: RowsTaskOption = None,
     rows: RowsOption = None,
     data: DataOption = None,
-    language: LanguageOption = "en",
+    language: LanguageOption = None,
     examples: ExamplesOption = None,
     max_length: LengthOption = 128,
     batch_size: BatchOption = 32,
@@ -123,18 +124,23 @@ def rank(
     "above" is the difference to the checkpoint above, paired by row, "low" to "high" its 95 % interval, "order" the
     share of resamples of the rows in which it is the sharper of the two. JSON and CSV hold the module groups.
     """
-    if len(set(models)) < len(models):
+    if len({Path(model).resolve() if Path(model).exists() else model for model in models}) < len(models):
         raise FlatlingoError("a checkpoint is given twice; give each once")
     for model in models:
         _refuse_missing(model)
     from flatlingo.evaluation import comparison
 
     texts = _rows(task, rows, data, language, examples)
-    traces = {}
+    if len(texts) < 2:
+        raise FlatlingoError("one row says nothing of an order; give two or more")
+    traces, sizes = {}, {}
     for number, model in enumerate(models, start=1):
         if progress:
             typer.echo(f"{model} ({number} of {len(models)})", err=True)
-        traces[model] = _trace(model, texts, max_length, batch_size, progress=progress)
+        traces[model], sizes[model] = _trace(model, texts, max_length, batch_size, progress=progress)
+    if len(set(sizes.values())) > 1:
+        parts = ", ".join(f"{model} {size:,}" for model, size in sizes.items())
+        typer.echo(f"Tr(F) is over the trainable parameters, which differ in number: {parts}", err=True)
     table = comparison(traces)
     if output is Output.json:
         typer.echo(_json(table.reset_index().to_dict("records")))
@@ -162,10 +168,15 @@ def _refuse_missing(source: str) -> None:
         )
 
 
-def _rows(task: str | None, file: Path | None, data: Path | None, language: str, examples: int | None) -> list[dict]:
+def _rows(
+    task: str | None, file: Path | None, data: Path | None, language: str | None, examples: int | None
+) -> list[dict]:
     """The rows to measure on: a file's, or a task's validation rows."""
     if (task is None) == (file is None):
         raise FlatlingoError("say which rows to measure on: give --task, or a file of your own with --rows")
+    if file is not None and (data or language):
+        raise FlatlingoError("--data and --language are of a task's rows; leave them out with --rows")
+    language = language or "en"
     if task is not None and task not in MINI:
         load_description(task)
     from flatlingo.rowfiles import read_rows
@@ -185,6 +196,7 @@ def _drawn(rows: list[dict], number: int | None) -> list[dict]:
 
 
 def _trace(model: str, rows: list[dict], max_length: int, batch_size: int, *, progress: bool):
+    """Tr(F) of a checkpoint, and over how many parameters it is."""
     from flatlingo import hub
     from flatlingo.devices import device
     from flatlingo.evaluation import trace_of_rows
@@ -193,9 +205,10 @@ def _trace(model: str, rows: list[dict], max_length: int, batch_size: int, *, pr
     classes = 1 + max((row.get("label", 0) for row in rows), default=0)
     if classifier.config.num_labels < classes:
         raise FlatlingoError(f"{model} tells {classifier.config.num_labels} classes apart, the task has {classes}")
-    return trace_of_rows(
+    found = trace_of_rows(
         classifier.to(device()), tokenizer, rows, max_length=max_length, batch_size=batch_size, progress=progress
     )
+    return found, sum(parameter.numel() for parameter in classifier.parameters() if parameter.requires_grad)
 
 
 def _json(value) -> str:
@@ -236,7 +249,7 @@ def train(
     settings = load_preset(preset)
     settings.plan(plan)
     condition = _condition(family, weight)
-    if output.exists():
+    if os.path.lexists(output):
         raise FlatlingoError(f"{output} exists; give a new folder")
     _refuse_unwritable(output)
     from flatlingo import callbacks
@@ -362,7 +375,8 @@ def status(
 ) -> None:
     """Tell what a sweep has finished, what is running, failed or missing, and the time left.
 
-    Of the preset's seeds and all others that the store has runs of, unless --seeds says how many.
+    Of the preset's seeds and all others that the store has runs of, but those of a calibration, unless --seeds says how
+    many.
     """
     settings = load_preset(preset)
     plans = [plan] if plan else list(settings.plans)
@@ -377,7 +391,8 @@ def status(
     runs = Store(store)
     for name in plans:
         sources = Sources.of(settings, name, model=model, task=task, data=data)
-        specs = sources.specs(name, settings, seeds or max(settings.seeds, runs.seeds(name)))
+        begun = {*chosen_seeds(settings, None), *runs.seeds(name)} - calibration_seeds(settings, name)
+        specs = sources.specs(name, settings, seeds or sorted(begun))
         table = status.status(sources.resolve(specs), runs)
         typer.echo(f"{name}: {status.summary(table)}")
         told = table[(table["state"] != "missing") & ((table["state"] != "finished") | (table["detail"] != ""))]
@@ -405,6 +420,7 @@ def calibrate(
     load_preset(preset).plan(plan)
     if model is not None:
         _refuse_missing(model)
+    _refuse_unwritable(output)
     from flatlingo.study import calibration
 
     found, weights = calibration.calibrate(

@@ -92,6 +92,7 @@ def load_model(
         )
     config = _config(folder, source)
     names = class_names(config)
+    _check_labels(num_labels)
     config.num_labels = num_labels if isinstance(num_labels, int) else len(num_labels)
     config.problem_type = "single_label_classification"  # as the first loss would set it
     if dropout is not None:
@@ -103,6 +104,13 @@ def load_model(
         model.config.id2label = dict(enumerate(num_labels))
         model.config.label2id = {name: position for position, name in enumerate(num_labels)}
     return model
+
+
+def _check_labels(num_labels: int | Sequence[str]) -> None:
+    """Refuse what cannot be told apart."""
+    names = range(num_labels) if isinstance(num_labels, int) and num_labels is not True else num_labels
+    if names is True or len(names) < 2 or len(set(names)) < len(names):
+        raise FlatlingoError(f"num_labels={num_labels!r}: give a number of classes, 2 or more, or their distinct names")
 
 
 def load_classifier(

@@ -200,6 +200,8 @@ def pretrain(
     """
     if len(documents) < settings.batch_size:
         raise FlatlingoError(f"{len(documents)} documents do not fill one batch of {settings.batch_size}")
+    if output.exists() and not (output / "pretraining.json").is_file() and not _is_empty(output):
+        raise FlatlingoError(f"{output} exists and is no encoder of this command, which would replace it; give another")
     work = output.with_name(f".{output.name}.work")
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
@@ -436,6 +438,10 @@ def _facts(start: Path) -> dict:
         return json.loads((start / "pretraining.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise FlatlingoError(f"{start} is no encoder to go on from: it has no readable pretraining.json") from error
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
 
 
 def _last_checkpoint(work: Path) -> str | None:

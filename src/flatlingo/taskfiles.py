@@ -111,6 +111,8 @@ class TaskDescription(_Settings):
             raise ValueError(f"labels and spellings: {twice[0]!r} stands for two things")
         if stray := [language for language in self.default_languages if language not in self.languages]:
             raise ValueError(f"default_languages: {unknown('language', stray[0], self.languages)}")
+        if both := {name for names in self.texts for name in names} & {*self.label}:
+            raise ValueError(f"texts: {both.pop()} is the label's column, which would tell the answer")
         for field, paths in (("train", self.train), ("validation", self.validation)):
             if self.language is None and (alike := [path for path in paths if "{language}" not in path]):
                 raise ValueError(

@@ -568,4 +568,9 @@ def _check_names(regularizers: Sequence[Regularizer]) -> None:
 
 
 def _accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    return {"accuracy": float(np.mean(prediction.predictions.argmax(-1) == prediction.label_ids))}
+    """Of classes; nothing for other labels. Encoder-decoders give logits with other outputs, logits first."""
+    found = prediction.predictions
+    logits = found[0] if isinstance(found, tuple) else found
+    if logits.shape[-1] < 2 or prediction.label_ids.ndim != 1:
+        return {}
+    return {"accuracy": float(np.mean(logits.argmax(-1) == prediction.label_ids))}

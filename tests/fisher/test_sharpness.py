@@ -80,8 +80,9 @@ def test_the_model_is_left_as_it_was_also_when_it_fails(model, batches):
         (lambda model, batches: (model, []), 0.1, "needs an example"),
         (lambda model, batches: (model.train(), batches), 0.1, "eval mode"),
         (lambda model, batches: (model.requires_grad_(False), batches), 0.1, "requires a gradient"),
+        (lambda model, batches: (model.bfloat16(), batches), 0.1, "bfloat16 cannot hold so small a step"),
     ],
-    ids=["radius", "no example", "train mode", "frozen"],
+    ids=["radius", "no example", "train mode", "frozen", "low precision"],
 )
 def test_what_it_cannot_take_is_refused(model, batches, change, rho, says):
     with pytest.raises(FlatlingoError, match=says):

@@ -447,6 +447,14 @@ def test_a_resumed_penalty_goes_on_with_its_labels_and_steps(kind):
         torch.testing.assert_close(next_term(first, model, batch), next_term(resumed, model, batch), rtol=0, atol=0)
 
 
+def test_a_second_training_begins_with_the_penalty_again(kind):
+    model, batch = build()
+    penalty = kind(every=2)
+    first, second = term_of(penalty, model, batch), term_of(penalty, model, batch)
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    assert float(second.detach()) > 0
+
+
 @pytest.mark.parametrize("every", [0, -1, 1.5, True], ids=str)
 def test_every_must_be_a_number_of_steps(kind, every):
     with pytest.raises(FlatlingoError, match=f"every={every}"):

@@ -114,8 +114,17 @@ def test_a_condition_may_say_more_and_older_ids_do_not_know_of_it():
         ({"parameters": "tail"}, "parameters"),
         ({"family": "l2"}, "every=2 is of penalties on the gradient, and l2 is none"),
         ({"family": "l2", "every": 1, "parameters": "head"}, "parameters=head is of Fisher and trace penalty"),
+        ({"family": "sam", "every": 1, "also": {"asam": 0.5}}, r"family that sets the same \(sam\)"),
     ],
-    ids=["another family", "never", "no training", "other layers", "every without penalty", "head without penalty"],
+    ids=[
+        "another family",
+        "never",
+        "no training",
+        "other layers",
+        "every without penalty",
+        "head without penalty",
+        "two of a setting",
+    ],
 )
 def test_an_impossible_recipe_is_refused(change, named):
     with pytest.raises(FlatlingoError, match=named):
@@ -247,6 +256,9 @@ def test_other_weights_of_the_pretrained_encoder_change_the_ids(tmp_path):
         ({"plans__nli__setup__training__epoch": 3}, "plans.nli.setup.training.epoch"),
         ({"plans__nli__conditions": {"consitency": [1]}}, "did you mean 'consistency'"),
         ({"plans__nli__conditions": {}}, "plans.nli.conditions"),
+        ({"plans__nli__conditions": {"l2": []}}, "no family has a weight"),
+        ({"plans__nli__conditions": {"l2": [-0.1]}}, "plans.nli.conditions.l2.0"),
+        ({"plans__nli__conditions": {"l2": [0.1, 0.1]}}, "l2=0.1 is asked for twice"),
         ({"plans__nli__setup__label_noise": "lots"}, "plans.nli.setup.label_noise"),
         ({"plans__nli__setup__precision": "fp16"}, "plans.nli.setup.precision"),
         ({"plans": {"figure1": {}}}, "unknown plan 'figure1'"),
@@ -254,7 +266,8 @@ def test_other_weights_of_the_pretrained_encoder_change_the_ids(tmp_path):
         ({"name": "../../elsewhere"}, "name"),
     ],
     ids=[
-        "out of range", "misspelt setting", "misspelt family", "no conditions", "not a number", "unknown precision",
+        "out of range", "misspelt setting", "misspelt family", "no conditions", "no weights", "negative weight",
+        "twice the same", "not a number", "unknown precision",
         "unknown plan", "no plan", "a path for a name",
     ],
 )  # fmt: skip

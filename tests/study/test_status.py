@@ -71,10 +71,10 @@ def test_every_seed_that_was_begun_is_told_of(tmp_path):
     (config, later) = (resolved("nli", "smoke", seeds=[seed])[0] for seed in (1, 3))
     runs.write(config, RESULT, {"seconds": 30})
     (runs.work(later) / "checkpoint-500").mkdir(parents=True)
-    assert [runs.seeds(plan) for plan in ("nli", "paraphrase")] == [3, 0]
+    assert [runs.seeds(plan) for plan in ("nli", "paraphrase")] == [[1, 3], []]
     of_a_seed = len(resolved("nli", "smoke"))
     done = CliRunner().invoke(app, ["status", str(tmp_path), "nli", "--preset", "smoke"])
-    assert f"1 of {3 * of_a_seed} runs finished" in done.stdout
+    assert f"1 of {2 * of_a_seed} runs finished" in done.stdout
     done = CliRunner().invoke(app, ["status", str(tmp_path), "nli", "--preset", "smoke", "--seeds", "1"])
     assert f"1 of {of_a_seed} runs finished" in done.stdout
 

@@ -58,6 +58,22 @@ def test_a_run_folder_is_complete(swept):
         assert (store / run_id / "model" / "model.safetensors").is_file()
 
 
+def test_rows_that_changed_are_other_rows_in_the_same_process(tmp_path):
+    languages = ("en", "de", "es", "zh")
+    description = {"name": "mine", "labels": ["a", "b"], "texts": "text", "languages": languages, "folder": tmp_path}
+    description |= {"train": "train-{language}", "validation": "dev-{language}"}
+    (tmp_path / "mine.yaml").write_text(json.dumps(description, default=str))
+    found = []
+    for word in ("cat", "dog"):
+        for name in ("train-en", *(f"dev-{language}" for language in languages)):
+            lines = [f"{name} {word} {number}\t{'ab'[number % 2]}" for number in range(8)]
+            (tmp_path / f"{name}.tsv").write_text("\n".join(["text\tlabel", *lines]))
+        sources = Sources.of(load_preset("smoke"), "methods", task=tmp_path / "mine.yaml")
+        found.append(sources.resolve(sources.specs("methods", load_preset("smoke")))[0])
+    assert found[0].rows.sha256 != found[1].rows.sha256
+    assert found[0].spec == found[1].spec
+
+
 def test_a_second_sweep_computes_nothing(preset, swept):
     store, table = swept
     before = contents(store)

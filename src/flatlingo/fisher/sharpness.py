@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flatlingo.errors import FlatlingoError
+from flatlingo.fisher.checks import check_model
 from flatlingo.fisher.gradnorms import logits_of
 
 
@@ -48,6 +49,11 @@ def sam_sharpness(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], rho
         )
     if any(module.training for module in model.modules()):
         raise FlatlingoError("sharpness needs the model in eval mode: call model.eval()")
+    check_model(model)
+    if low := [parameter.dtype for parameter in parameters if parameter.dtype in (torch.float16, torch.bfloat16)]:
+        raise FlatlingoError(
+            f"weights of {low[0]} cannot hold so small a step: call model.float() before measuring sharpness"
+        )
     with torch.enable_grad():
         start, gradient = _loss_and_gradient(model, parameters, batches)
     norm = float(sum(part.double().square().sum() for part in gradient)) ** 0.5

@@ -105,6 +105,7 @@ class FisherPenalty(PeriodicPenalty):
 
     def start(self, model: nn.Module, *, seed: int) -> None:
         """Check that the model can be differentiated as the method asks; seed the generator of the labels."""
+        super().start(model, seed=seed)
         if self.method == "exact":
             self.choose_parameters(model)
         self._generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)

@@ -22,7 +22,8 @@ class PeriodicPenalty(Regularizer):
     forward pass: with gradient accumulation, a micro-batch; with SAM, the pass at the moved weights too, so an even k
     never meets one of the two.
 
-    A subclass gives `penalty` and, where needed, `recording_context`; its `start` calls `choose_parameters`.
+    A subclass gives `penalty` and, where needed, `recording_context`; its `start` begins with this one and calls
+    `choose_parameters`.
 
     Args:
         weight: λ, at least 0.
@@ -47,6 +48,10 @@ class PeriodicPenalty(Regularizer):
         self._model: nn.Module | None = None
         self._chosen: dict[str, nn.Parameter] = {}
         self._enters_encoder = True
+
+    def start(self, model: nn.Module, *, seed: int) -> None:
+        """Count steps from the first one."""
+        self._steps = 0
 
     def choose_parameters(self, model: nn.Module) -> None:
         """Remember the model and which parameters are penalised; check that their gradients can be differentiated.

@@ -62,6 +62,7 @@ class TracePenalty(PeriodicPenalty):
 
     def start(self, model: nn.Module, *, seed: int) -> None:
         """Check that the model can be differentiated twice, and remember it and the parameters penalised."""
+        super().start(model, seed=seed)
         self.choose_parameters(model)
         self._seen = self._checked = 0
 

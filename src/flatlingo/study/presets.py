@@ -44,6 +44,9 @@ def _pairs(value: object) -> object:
     return tuple(value.items()) if isinstance(value, dict) else value
 
 
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
 class Condition(_Settings):
     """One regulariser setting: one marker of a figure.
 
@@ -59,8 +62,8 @@ class Condition(_Settings):
     """
 
     family: FamilyName
-    weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    also: Annotated[tuple[tuple[FamilyName, Annotated[float, Field(ge=0)]], ...], BeforeValidator(_pairs)] = Field(
+    weight: Weight = 0.0
+    also: Annotated[tuple[tuple[FamilyName, Weight], ...], BeforeValidator(_pairs)] = Field(
         default=(), exclude_if=lambda also: not also
     )
     every: int = Field(default=1, ge=1, exclude_if=lambda every: every == 1)
@@ -76,6 +79,14 @@ class Condition(_Settings):
             )
         if self.every > 1 and not families & {*PERIODIC}:
             raise ValueError(f"every={self.every} is of penalties on the gradient, and {self.family} is none")
+        return self
+
+    @model_validator(mode="after")
+    def _sets_nothing_twice(self) -> "Condition":
+        hows = [(row.changes, row.how) for row, _ in self.parts if row.changes != "nothing"]
+        for (row, _), how in zip(self.parts, hows, strict=False):
+            if hows.count(how) > 1:
+                raise ValueError(f"{row.name} is given twice, or with a family that sets the same ({row.how})")
         return self
 
     @property
@@ -286,8 +297,17 @@ class Plan(_Settings):
 
     setup: Setup
     calibration: Calibration | None = None
-    conditions: dict[FamilyName, tuple[float, ...]] = Field(min_length=1)
+    conditions: dict[FamilyName, tuple[Weight, ...]] = Field(min_length=1)
     recipes: tuple[Condition, ...] = ()
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "Plan":
+        labels = [condition.label for condition in self.expand()]
+        if not labels:
+            raise ValueError("conditions: no family has a weight; give a family that has none the weight 0")
+        if twice := [label for label in labels if labels.count(label) > 1]:
+            raise ValueError(f"conditions: {twice[0]} is asked for twice")
+        return self
 
     def expand(self) -> list[Condition]:
         """All conditions, in the order of the file."""
@@ -370,6 +390,12 @@ def chosen_seeds(preset: Preset, seeds: int | list[int] | None) -> list[int]:
     if not chosen or min(chosen) < 0 or len(set(chosen)) < len(chosen):
         raise FlatlingoError(f"seeds must be different numbers, 0 or more; got {seeds!r}")
     return chosen
+
+
+def calibration_seeds(preset: Preset, plan: str) -> set[int]:
+    """The seeds from which a plan's weights are found, and which are not reported."""
+    asked = preset.plan(plan).calibration
+    return set(asked.seeds) if asked else set()
 
 
 def expand(

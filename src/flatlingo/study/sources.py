@@ -11,7 +11,7 @@ from flatlingo import devices, hub, tasks
 from flatlingo.errors import FlatlingoError, unknown
 from flatlingo.files import ROOT
 from flatlingo.study.presets import Encoder, Preset, Provenance, RunConfig, RunSpec, Setup, expand
-from flatlingo.taskfiles import REAL_COUNTERPART
+from flatlingo.taskfiles import MINI, REAL_COUNTERPART
 from flatlingo.tasks import Task
 
 
@@ -129,11 +129,16 @@ class Sources:
         self.load_model(spec, task.labels)
 
 
-@functools.lru_cache(maxsize=8)
 def _provenance_of_encoder(encoder: Encoder) -> Provenance:
     return Provenance(**hub.provenance(encoder.source, encoder.revision))
 
 
-@functools.lru_cache(maxsize=8)
 def _provenance_of_rows(task: str, data: Path | None, languages: tuple[str, ...]) -> Provenance:
+    if task in MINI:
+        return _provenance_of_generated_rows(task, languages)
     return Provenance(**tasks.provenance(task, data, languages))
+
+
+@functools.lru_cache(maxsize=8)  # files may change while a process lives, rows that are generated cannot
+def _provenance_of_generated_rows(task: str, languages: tuple[str, ...]) -> Provenance:
+    return Provenance(**tasks.provenance(task, None, languages))

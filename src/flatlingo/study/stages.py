@@ -1,6 +1,7 @@
 """The finished stages of a run in a folder: its trained weights and its measurements, which a killed run keeps."""
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,12 +46,21 @@ class Stages:
         if self.folder is None:
             return stage()
         numbers, arrays = self.folder / f"{name}.json", self.folder / f"{name}.npz"
-        if not numbers.is_file():
+        kept = _kept(numbers, arrays)
+        if kept is None:
             found = stage()
             with replacing(arrays) as temporary, temporary.open("wb") as file:
                 np.savez_compressed(file, allow_pickle=False, **found.arrays)
             with replacing(numbers) as temporary:
                 temporary.write_text(json.dumps(found.numbers), encoding="utf-8")
             return found
+        return kept
+
+
+def _kept(numbers: Path, arrays: Path) -> Measured | None:
+    """What was measured before; None if it was not, or not written to its end (power was lost)."""
+    try:
         with np.load(arrays, allow_pickle=False) as stored:
             return Measured(json.loads(numbers.read_text(encoding="utf-8")), dict(stored))
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return None

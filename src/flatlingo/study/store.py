@@ -244,11 +244,11 @@ class Store:
                 f"store {self.folder} cannot be written: {error.strerror}; make room or give another folder"
             ) from error
 
-    def seeds(self, plan: str) -> int:
-        """The largest seed of which a run of a plan lies here or is being computed; 0 for none."""
+    def seeds(self, plan: str) -> list[int]:
+        """The seeds of which a run of a plan lies here or is being computed, ascending."""
         paths = [path for folder in ("", LOCKS, WORK) for path in (self.folder / folder).glob(f"{plan}-*")]
         found = filter(None, (re.search(r"-s(\d+)-[0-9a-f]+(\.\w+)?$", path.name) for path in paths))
-        return max((int(name[1]) for name in found), default=0)
+        return sorted({int(name[1]) for name in found})
 
     def foreign(self) -> list[str]:
         """Names in the store that are neither runs nor the store's own; they are left alone and never read."""
