@@ -144,7 +144,8 @@ record: $(STAMP) ## refresh the recorded results of preset mini, the committed n
 	rm -rf build/reference
 	for notebook in 2_figure1 3_figure2 5_beyond_the_paper; do \
 	    FLATLINGO_FIGURES=$(abspath build/reference) flatlingo notebook notebooks/$$notebook.ipynb \
-	        build/reference/$$notebook.ipynb -p preset=smoke -p store=build/reference/store -p seeds=1; done
+	        build/reference/$$notebook.ipynb -p preset=smoke -p store=build/reference/store -p seeds=1 \
+	        $$(test $$notebook = 5_beyond_the_paper && echo -p studies=5); done
 	cp build/reference/{figure1,figure2,beyond}.json tests/reference
 	for notebook in $(NOTEBOOKS); do \
 	    FLATLINGO_FIGURES=$(abspath figures) flatlingo notebook notebooks/$$notebook.ipynb notebooks/$$notebook.ipynb; done

@@ -9,17 +9,20 @@ import tempfile
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from flatlingo.errors import FlatlingoError
 from flatlingo.files import RECORDED, ROOT, replacing
-from flatlingo.report import decisions, statistics
+from flatlingo.report import decisions, judging, statistics
 from flatlingo.report.drawing import LANGUAGES
+from flatlingo.report.matched import TOO_FEW_SEEDS
+from flatlingo.report.regimes import regime
 from flatlingo.study.families import family
 
 TOUR = (
     "flatlingo train --plan paraphrase --output sharp",
-    "flatlingo train --plan paraphrase --family consistency --weight 2 --output flat",
+    "flatlingo train --plan paraphrase --family consistency --weight 2.7 --output flat",
     "flatlingo rank sharp flat --task mini-paraphrase",
 )
 NAMED = ("consistency", "fisher_penalty")
@@ -34,12 +37,48 @@ ASKED = {  # how the table puts a question that prose asks in other words
     "regret of the smallest Tr(F) minus that of always none": "lost by adapting the flattest, beyond always none",
     "regret of the smallest Tr(F) minus that of always the best family": "… beyond always the best family",
 }
+CLAIMS = {  # question and outcome: the claim of the paper
+    ("slope", "English accuracy"): "English accuracy, points per halving of Tr(F) (figure 1)",
+    ("slope", "gain"): "gain of a second stage, points per halving of Tr(F) (figure 2)",
+}
+TOO_FEW = (TOO_FEW_SEEDS, judging.TOO_FEW)
+UNITS = {"wrong labels reproduced": ""}  # of the regimes; the others are in points
 
 
 def results(figures: Path = FIGURES) -> str:
     """What was measured of each preset whose figures are there, real rows first."""
+    return "\n".join(of_preset(preset, folder) for preset, folder in _folders(figures).items())
+
+
+def lead(figures: Path = FIGURES) -> str:
+    """The paper's two claims with their verdicts, a line for each plan recorded; and which questions are decided."""
+    lines, decided, asked = [["", *CLAIMS.values()], ["---"] * (len(CLAIMS) + 1)], [], 0
+    for folder in _folders(figures).values():
+        for plan in _recorded(folder):
+            figure = json.loads((folder / FILES[plan][0]).read_text(encoding="utf-8"))
+            runs = pd.DataFrame(figure["data"])
+            task, encoder = runs[["task", "encoder"]].iloc[0]
+            found = _printed(figure["headline"]["verdicts"])
+            told = found.apply(_told, axis=1)
+            title = f"{task}, {encoder}: {runs['label'].nunique()} conditions, seeds: {runs['seed'].nunique()}"
+            lines.append([title, *(told.get(question, "") for question in CLAIMS)])
+            with_interval = found[found["low"] != ""]
+            asked += len(with_interval)
+            settled = with_interval[~with_interval["verdict"].isin(("undecided", *TOO_FEW))]
+            decided += [
+                f"{task}, {outcome}, {ASKED.get(question, question)}: {told[question, outcome]}"
+                for question, outcome in settled.index
+            ]
+    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    text = f"Of {asked} questions that have an interval, {len(decided)} are decided{': ' if decided else ''}"
+    text = textwrap.fill(f"{text}{'; '.join(decided)}.", 116, break_long_words=False, break_on_hyphens=False)
+    return f"\n{table}\n{text}\n"
+
+
+def _folders(figures: Path) -> dict[str, Path]:
+    """By preset where its figures are, of presets that have some."""
     folders = {"small": figures / "small", "mini": figures}
-    return "\n".join(of_preset(preset, folder) for preset, folder in folders.items() if _recorded(folder))
+    return {preset: folder for preset, folder in folders.items() if _recorded(folder)}
 
 
 def of_preset(preset: str, folder: Path) -> str:
@@ -60,6 +99,8 @@ def _of_plan(preset: str, folder: Path, plan: str) -> str:
     sentences = [_traces(means), _accuracies(means)]
     if second.is_file():
         sentences.append(_gains(pd.DataFrame(json.loads(second.read_text(encoding="utf-8"))["data"])))
+    if preset == "mini":
+        sentences.append(_missed(plan))
     task, encoder = runs[["task", "encoder"]].iloc[0]
     title = (
         f"**{task}**, {encoder} (preset `{preset}`, plan `{plan}`; {runs['label'].nunique()} conditions, "
@@ -112,11 +153,26 @@ def _gains(adapted: pd.DataFrame) -> str:
     return f"The second stage gains the unregularised model {', '.join(parts).replace('-', '−')}."
 
 
+def _missed(plan: str) -> str:
+    """What was asked of the sizes of preset mini before the runs and does not hold, from `mini-regimes.csv`."""
+    found = regime(pd.read_csv(RECORDED / "mini-regimes.csv")).loc[plan]
+    missed = [
+        f"{what} {row.value:.1f}{UNITS.get(what, ' points')} (at least {row.least:g} was asked)".replace(" -", " −")
+        for what, row in found[~found["holds"]].iterrows()
+    ]
+    return f"Asked of these sizes beforehand and not so: {', '.join(missed)}." if missed else ""
+
+
+def _printed(rows: list[dict]) -> pd.DataFrame:
+    """Verdicts as they are shown, from a figure's headline."""
+    return decisions.printed(pd.DataFrame(rows).astype(dict.fromkeys(("value", "low", "high", "p"), float)))
+
+
 def _verdicts(rows: list[dict]) -> str:
     """A table in Markdown: a line for each question that has a value, a column for each outcome."""
     if not rows:
         return ""
-    found = decisions.printed(pd.DataFrame(rows).astype(dict.fromkeys(("value", "low", "high", "p"), float)))
+    found = _printed(rows)
     found = found[found.groupby("question")["value"].transform(lambda values: (values != "").any())]
     told = found.apply(_told, axis=1)
     outcomes = told.index.unique("outcome")
@@ -134,18 +190,30 @@ def _told(row: pd.Series) -> str:
     return f"{row['verdict']}{value}{interval}{p}"
 
 
-def calibration(folder: Path = RECORDED / "small") -> str:
+def calibration(folder: Path = RECORDED / "small", figures: Path = FIGURES / "small") -> str:
     """The weights that bring Tr(F) to each share of the unregularised model's, a table for each calibrated plan."""
-    return "\n".join(_of_calibration(path) for path in sorted(folder.glob("calibration-*.csv")))
+    return "\n".join(_of_calibration(path, figures) for path in sorted(folder.glob("calibration-*.csv")))
 
 
-def _of_calibration(path: Path) -> str:
+def _reached(figure: Path) -> dict[tuple[str, float], str]:
+    """By family and weight the share of the unregularised model's Tr(F) that the recorded seeds reached."""
+    if not figure.is_file():
+        return {}
+    runs = pd.DataFrame(json.loads(figure.read_text(encoding="utf-8"))["data"])
+    none = runs[runs["family"] == "none"].set_index("seed")["trace"]
+    shares = np.log(runs["trace"] / runs["seed"].map(none)).groupby([runs["family"], runs["weight"]]).mean()
+    return {key: f" ({np.exp(value):.2f})" for key, value in shares.items()}
+
+
+def _of_calibration(path: Path, figures: Path) -> str:
     found = pd.read_csv(path)
+    plan = path.stem.removeprefix("calibration-")
+    reached = _reached(figures / FILES[plan][0]) if plan in FILES else {}
     levels, runs = found[found["what"] == "level"], found[found["what"] == "run"]
     none = runs.loc[runs["family"] == "none", "trace"].mean()
-    text = levels["weight"].map("{:g}".format).where(levels["weight"].notna(), levels["verdict"])
+    weights = [f"{row.weight:g}{reached.get((row.family, row.weight), '')}" for row in levels.itertuples()]
+    text = pd.Series(weights, levels.index).where(levels["weight"].notna(), levels["verdict"])
     cells = levels.assign(text=text).pivot(index="family", columns="level", values="text").iloc[:, ::-1]
-    plan = path.stem.removeprefix("calibration-")
     head = [f"Tr(F) of plan `{plan}`, of {statistics.rounded(none)}", *(f"{level:g} of it" for level in cells.columns)]
     lines = [head, ["---"] * len(head)]
     lines += [[family(name).title, *cells.loc[name]] for name in levels["family"].unique()]
@@ -179,7 +247,8 @@ if __name__ == "__main__":
     path = ROOT / "README.md"
     text = path.read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as folder:
-        for name, new in {"results": results(), "calibration": calibration(), "tour": tour(Path(folder))}.items():
+        blocks = {"lead": lead(), "results": results(), "calibration": calibration(), "tour": tour(Path(folder))}
+        for name, new in blocks.items():
             before, _, after = parts(text, name)
             text = before + new + after
     with replacing(path) as temporary:

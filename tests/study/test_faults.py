@@ -385,6 +385,7 @@ def test_foreign_files_are_left_alone_and_named(preset, undisturbed, store):
     (store / "notes.txt").write_text("mine")
     (store / "nli-none-s1-old").mkdir()
     sweep("nli", preset=preset, store=store, progress=False)
+    (store / "calibration-nli.csv").write_text("mine, but such lie in stores")
     assert Store(store).foreign() == ["nli-none-s1-old", "notes.txt"]
     assert (store / "notes.txt").read_text() == "mine"
     assert contents(store) == undisturbed

@@ -24,6 +24,7 @@ from flatlingo.study.presets import RunConfig, RunSpec
 
 RECORDS = ("config.json", "result.json", "environment.json")
 ARRAYS = "rows.npz"
+NOTES = ("README.md", "calibration-*.csv")  # what may lie beside recorded runs
 # Folders of a store that are no runs.
 OWN = LOCKS, LOGS, WORK, DAMAGED = "locks", "logs", "work", "damaged"
 
@@ -257,7 +258,10 @@ class Store:
         return sorted(
             path.name
             for path in self.folder.iterdir()
-            if path.name not in OWN and not path.name.startswith(".") and not (path / SUMS).is_file()
+            if path.name not in OWN
+            and not path.name.startswith(".")
+            and not (path / SUMS).is_file()
+            and not any(path.match(pattern) for pattern in NOTES)
         )
 
     def _lock(self, config: RunConfig) -> Path:
