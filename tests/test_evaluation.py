@@ -83,6 +83,11 @@ def test_modes_are_restored_module_by_module(model, rows, training):
     np.testing.assert_array_equal(first, again)
 
 
+def test_accuracy_is_not_of_a_regression(rows):
+    with pytest.raises(FlatlingoError, match="single output, a regression"):
+        accuracy(make_model(num_labels=1).eval(), TOKENIZER, rows, max_length=64)
+
+
 def test_memorisation_counts_wrong_labels_that_are_fitted(model, rows):
     predicted = one_by_one(model, rows).argmax(-1)
     # ten rows wrongly labelled: the model "fitted" four of them; the other rows are labelled right and as predicted

@@ -30,7 +30,9 @@ def documents():
 @pytest.fixture(scope="module")
 def encoder(documents, tmp_path_factory):
     folder = tmp_path_factory.mktemp("encoder") / "small"
+    before = torch.random.get_rng_state()
     facts = pretrain(documents, folder, SMALL, description="test", progress=False)
+    assert torch.equal(torch.random.get_rng_state(), before), "the global generator is left alone"
     return folder, facts
 
 

@@ -192,7 +192,8 @@ class TraceCallback(TrainerCallback):
     Example::
 
         trainer = Trainer(model=model, args=args, train_dataset=rows, processing_class=tokenizer)
-        few = trainer.get_eval_dataloader(rows.select(range(200)))
+        few = rows.select(range(200)).remove_columns(["premise", "hypothesis"])  # token ids and labels stay
+        few = DataLoader(few, batch_size=32, collate_fn=trainer.data_collator)
         trainer.add_callback(fl.TraceCallback(few, trainer, every=100))
         trainer.train()
         [entry["fisher_trace"] for entry in trainer.state.log_history if "fisher_trace" in entry]

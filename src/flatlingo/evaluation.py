@@ -158,8 +158,15 @@ def label_margins(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def accuracy(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]], **settings: int
 ) -> float:
-    """Share of rows whose most probable class is their `label`; arguments and errors as for `logits`."""
-    predicted = logits(model, tokenizer, rows, **settings).argmax(-1)
+    """Share of rows whose most probable class is their `label`; arguments and errors as for `logits`.
+
+    Raises:
+        FlatlingoError: also for a model of a single output, of which there is no most probable one.
+    """
+    found = logits(model, tokenizer, rows, **settings)
+    if found.shape[-1] < 2:
+        raise FlatlingoError("the model has a single output, a regression; accuracy is of two labels or more")
+    predicted = found.argmax(-1)
     return float(np.mean(predicted == _column(rows, "label")))
 
 

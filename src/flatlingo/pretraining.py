@@ -38,6 +38,7 @@ from flatlingo.errors import FlatlingoError
 from flatlingo.miniworld.corpus import CLAIMS
 from flatlingo.miniworld.lexicon import FORMS
 from flatlingo.segmentation import WordPieceSampler, share_that_loses_a_word
+from flatlingo.training import own_randomness
 
 MINI_WORLD_DOCUMENTS = 192_000
 PRIVATE = 0xF0000  # first code point of the private plane that marks letters inside a word
@@ -158,6 +159,7 @@ def read_texts(paths: list[Path]) -> list[str]:
     return documents
 
 
+@own_randomness()
 def pretrain(
     documents: list[str],
     output: Path,
@@ -196,7 +198,8 @@ def pretrain(
         What the model card tells: settings, steps, losses, parameters; those of `start` under `start`.
 
     Raises:
-        FlatlingoError: if there are too few documents to make one batch, or `start` is no encoder of this function.
+        FlatlingoError: if there are too few documents to make one batch, `start` is no encoder of this function, or
+            `output` is a folder of something else.
     """
     if len(documents) < settings.batch_size:
         raise FlatlingoError(f"{len(documents)} documents do not fill one batch of {settings.batch_size}")
