@@ -99,6 +99,16 @@ def test_a_notebook_that_trains_at_preset_smoke_agrees_with_the_reference(notebo
     assert list(differences(expected, found)) == []
 
 
+SMALL = {"1_theory": {"pairs": 10, "rows": 64}, "4_fisher_estimators": {"draws": 4}}  # as `make figures PRESET=smoke`
+
+
+@pytest.mark.parametrize("notebook", SMALL)
+def test_what_notebooks_check_holds_at_the_sizes_of_preset_smoke_too(notebook, tmp_path, monkeypatch):
+    monkeypatch.setenv("FLATLINGO_FIGURES", str(tmp_path))
+    parameters = {"preset": "smoke"} | SMALL[notebook]
+    run_notebook(ROOT / "notebooks" / f"{notebook}.ipynb", tmp_path / "executed.ipynb", parameters)
+
+
 @pytest.mark.parametrize("changed", [{"trace": 31.0}, {"label": "kl=2"}, {"trace": None}], ids=str)
 def test_a_changed_result_would_be_seen(changed):
     row = {"trace": 30.0, "label": "none"}
