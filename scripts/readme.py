@@ -66,13 +66,12 @@ def lead(figures: Path = FIGURES) -> str:
             asked += len(with_interval)
             settled = with_interval[~with_interval["verdict"].isin(("undecided", *TOO_FEW))]
             decided += [
-                f"{task}, {outcome}, {ASKED.get(question, question)}: {told[question, outcome]}"
+                f"* {task}, {outcome}, {ASKED.get(question, question)}: {told[question, outcome]}\n"
                 for question, outcome in settled.index
             ]
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    text = f"Of {asked} questions that have an interval, {len(decided)} are decided{': ' if decided else ''}"
-    text = textwrap.fill(f"{text}{'; '.join(decided)}.", 116, break_long_words=False, break_on_hyphens=False)
-    return f"\n{table}\n{text}\n"
+    text = f"Of {asked} questions that have an interval, {len(decided)} are decided{':' if decided else ''}"
+    return f"\n{table}\n{text}\n\n{''.join(decided)}"
 
 
 def _folders(figures: Path) -> dict[str, Path]:

@@ -39,7 +39,7 @@ def test_the_lead_names_what_is_decided(tmp_path):
     known = found[found["low"].notna()]
     decided = known[~known["verdict"].isin(["undecided", "too few seeds", "too few conditions"])]
     assert f"Of {len(known)} questions that have an interval, {len(decided)} are decided:" in " ".join(lead.split())
-    assert lead.count("; xnli,") == len(decided) - 1
+    assert lead.count("* xnli,") == len(decided) > 0
 
 
 def test_its_weights_are_those_of_the_calibration():
