@@ -105,9 +105,10 @@ ARGS_6_using_the_trace := $(ARGS_runs)
 build/$(PRESET)/%-$(SEEDS).ipynb: notebooks/%.ipynb $(STAMP) $(SOURCES) $(RUNS) $$(SWEPT_$$*)
 	FLATLINGO_FIGURES=$(FIGURES) flatlingo notebook $< $@ -p preset=$(PRESET) $(ARGS_$*) $(PARAMS)
 
+# Files in the order of tests/conftest.py, where the longest goes first.
 test: $(STAMP) ## everything CI runs
 	ruff check && ruff format --check
-	python -m pytest -n 2 --dist loadfile --doctest-modules tests src
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --doctest-modules tests src
 	FLATLINGO_FIGURES=$(abspath build/test-figures) python -m pytest -n 2 --dist loadfile \
 	    --nbval-lax --nbval-current-env --nbval-cell-timeout 300 $(NOTEBOOKS:%=notebooks/%.ipynb)
 
