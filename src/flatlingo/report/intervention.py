@@ -27,6 +27,7 @@ HELD = {"": (), "at equal loss": (FIT,)}
 FEWEST_SEEDS = 3  # for an interval of a slope: two leave one degree of freedom
 UNDETERMINED = "undetermined"  # what is held does not vary, or with the trace alone
 COLOUR = "#D55E00"
+COLUMNS = 3
 
 
 def effects(table: pd.DataFrame) -> pd.DataFrame:
@@ -111,8 +112,11 @@ def intervention_figure(table: pd.DataFrame) -> Figure:
     none = np.exp(np.log(runs.loc[runs["family"] == "none", "trace"]).mean())
     ys = outcomes(runs)
     with plt.style.context(STYLE):
-        fig, axes = plt.subplots(1, len(ys) + 1, figsize=(7.2, 2.6), sharex=True)
-        for ax, y in zip(axes, [*ys, FIT], strict=True):
+        rows = math.ceil((len(ys) + 1) / COLUMNS)
+        fig, axes = plt.subplots(rows, COLUMNS, figsize=(7.2, 0.2 + 2.4 * rows), squeeze=False)
+        for ax in axes.flat[len(ys) + 1 :]:
+            ax.set_axis_off()
+        for ax, y in zip(axes.flat, [*ys, FIT], strict=False):
             values = runs[y] if y == FIT else 100 * (runs[y] - with_baseline(runs, y)[f"{y}_baseline"])
             _panel(ax, runs.assign(y=values), found[found["outcome"] == (ys[0] if y == FIT else y)], y)
             ax.axvline(none, color="0.4", linestyle="--", linewidth=0.8, zorder=0.5)
@@ -120,8 +124,8 @@ def intervention_figure(table: pd.DataFrame) -> Figure:
             if y != FIT:
                 ax.axhline(0, color="0.4", linewidth=0.8, zorder=0.5)
                 above(ax, "per doubling " + "\n".join(map(_text, slopes[slopes["outcome"] == y].to_dict("records"))))
-        axes[0].set_xscale("log")
-        plain_log_labels(axes[0].xaxis)
+            ax.set_xscale("log")
+            plain_log_labels(ax.xaxis)
     return fig
 
 
