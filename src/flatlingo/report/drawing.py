@@ -92,8 +92,7 @@ def apart(places: np.ndarray, gap: float) -> np.ndarray:
 
 def beside(ax: Axes, text: str, xy: tuple, points: tuple, xycoords: str | tuple, **style: object) -> None:
     """Small text at some points' distance from a place."""
-    note = ax.annotate(text, xy, points, xycoords=xycoords, textcoords="offset points", fontsize=6.5, **style)
-    note.set_path_effects(HALO)
+    ax.annotate(text, xy, points, xycoords=xycoords, textcoords="offset points", fontsize=6.5, **style)
 
 
 def above(ax: Axes, text: str) -> None:

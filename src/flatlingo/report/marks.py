@@ -8,9 +8,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from scipy import stats
 
-from flatlingo.report.drawing import beside, in_order, marker_of, shades
+from flatlingo.report.drawing import HALO, beside, in_order, marker_of, shades
 from flatlingo.report.slopes import ENOUGH
-from flatlingo.report.statistics import rounded
+from flatlingo.report.statistics import left_variance, rounded
 from flatlingo.study.families import family
 
 REACH = 0.35  # how much further than the competent conditions an axis goes for others, as a share of its length
@@ -65,12 +65,10 @@ def pooled_half_width(runs: pd.DataFrame) -> float:
     """
     runs = runs[runs["able"]]
     conditions, seeds = runs["label"].nunique(), runs["seed"].nunique()
-    freedom = len(runs) - conditions - seeds + 1
+    variance, freedom = left_variance(runs, "y")
     if seeds < 2 or conditions < ENOUGH or freedom < 1:
         return math.nan
-    design = pd.get_dummies(runs[["label", "seed"]].astype(str)).to_numpy(dtype=float)
-    left = runs["y"] - design @ np.linalg.lstsq(design, runs["y"])[0]
-    return float(stats.t.ppf(0.975, freedom) * math.sqrt((left**2).sum() / freedom / seeds))
+    return float(stats.t.ppf(0.975, freedom) * math.sqrt(variance / seeds))
 
 
 def draw_marks(ax: Axes, runs: pd.DataFrame, conditions: pd.DataFrame, *, size: float = 1.0) -> None:
@@ -199,7 +197,7 @@ def label_marks(ax: Axes, conditions: pd.DataFrame, texts: list[str], dots: pd.D
         leader = {"arrowprops": {"arrowstyle": "-", "color": "0.6", "linewidth": 0.4}} if distance > 3 else {}
         beside(
             ax, text, (row.x, row.y), offset, "data", color=family(row.family).drawn.colour, ha="center", va="center",
-            zorder=5, annotation_clip=False, in_layout=False, **leader,
+            zorder=5, annotation_clip=False, in_layout=False, path_effects=HALO, **leader,
         )  # fmt: skip
 
 

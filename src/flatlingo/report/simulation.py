@@ -8,7 +8,7 @@ import pandas as pd
 from flatlingo.report.judging import judge
 from flatlingo.report.matched import ALL, compare, pairs_at_equal_trace
 from flatlingo.report.slopes import slope as slope_of
-from flatlingo.report.statistics import per_run
+from flatlingo.report.statistics import left_variance, per_run
 
 LADDER = (3 / 4, 1 / 2, 1 / 4, 1 / 10)
 CONDITIONS = {  # shares of the unregularised model's Tr(F)
@@ -137,13 +137,10 @@ def design(table: pd.DataFrame, *, rows: int = 4000) -> dict:
     shares = np.exp((logarithm - runs["seed"].map(none)).groupby(runs["label"], sort=False).mean())
     families = runs.drop_duplicates("label").set_index("label")["family"]
     conditions = {name: tuple(shares[labels]) for name, labels in families.groupby(families, sort=False).groups.items()}
-    names = pd.get_dummies(runs[["label", "seed"]].astype(str)).to_numpy(dtype=float)
-    english = 100 * runs["english_accuracy"].to_numpy()
-    left = english - names @ np.linalg.lstsq(names, english)[0]
-    freedom = len(runs) - runs["label"].nunique() - runs["seed"].nunique() + 1
+    english = 100 * runs["english_accuracy"]
+    variance, freedom = left_variance(runs.assign(english=english), "english")
     scoring = (english * (100 - english)).mean() / rows
-    known = freedom >= 5
-    run_sd = math.sqrt(max((left**2).sum() / freedom - scoring, 0)) if known else 0.5
+    run_sd = math.sqrt(max(variance - scoring, 0)) if freedom >= 5 else 0.5
     return {"conditions": conditions, "seeds": runs["seed"].nunique(), "rows": rows, "run_sd": run_sd}
 
 

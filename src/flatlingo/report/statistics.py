@@ -138,6 +138,19 @@ def per_run(table: pd.DataFrame) -> pd.DataFrame:
     return table.drop(columns=SECOND_STAGE, errors="ignore").drop_duplicates("run_id", ignore_index=True)
 
 
+def left_variance(runs: pd.DataFrame, y: str) -> tuple[float, int]:
+    """What conditions and seeds leave of y: Σ (y - condition - seed)² / (n - C - S + 1), and its degrees of freedom.
+
+    NaN without any.
+    """
+    freedom = len(runs) - runs["label"].nunique() - runs["seed"].nunique() + 1
+    if freedom < 1:
+        return np.nan, freedom
+    design = pd.get_dummies(runs[["label", "seed"]].astype(str)).to_numpy(dtype=float)
+    left = runs[y] - design @ np.linalg.lstsq(design, runs[y])[0]
+    return float((left**2).sum() / freedom), freedom
+
+
 def check_one_baseline(table: pd.DataFrame) -> None:
     """Refuse a table in which plain fine-tuning has several lengths, where conditions are compared with the baseline.
 
