@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from flatlingo.study.locks import lock
+
 HANGS = 600  # seconds: guards against hanging, on machines however busy
 
 
@@ -28,6 +30,14 @@ def test_train_keeps_the_model_and_its_result(checkpoint):
     assert set(result["accuracy"]) == {"en", "de", "es", "zh"}
     assert (checkpoint / "model.safetensors").is_file()
     assert [path.name for path in checkpoint.parent.iterdir()] == ["model"]
+
+
+def test_two_calls_do_not_train_into_one_folder(tmp_path):
+    (tmp_path / ".model.work").mkdir()
+    with lock(tmp_path / ".model.work" / "lock"):
+        done = flatlingo("train", "--preset", "smoke", "--output", "model", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "flatlingo: model: another call trains into this folder; wait for it, or give another\n"
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,12 @@ def test_last_line_needs_no_line_end(xnli):
     assert len(load_task("xnli", data=xnli).rows("de", "validation")) == 12
 
 
+def test_blank_lines_at_the_end_are_no_rows(xnli):
+    path = xnli / "xnli" / "dev-de.tsv"
+    path.write_bytes(path.read_bytes() + b"\r\n\n")
+    assert len(load_task("xnli", data=xnli).rows("de", "validation")) == 12
+
+
 @pytest.mark.parametrize(
     "text", ['"unpaired', 'a "quoted" word', "null", "NA", "None", "nan", "3", " padded ", "\\t", "a\u2028b", "'"]
 )
@@ -719,6 +725,16 @@ def test_what_is_wrong_with_a_description_or_its_files_is_named(tmp_path, change
         reviews(tmp_path, language)
     with pytest.raises(FlatlingoError, match=message):
         load_task(describe(tmp_path, **changes))
+
+
+def test_a_column_that_a_file_has_twice_is_named(tmp_path):
+    reviews(tmp_path, "en", "train", 20)
+    reviews(tmp_path, "en")
+    path = tmp_path / "files" / "reviews" / "dev-en.tsv"
+    header, *lines = path.read_text().splitlines()
+    path.write_text("\n".join([f"{header}\treview", *(f"{line}\tagain" for line in lines)]))
+    with pytest.raises(FlatlingoError, match=r"dev-en.tsv, line 1: two columns are called 'review'"):
+        load_task(describe(tmp_path, languages=["en"]))
 
 
 @pytest.mark.parametrize(("content", "message"), [("labels: [a", "not a YAML file"), (None, "cannot be read: No such")])

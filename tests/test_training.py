@@ -525,6 +525,25 @@ def test_no_rows_is_an_error():
         finetune(make_model(), TOKENIZER, [], **SETTINGS)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epochs": 0}, {"epochs": -1}, {"batch_size": 0}, {"gradient_accumulation_steps": 0}, {"learning_rate": -1.0},
+        {"learning_rate": float("nan")}, {"weight_decay": -0.1}, {"warmup": 1.0}, {"max_grad_norm": -1.0},
+        {"max_length": 3},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_number_out_of_its_range_is_named(wrong):
+    with pytest.raises(FlatlingoError, match=next(iter(wrong))):
+        finetune(make_model(), TOKENIZER, make_rows(4), **SETTINGS | wrong)
+
+
+def test_batches_have_rows():
+    with pytest.raises(FlatlingoError, match="batch_size must be 1 or more, got 0"):
+        batches(TOKENIZER, make_rows(4), max_length=32, batch_size=0)
+
+
 def resumable(folder, *kinds, **settings) -> RegularizedTrainer:
     """Two epochs of three updates, a checkpoint after every second."""
     defaults = {"per_device_train_batch_size": 4, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 2}

@@ -7,6 +7,8 @@ import random
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -262,22 +264,23 @@ def train(
     spec = sources.specs(plan, settings, seeds=[seed])[0].model_copy(update={"condition": condition})
     (config,) = sources.resolve([spec])
     sources.check(spec)
-    work = output.with_name(f".{output.name}.work")
     boards = [callbacks.tensorboard(tensorboard)] if tensorboard else []
-    finished = run(
-        spec,
-        sources,
-        work=work / config.run_id,
-        checkpoint_minutes=checkpoint_minutes,
-        callbacks=[callbacks.MinuteLines(), *boards],
-    )
-    if not is_first_process():
-        return
-    with replacing(output) as temporary:
-        finished.model.save_pretrained(temporary)
-        finished.tokenizer.save_pretrained(temporary)
-        (temporary / "result.json").write_text(_json(finished.result) + "\n", encoding="utf-8")
-    shutil.rmtree(work, ignore_errors=True)
+    work = output.with_name(f".{output.name}.work")
+    with _alone(work, output) if is_first_process() else nullcontext():
+        finished = run(
+            spec,
+            sources,
+            work=work / config.run_id,
+            checkpoint_minutes=checkpoint_minutes,
+            callbacks=[callbacks.MinuteLines(), *boards],
+        )
+        if not is_first_process():
+            return
+        with replacing(output) as temporary:
+            finished.model.save_pretrained(temporary)
+            finished.tokenizer.save_pretrained(temporary)
+            (temporary / "result.json").write_text(_json(finished.result) + "\n", encoding="utf-8")
+        shutil.rmtree(work, ignore_errors=True)
     accuracies = ", ".join(f"{code} {100 * value:.1f} %" for code, value in finished.result["accuracy"].items())
     fitted = f"{100 * finished.result['train_accuracy']:.1f} % on the English rows it was trained on"
     typer.echo(f"accuracy: {accuracies}; {fitted}")
@@ -295,6 +298,21 @@ def _condition(family: str, weight: float | None) -> Condition:
     if weight and not row.weight:
         raise FlatlingoError(f"--family {family} has no weight; leave --weight out")
     return condition
+
+
+@contextmanager
+def _alone(work: Path, output: Path) -> Iterator[None]:
+    """Refuse a second call that would train into the same folder, while the first one runs."""
+    import filelock
+
+    from flatlingo.study.locks import lock
+
+    work.mkdir(exist_ok=True)
+    try:
+        with lock(work / "lock"):
+            yield
+    except filelock.Timeout:
+        raise FlatlingoError(f"{output}: another call trains into this folder; wait for it, or give another") from None
 
 
 def _refuse_unwritable(output: Path) -> None:

@@ -133,13 +133,16 @@ def encode(
     """Encode the texts, or pairs of texts, without padding; `label` becomes `labels`.
 
     Raises:
-        FlatlingoError: if there are no rows, or they have no `text_a`, or only some have a `text_b`.
+        FlatlingoError: if there are no rows, or they have no `text_a`, or only some have a `text_b`; or `max_length`
+            leaves no room for them.
     """
     if not rows:
         raise FlatlingoError("there are no rows to encode; check the split and its size")
     columns = list(texts_of(rows[0]))
     if "text_a" not in columns:
         raise FlatlingoError(f"rows lack text_a; they have {', '.join(sorted(rows[0]))}")
+    if max_length <= (special := tokenizer.num_special_tokens_to_add(pair=len(columns) > 1)):
+        raise FlatlingoError(f"max_length {max_length} leaves no room for texts beside {special} special tokens")
     items: list[dict[str, Any]] = []
     for start in range(0, len(rows), CHUNK):
         chunk = [rows[position] for position in range(start, min(start + CHUNK, len(rows)))]
@@ -170,7 +173,7 @@ def batches(
         Dicts of CPU tensors: what the model takes, and `labels` if the rows have a label.
 
     Raises:
-        FlatlingoError: as `encode`; or the tokenizer has no padding token.
+        FlatlingoError: as `encode`; the tokenizer has no padding token; or a batch would have no row.
     """
     items = encode(list(rows), tokenizer, max_length=max_length)
     return [batch for _, batch in indexed_batches(items, PairCollator(tokenizer), batch_size=batch_size)]
@@ -180,6 +183,8 @@ def indexed_batches(
     items: Sequence[Mapping[str, Any]], collate: PairCollator, *, batch_size: int
 ) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
     """Batches of encoded rows in order of length, each with the positions of its rows."""
+    if batch_size < 1:
+        raise FlatlingoError(f"batch_size must be 1 or more, got {batch_size}")
     order = sorted(range(len(items)), key=lambda position: len(items[position]["input_ids"]))
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]

@@ -147,12 +147,16 @@ def _read_file(path: Path, description: TaskDescription, language: str, shared: 
 
 
 def _tsv_records(text: str, description: TaskDescription, shared: bool) -> Iterator[tuple[int, dict]]:
-    rows = tsv_rows(text)
+    rows = tsv_rows(text.rstrip("\r\n"))  # blank lines at the end only: others would shift the rows of translations
     try:
         names = _named(description, rows[0].values if rows else [])
+        if twice := [column for column in names.values() if rows[0].values.count(column) > 1]:
+            raise LineError(rows[0].number, f"two columns are called {twice[0]!r}")
         columns = {name: rows[0].values.index(column) for name, column in names.items()}
         width, rows = len(rows[0].values), rows[1:]
         reason = f"columns, tab separated, where the first line has {width}"
+    except LineError:
+        raise
     except ValueError:  # no first line of names
         names = [*description.columns, "label"]
         columns, width = {name: position for position, name in enumerate(names)}, len(names)

@@ -417,7 +417,7 @@ def finetune(
         max_length: largest number of tokens; longer pairs are truncated longest first.
         weight_decay: decoupled weight decay, on all but biases and layer norms.
         warmup: share of the updates, below 1, in which the learning rate rises linearly from 0.
-        max_grad_norm: largest norm of the gradient.
+        max_grad_norm: largest norm of the gradient; 0: not clipped.
         gradient_accumulation_steps: batches per update.
         label_smoothing: share of the label spread over all classes.
         sam: sharpness-aware minimisation.
@@ -438,11 +438,23 @@ def finetune(
         `eval_loss`, `eval_accuracy` where there are `eval_rows`; `pandas.DataFrame(log)` makes it a table.
 
     Raises:
-        FlatlingoError: as for `RegularizedTrainer`, or if there are no rows, the processes cannot share a batch evenly,
-            or the device has no bf16 of its own. After a loss that is not finite the model is of no use.
+        FlatlingoError: as for `RegularizedTrainer`, or if there are no rows, a number is out of its range, the
+            processes cannot share a batch evenly, or the device has no bf16 of its own. After a loss that is not finite
+            the model is of no use.
     """
     if len(rows) == 0:
         raise FlatlingoError("there are no rows to train on; check the split and its size")
+    for name, number, lowest in (
+        ("batch_size", batch_size, 1),
+        ("gradient_accumulation_steps", gradient_accumulation_steps, 1),
+        ("learning_rate", learning_rate, 0),
+        ("weight_decay", weight_decay, 0),
+        ("max_grad_norm", max_grad_norm, 0),
+    ):
+        if not number >= lowest:
+            raise FlatlingoError(f"{name} must be {lowest} or more, got {number}")
+    if not epochs > 0 or not 0 <= warmup < 1:
+        raise FlatlingoError(f"epochs must be above 0, warmup a share below 1; got {epochs} and {warmup}")
     if patience is not None and (eval_rows is None or patience < 1):
         raise FlatlingoError(f"early stopping needs eval_rows and a patience of at least 1 epoch, got {patience}")
     if patience is not None and average:

@@ -54,8 +54,8 @@ def sweep(
     infinite or NaN is stored as such, told in a warning, and left out of the table.
 
     Args:
-        plan: "nli" or "paraphrase" (the two studies), "methods" (every named method), or "regularized_second_stage".
-        preset: "smoke", "mini", "small", "paper", "xlmr", or a path to a YAML file.
+        plan: "nli" or "paraphrase" (the two studies), or another of `presets.PLANS` that the preset has.
+        preset: "smoke", "quick", "mini", "small", "paper", "xlmr", or a path to a YAML file.
         store: folder of finished runs; "recorded" reads the committed results, which takes neither the encoder nor the
             rows, and never computes.
         seeds: how many, or which; by default the preset's number, and of the recorded results every seed that has a run
