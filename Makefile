@@ -58,7 +58,7 @@ $(STAMP): requirements.lock pyproject.toml
 	touch $@
 
 # With preset quick also what is recorded: hours of training, drawn in seconds.
-figures: build/$(PRESET)/figures-$(SEEDS) $(if $(filter quick,$(PRESET)),figures-mini figures-small) ## train what is missing and draw every figure (PRESET=quick|smoke|mini|small|paper, SEEDS=n, JOBS=n runs at a time); mini and small as recorded
+figures: build/$(PRESET)/figures-$(SEEDS) $(if $(filter quick,$(PRESET)),figures-mini figures-small) ## train what is missing and draw every figure (PRESET=quick, the default, smoke, mini, small, paper or xlmr; SEEDS=n, JOBS=n runs at a time); mini and small as recorded
 figures-mini figures-small: $(STAMP)
 	$(MAKE) --no-print-directory figures PRESET=$(@:figures-%=%) STORE=recorded SEEDS=0 DATA= PARAMS=
 figure1: build/$(PRESET)/2_figure1-$(SEEDS).ipynb ## only English accuracy against Tr(F)
@@ -138,7 +138,7 @@ pretrain: $(STAMP) ## rebuild the shipped encoder data/mini-mbert (about an hour
 
 # Plans of preset mini with their seeds, the deciding ones first.
 RECORD := nli:10 paraphrase:10 methods:5 technique:10 intervention:10 regularized_second_stage:10
-record: $(STAMP) ## refresh the recorded results of preset mini, the committed notebooks and figures
+record: $(STAMP) ## train what the recorded results of preset mini lack (up to ten seeds of six plans: many hours), then refresh notebooks and figures
 	for plan in $(RECORD); do \
 	    flatlingo sweep $${plan%:*} --preset mini --seeds $${plan#*:} --store data/recorded/mini --discard-weights || exit 1; done
 	python scripts/modelcard.py

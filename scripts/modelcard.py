@@ -48,14 +48,10 @@ def card(folder: Path, accuracies: pd.DataFrame) -> str:
     rounds = [facts]
     while "start" in rounds[0]:
         rounds.insert(0, rounds[0]["start"])
-    steps = ", then ".join(f"{one['steps']:,} steps" for one in rounds)
-    corpora = " and ".join(
-        f"{one['documents']:,} ({one['data']}; epochs: {one['settings']['epochs']:g})" for one in rounds
-    )
-    losses = "; ".join(
-        ", ".join(f"{loss} at step {step}" for step, loss in one["training_loss"].items())
-        + f", held out at the end {one['held_out_loss']}"
-        for one in rounds
+    stages = "\n".join(
+        f"| {number} | {one['documents']:,}: {one['data']} | {one['settings']['epochs']:g} | {one['steps']:,} "
+        f"| {[*one['training_loss'].values()][-1]} | {one['held_out_loss']} |"
+        for number, one in enumerate(rounds, start=1)
     )
     rows = "\n".join(
         f"| mini-{plan} | {seed} | " + " | ".join(f"{value:.1f}" for value in values) + " |"
@@ -73,19 +69,24 @@ English, German, Spanish and Chinese in one cased WordPiece vocabulary of {facts
 world's few hundred words and nothing else; it is of no use on real text.
 
 * **Size**: {facts["parameters"]:,} parameters without the masked-LM head, {size / 1e6:.1f} MB (safetensors, float32).
-* **Data**: generated documents, each with fresh masks whenever it is shown: {corpora}.
-  {CLAIMS:.0%} (where nothing else is said) are single claims said twice, the others sentences about a scene,
-  {RESTATED:.0%} of these said twice too; the second time in other words and often in another language.
+* **Data**: generated documents, each with fresh masks whenever it is shown. {CLAIMS:.0%} (where nothing else is said)
+  are single claims said twice, the others sentences about a scene, {RESTATED:.0%} of these said twice too; the second
+  time in other words and often in another language.
 * **Training**: masked LM ({s["masked"]:.0%} of the pieces; {Masking.MASKED:.0%} of them masked, {Masking.REPLACED:.0%}
   replaced by another piece of the same document) and next-sentence prediction (in {s["strangers"]:.0%} of the documents
-  the second half is another's), {steps} of {s["batch_size"]} documents, AdamW, peak learning rate
-  {s["learning_rate"]:g} with linear warm-up and decay each time, no dropout, {facts["precision"]} products.
+  the second half is another's), {s["batch_size"]} documents a step, AdamW, peak learning rate {s["learning_rate"]:g}
+  with linear warm-up and decay in each stage, no dropout, {facts["precision"]} products.
 * **What it has seen of the tasks**: never a label of theirs, and no claim whose meaning they keep for validation. But
-  half of the strangers resemble the document they are put into: another scene of the same cast, or a claim of nearly
-  the same words and another meaning, made by the operations that also make the paraphrase task's negative pairs. So
-  next-sentence prediction teaches much of what that task asks. A larger encoder would have to learn it from plain text.
-* **Losses** (nats, masked pieces and next sentence together): {losses}.
+  half of the second halves that are another document's resemble the right one: another scene of the same cast, or a
+  claim of nearly the same words and another meaning, made by the operations that also make the paraphrase task's
+  negative pairs. So next-sentence prediction teaches much of what that task asks. A larger encoder would have to learn
+  it from plain text.
 
+| stage | documents | epochs | steps | training loss at its end | held out |
+|---|---|---|---|---|---|
+{stages}
+
+Losses in nats, masked pieces and next sentence together; all along the way in `pretraining.json`.
 `make pretrain` makes it again, the same bytes every time on one machine.
 
 ## How words split

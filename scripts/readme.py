@@ -4,6 +4,7 @@ Run by `make record`; tests compare the README with both.
 """
 
 import json
+import math
 import subprocess
 import tempfile
 import textwrap
@@ -14,7 +15,7 @@ import pandas as pd
 
 from flatlingo.errors import FlatlingoError
 from flatlingo.files import RECORDED, ROOT, replacing
-from flatlingo.report import decisions, judging, statistics
+from flatlingo.report import competence, decisions, judging, slopes, statistics
 from flatlingo.report.drawing import LANGUAGES
 from flatlingo.report.matched import TOO_FEW_SEEDS
 from flatlingo.report.regimes import regime
@@ -34,13 +35,21 @@ FILES = {  # figures 1 and 2 of each plan, as the notebooks name them
 ASKED = {  # how the table puts a question that prose asks in other words
     "slope": "per halving of Tr(F)",
     "slope within families": "… within families",
-    "regret of the smallest Tr(F) minus that of always none": "lost by adapting the flattest, beyond always none",
-    "regret of the smallest Tr(F) minus that of always the best family": "… beyond always the best family",
+    "gain minus gain from English rows": "gain minus that from as many English rows",
 }
-CLAIMS = {  # question and outcome: the claim of the paper
-    ("slope", "English accuracy"): "English accuracy, points per halving of Tr(F) (figure 1)",
-    ("slope", "gain"): "gain of a second stage, points per halving of Tr(F) (figure 2)",
+ALONE = {"slope within families": "per halving of Tr(F) within families"}  # where no line stands above it
+HEADS = {  # outcome: over the column of points per halving of Tr(F)
+    "English accuracy": "English accuracy (figure 1)",
+    "zero-shot accuracy": "zero-shot accuracy",
+    "gain": "gain of a second stage (figure 2)",
+    "accuracy after adaptation": "accuracy after it",
 }
+CLAIMED = {
+    "English accuracy": "that flatter models are more accurate",
+    "gain": "that they gain more from a second stage",
+}
+SEEDS = {("small", "nli"): 3, ("small", "paraphrase"): 2}  # planned; of preset mini ten
+SETTING = "using_intervention.json"
 TOO_FEW = (TOO_FEW_SEEDS, judging.TOO_FEW)
 UNITS = {"wrong labels reproduced": ""}  # of the regimes; the others are in points
 
@@ -51,27 +60,103 @@ def results(figures: Path = FIGURES) -> str:
 
 
 def lead(figures: Path = FIGURES) -> str:
-    """The paper's two claims with their verdicts, a line for each plan recorded; and which questions are decided."""
-    lines, decided, asked = [["", *CLAIMS.values()], ["---"] * (len(CLAIMS) + 1)], [], 0
-    for folder in _folders(figures).values():
+    """What is said of the paper's claims, a line for each plan recorded; and which further questions are decided."""
+    lines, settled, asked = [["points per halving of Tr(F)", *HEADS.values()], ["---"] * (len(HEADS) + 1)], [], 0
+    said = {outcome: [] for outcome in CLAIMED}
+    for preset, folder in _folders(figures).items():
         for plan in _recorded(folder):
             figure = json.loads((folder / FILES[plan][0]).read_text(encoding="utf-8"))
-            runs = pd.DataFrame(figure["data"])
-            task, encoder = runs[["task", "encoder"]].iloc[0]
-            found = _printed(figure["headline"]["verdicts"])
-            told = found.apply(_told, axis=1)
-            title = f"{task}, {encoder}: {runs['label'].nunique()} conditions, seeds: {runs['seed'].nunique()}"
-            lines.append([title, *(told.get(question, "") for question in CLAIMS)])
-            with_interval = found[found["low"] != ""]
-            asked += len(with_interval)
-            settled = with_interval[~with_interval["verdict"].isin(("undecided", *TOO_FEW))]
-            decided += [
-                f"* {task}, {outcome}, {ASKED.get(question, question)}: {told[question, outcome]}\n"
-                for question, outcome in settled.index
+            runs, found = pd.DataFrame(figure["data"]), _printed(figure["headline"]["verdicts"])
+            told, task = found.apply(_told, axis=1), runs["task"].iloc[0]
+            gap = _without_gap(plan) if preset == "mini" else ""
+            number = found.loc["slope", "conditions"].iloc[0]
+            title = f"{task}, {runs['encoder'].iloc[0]}: {number} conditions, {_seeds(runs, preset, plan)}{gap}"
+            lines.append([title, *(told.get(("slope", outcome), "") for outcome in HEADS)])
+            for outcome in {*CLAIMED} & {*found.loc["slope"].index}:
+                said[outcome].append(found.loc[("slope", outcome), "verdict"])
+            rest = found[(found["low"] != "") & (found.index.get_level_values("question") != "slope")]
+            asked += len(rest)
+            settled += [
+                f"* {task}: {outcome}, {_alone(question)}: {told[question, outcome]}{_ends(told, question, outcome)}\n"
+                for question, outcome in rest[~rest["verdict"].isin(("undecided", *TOO_FEW))].index
             ]
+    lines += _set(figures / SETTING)
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    text = f"Of {asked} questions that have an interval, {len(decided)} are decided{':' if decided else ''}"
-    return f"\n{table}\n{text}\n\n{''.join(decided)}"
+    claims = "; ".join(f"{_tally(said[outcome])} {words}" for outcome, words in CLAIMED.items())
+    rest = f"Of {asked} further questions that have an interval, {len(settled)} are decided{':' if settled else '.'}"
+    text = _filled(f"**Over regularisers, {claims}.** {_by_setting(figures / SETTING)}")
+    return f"\n{text}\n\n{table}\n{rest}\n\n{''.join(settled)}"
+
+
+def _seeds(runs: pd.DataFrame, preset: str, plan: str) -> str:
+    """How many seeds there are of those planned: `5 of 10 seeds`."""
+    return f"{runs['seed'].nunique()} of {SEEDS.get((preset, plan), 10)} seeds"
+
+
+def _tally(verdicts: list[str]) -> str:
+    """How many studies say what: `of 3 studies none confirms and none refutes`."""
+    numbers = [sum(verdict == word for verdict in verdicts) for word in ("rises", "falls", "no effect")]
+    confirm, refute, nothing = (str(number) if number else "none" for number in numbers)
+    more = f" ({nothing} says that there is no effect)" if numbers[2] else ""
+    studies = "1 study" if len(verdicts) == 1 else f"{len(verdicts)} studies"
+    return f"of {studies} {confirm} confirms and {refute} refutes{more}"
+
+
+def _ends(told: pd.Series, question: str, outcome: str) -> str:
+    """A gain is read beside where it starts and ends."""
+    both = [(question, other) for other in ("zero-shot accuracy", "accuracy after adaptation")]
+    if outcome != "gain" or not all(key in told for key in both):
+        return ""
+    return f" (zero-shot accuracy {told[both[0]]}; accuracy after adaptation {told[both[1]]})"
+
+
+def _alone(question: str) -> str:
+    return ALONE.get(question, ASKED.get(question, question))
+
+
+def _setting(path: Path) -> pd.DataFrame:
+    """The slopes of plan `intervention`, as they are shown, by what is held and outcome; none if it is not recorded."""
+    rows = json.loads(path.read_text(encoding="utf-8"))["headline"].get("verdicts") if path.is_file() else None
+    if not rows:
+        return pd.DataFrame()
+    found = pd.DataFrame(rows).assign(halvings=math.nan, least=math.nan, most=math.nan)
+    found = found.assign(question=found["held"], outcome=found["outcome"].map(slopes.OUTCOMES))
+    return _printed(found.to_dict("records"))
+
+
+def _set(path: Path) -> list[list[str]]:
+    """The lines of the table on runs whose Tr(F) was set."""
+    found = _setting(path)
+    if found.empty:
+        return []
+    told = found.apply(_told, axis=1)
+    title = f"mini-nli, Tr(F) set: {found['targets'].iloc[0]} targets, {found['seeds'].iloc[0]} of 10 seeds"
+    titles = {"": title, "at equal loss": "… at equal training loss"}
+    return [[titles[held], *(told.get((held, outcome), "") for outcome in HEADS)] for held in titles]
+
+
+def _by_setting(path: Path) -> str:
+    """What setting Tr(F) does: the outcomes it raises, lowers or leaves alone, and what of it holds at equal loss."""
+    found = _setting(path)
+    if found.empty:
+        return ""
+    words = {"rises": "raises", "falls": "lowers", "no effect": "does not change"}
+    said = {held: dict(part["verdict"].droplevel("question")) for held, part in found.groupby("question")}
+    settled = {name: said[""][name] for name in HEADS if said[""].get(name) in words}
+    if not settled:
+        return "Where one and the same term sets Tr(F), its effect is undecided too."
+    parts = {word: [name for name, verdict in settled.items() if verdict == word] for word in words}
+    effects = "; it ".join(f"{words[word]} {_listed(names)}" for word, names in parts.items() if names)
+    too = [name for name, verdict in settled.items() if said["at equal loss"].get(name) == verdict]
+    return (
+        f"Where one and the same term sets Tr(F) in the second half of training, lowering it {effects}; "
+        f"at equal training loss {f'the same holds of {_listed(too)}' if too else 'this is undecided'}."
+    )
+
+
+def _listed(names: list[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
 
 
 def _folders(figures: Path) -> dict[str, Path]:
@@ -94,7 +179,7 @@ def _of_plan(preset: str, folder: Path, plan: str) -> str:
     first, second = (folder / name for name in FILES[plan])
     figure = json.loads(first.read_text(encoding="utf-8"))
     runs, headline = pd.DataFrame(figure["data"]), figure["headline"]
-    means = statistics.condition_means(runs).set_index("label")
+    means = statistics.condition_means(competence.counted(runs)).set_index("label")
     sentences = [_traces(means), _accuracies(means)]
     if second.is_file():
         sentences.append(_gains(pd.DataFrame(json.loads(second.read_text(encoding="utf-8"))["data"])))
@@ -103,11 +188,10 @@ def _of_plan(preset: str, folder: Path, plan: str) -> str:
     task, encoder = runs[["task", "encoder"]].iloc[0]
     title = (
         f"**{task}**, {encoder} (preset `{preset}`, plan `{plan}`; {runs['label'].nunique()} conditions, "
-        f"seeds: {runs['seed'].nunique()})"
+        f"{_seeds(runs, preset, plan)})"
     )
-    text = textwrap.fill(
-        f"{title}. {' '.join(sentences)} {headline['left_out']}", 116, break_long_words=False, break_on_hyphens=False
-    )
+    sentences += [headline["left_out"], _hanging(headline["verdicts"])]
+    text = _filled(f"{title}. {' '.join(sentences)}")
     return f"{text}\n{_verdicts(headline['verdicts'])}"
 
 
@@ -149,17 +233,34 @@ def _gains(adapted: pd.DataFrame) -> str:
         + (f" ({100 * row['control_gain']:.1f} from as many English rows)" if "control_gain" in row else "")
         for code, row in none.iterrows()
     ]
-    return f"The second stage gains the unregularised model {', '.join(parts).replace('-', '−')}."
+    return f"The second stage adds {', '.join(parts).replace('-', '−')} to the unregularised model."
+
+
+def _hanging(rows: list[dict]) -> str:
+    """Between which values a slope stays whichever condition is left out."""
+    found = _printed(rows)
+    parts = [
+        f"of {outcome} from {row['least']} to {row['most']}"
+        for (question, outcome), row in found.iterrows()
+        if question == "slope" and row["least"]
+    ]
+    return f"Slopes, whichever condition is left out: {', '.join(parts)}." if parts else ""
+
+
+def _without_gap(plan: str) -> str:
+    """Said of a plan of preset mini whose unregularised model is not as far ahead in English as was asked."""
+    found = regime(pd.read_csv(RECORDED / "mini-regimes.csv")).loc[plan]
+    return "" if found.loc["English less zero-shot", "holds"] else "; no transfer gap, English is not ahead"
 
 
 def _missed(plan: str) -> str:
-    """What was asked of the sizes of preset mini before the runs and does not hold, from `mini-regimes.csv`."""
+    """What was asked of the sizes of preset mini before the runs and was not reached, from `mini-regimes.csv`."""
     found = regime(pd.read_csv(RECORDED / "mini-regimes.csv")).loc[plan]
     missed = [
         f"{what} {row.value:.1f}{UNITS.get(what, ' points')} (at least {row.least:g} was asked)".replace(" -", " −")
         for what, row in found[~found["holds"]].iterrows()
     ]
-    return f"Asked of these sizes beforehand and not so: {', '.join(missed)}." if missed else ""
+    return f"Asked of these sizes beforehand, and not reached: {', '.join(missed)}." if missed else ""
 
 
 def _printed(rows: list[dict]) -> pd.DataFrame:
@@ -228,6 +329,19 @@ def tour(folder: Path) -> str:
     return "\n".join(["```console", *lines, "```", ""])
 
 
+def captions(folder: Path) -> str:
+    """The README of a folder of figures: each with its caption, from its JSON file."""
+    texts = {path.stem: json.loads(path.read_text(encoding="utf-8"))["caption"] for path in folder.glob("*.json")}
+    shown = [f"## {name}\n\n![{name}]({name}.png)\n\n{_filled(texts[name])}\n" for name in sorted(texts)]
+    head = "Written by `make record` from the JSON file beside each figure, which has its data and where they are from."
+    return "\n".join([f"# Figures\n\n{head}\n", *shown])
+
+
+def _filled(text: str) -> str:
+    """Text in lines of the README's length."""
+    return textwrap.fill(" ".join(text.split()), 116, break_long_words=False, break_on_hyphens=False)
+
+
 def parts(text: str, name: str) -> list[str]:
     """The README's text up to a block that is written here, the block, and the rest.
 
@@ -250,5 +364,7 @@ if __name__ == "__main__":
         for name, new in blocks.items():
             before, _, after = parts(text, name)
             text = before + new + after
-    with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    pages = {path: text} | {figures / "README.md": captions(figures) for figures in _folders(FIGURES).values()}
+    for page, content in pages.items():
+        with replacing(page) as temporary:
+            temporary.write_text(content, encoding="utf-8")

@@ -6,10 +6,11 @@ import json
 import re
 
 import pytest
+from made_up import intervention_table
 
 from flatlingo.errors import FlatlingoError
 from flatlingo.files import ROOT
-from flatlingo.report import decisions, saving
+from flatlingo.report import decisions, intervention, saving
 from flatlingo.report.simulation import simulated_study
 from flatlingo.report.statistics import per_run
 from flatlingo.study.presets import PLANS
@@ -31,15 +32,30 @@ def test_it_opens_with_what_is_decided():
 def test_the_lead_names_what_is_decided(tmp_path):
     table = simulated_study(6, slope=2.0).assign(task="xnli", encoder="e5", weight=1.0)
     found = decisions.verdicts(table, n_permutations=99)
+    set_to = {"headline": {"verdicts": intervention.per_halving(intervention_table(-1.5, 0.0, seeds=8))}}
+    (tmp_path / "using_intervention.json").write_text(json.dumps(saving.plain(set_to)), encoding="utf-8")
     first = {"data": per_run(table), "headline": {"left_out": "", "verdicts": found}}
     (tmp_path / "figure1.json").write_text(json.dumps(saving.plain(first)), encoding="utf-8")
     lead = readme.lead(tmp_path)
-    (line,) = (line for line in lead.splitlines() if line.startswith("| xnli, e5: 14 conditions, seeds: 3 | rises: +"))
-    assert line.count("|") == 4
-    known = found[found["low"].notna()]
+    text = " ".join(lead.split())
+    assert "Over regularisers, of 1 study 1 confirms and none refutes that flatter models are more accurate;" in text
+    assert "lowering it raises English accuracy and zero-shot accuracy; at equal training loss the same holds" in text
+    start = "| xnli, e5: 14 conditions, 3 of 10 seeds | rises: +"
+    (line,) = (line for line in lead.splitlines() if line.startswith(start))
+    assert line.count("|") == 6
+    assert "| mini-nli, Tr(F) set: 4 targets, 8 of 10 seeds | rises: +1." in text
+    assert "| … at equal training loss | rises: +1." in text
+    known = found[found["low"].notna() & (found["question"] != "slope")]
     decided = known[~known["verdict"].isin(["undecided", "too few seeds", "too few conditions"])]
-    assert f"Of {len(known)} questions that have an interval, {len(decided)} are decided:" in " ".join(lead.split())
-    assert lead.count("* xnli,") == len(decided) > 0
+    assert f"Of {len(known)} further questions that have an interval, {len(decided)} are decided:" in text
+    assert lead.count("* xnli:") == len(decided) > 0
+
+
+@pytest.mark.parametrize("folder", [readme.FIGURES, readme.FIGURES / "small"], ids=lambda folder: folder.name)
+def test_a_folder_of_figures_shows_them_with_their_captions(folder):
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    assert page == readme.captions(folder), "refresh with: python scripts/readme.py"
+    assert all((folder / name).is_file() for name in re.findall(r"\]\(([^)]+)\)", page))
 
 
 def test_its_weights_are_those_of_the_calibration():

@@ -10,7 +10,7 @@ from scipy import stats
 
 from flatlingo.errors import FlatlingoError
 from flatlingo.report import choosing, competence, decisions, judging, matched, slopes
-from flatlingo.report.simulation import CONDITIONS, TRUTHS, right_verdicts, simulated_study, verdict_rates
+from flatlingo.report.simulation import CONDITIONS, TRUTHS, design, right_verdicts, simulated_study, verdict_rates
 
 OUTCOME = "english_accuracy"
 
@@ -404,7 +404,8 @@ class TestVerdicts:
                 assert said[question, outcome] == "rises"
             assert said[question, "gain"] not in ("rises", "falls")
         assert not said.filter(like="equal Tr(F)", axis=0).isin(["higher", "lower"]).any()
-        assert said["regret of the smallest Tr(F) minus that of always none"].item() == "lower"
+        control = found[found["question"] == "gain minus gain from English rows"].iloc[0]
+        assert control["verdict"] == ("higher" if control["low"] > 0 and control["p"] < 0.05 else "undecided")
         assert list(found.columns) == decisions.COLUMNS
         assert not found.duplicated(["question", "outcome"]).any()
 
@@ -489,6 +490,27 @@ def test_right_verdicts_say_what_was_to_be_found_and_how_often_it_was():
     assert misled["wrong"] <= 1
 
 
+def test_a_slope_tells_between_which_values_it_stays_without_one_condition():
+    runs = simulated_study(0, slope=1.0, seeds=3).query("language == 'de'").drop(columns="language")
+    found = slopes.slope(runs, "english_accuracy", n_permutations=9)
+    left = [
+        slopes.slope(runs[runs["label"] != label], "english_accuracy", n_permutations=9).value
+        for label in runs["label"].unique()
+    ]
+    assert [found.least, found.most] == pytest.approx([min(left), max(left)])
+
+
+@pytest.mark.parametrize("own", [0.0, 3.0])
+def test_a_study_is_made_up_with_as_much_spread_as_a_recorded_one(own):
+    studies = [simulated_study(seed, seeds=5, run_sd=2.0, condition_sd=own, slope=0.5) for seed in range(40)]
+    found = pd.DataFrame([design(study) for study in studies])
+    assert np.sqrt((found["run_sd"] ** 2).mean()) == pytest.approx(2.0, rel=0.1)
+    if own:  # over few conditions what one has of its own is known to a third
+        assert np.sqrt((found["condition_sd"] ** 2).mean()) == pytest.approx(own, rel=0.15)
+    else:  # a variance below 0 is none, so that half of them are above
+        assert found["condition_sd"].median() < 0.5
+
+
 def test_all_runs_count_where_competence_cannot_be_judged():
     table = simulated_study(0)
     table.loc[table["label"] == "l2=0.5", "clean_train_accuracy"] = 0.4
@@ -503,7 +525,8 @@ def test_regret_has_a_row_for_each_rule():
     table = simulated_study(0)
     assert choosing.regret_forest(table.head(0)).empty
     rows = choosing.regret_forest(table)
-    assert set(rows["group"]) == {"regret", "minus none", "minus the best family"}
+    naive = [f"regret minus that of {rule}" for rule in (choosing.NONE, choosing.BEST_FAMILY)]
+    assert set(rows["group"]) == {"regret", *naive}
 
 
 @pytest.mark.parametrize("ask", [slopes.slope, slopes.rank_correlation])

@@ -28,16 +28,16 @@ def _close_figures():
 
 
 def coefficient(runs, *columns):
-    """Of log₂ Tr(F), with an indicator for every seed."""
+    """Of -log₂ Tr(F), with an indicator for every seed."""
     runs = runs[runs["family"] == "trace_target"]
-    design = [np.log2(runs["trace"]), *(runs[name] for name in columns), pd.get_dummies(runs["seed"]).to_numpy(float)]
+    design = [-np.log2(runs["trace"]), *(runs[name] for name in columns), pd.get_dummies(runs["seed"]).to_numpy(float)]
     return np.linalg.lstsq(np.column_stack(design), 100 * runs["english_accuracy"].to_numpy())[0][0]
 
 
 @pytest.mark.parametrize(("held", "columns"), [("", ()), ("at equal loss", ("train_loss",))], ids=["as it is", "held"])
 def test_slope_is_the_regression_and_its_interval_leaves_out_whole_seeds(held, columns):
     runs = table()
-    found = intervention.per_doubling(runs).set_index(["outcome", "held"]).loc["english_accuracy", held]
+    found = intervention.per_halving(runs).set_index(["outcome", "held"]).loc["english_accuracy", held]
     assert found["value"] == pytest.approx(coefficient(runs, *columns))
     left = [coefficient(runs[runs["seed"] != seed], *columns) for seed in runs["seed"].unique()]
     half = stats.t.ppf(0.975, SEEDS - 1) * (SEEDS - 1) * np.std(left, ddof=1) / np.sqrt(SEEDS)
@@ -46,19 +46,19 @@ def test_slope_is_the_regression_and_its_interval_leaves_out_whole_seeds(held, c
 
 def test_an_effect_of_the_trace_is_told_from_one_of_the_fit():
     """Accuracy follows the training loss alone, which the target changes: at equal loss nothing is left."""
-    found = intervention.per_doubling(table(per_doubling=0.0, per_loss=-20.0)).set_index(["outcome", "held"])
-    assert found.loc[("english_accuracy", ""), "verdict"] == "falls"
+    found = intervention.per_halving(table(per_doubling=0.0, per_loss=-20.0)).set_index(["outcome", "held"])
+    assert found.loc[("english_accuracy", ""), "verdict"] == "rises"
     assert found.loc[("english_accuracy", "at equal loss"), "verdict"] == "no effect"
-    found = intervention.per_doubling(table(per_doubling=-1.5, per_loss=0.0)).set_index(["outcome", "held"])
+    found = intervention.per_halving(table(per_doubling=-1.5, per_loss=0.0)).set_index(["outcome", "held"])
     row = found.loc[("zero_shot_accuracy", "at equal loss")]
-    assert row["verdict"] == "falls"
-    assert row["low"] < -1.5 < row["high"]
+    assert row["verdict"] == "rises"
+    assert row["low"] < 1.5 < row["high"]
 
 
 def test_a_loss_that_does_not_vary_cannot_be_held():
-    found = intervention.per_doubling(table().assign(train_loss=0.1)).set_index(["outcome", "held"])
+    found = intervention.per_halving(table().assign(train_loss=0.1)).set_index(["outcome", "held"])
     assert found.loc[("english_accuracy", "at equal loss"), "verdict"] == "undetermined"
-    assert found.loc[("english_accuracy", ""), "verdict"] == "falls"
+    assert found.loc[("english_accuracy", ""), "verdict"] == "rises"
 
 
 def test_each_target_is_compared_with_none_of_its_seed():
@@ -84,9 +84,21 @@ def test_each_target_is_compared_with_none_of_its_seed():
 def test_the_figure_is_drawn_with_as_many_seeds_as_there_are(seeds):
     fig = intervention.intervention_figure(table(seeds=seeds))
     fig.canvas.draw()
-    assert fig.axes[-1].get_ylabel() == "training loss (nats)"
-    (text,) = fig.axes[0].texts
-    assert ("too few seeds" in text.get_text()) is (seeds < 3)
+    assert fig.axes[-1].get_title("left") == "training loss"
+    text, *targets = (text.get_text() for text in fig.axes[0].texts)
+    assert ("too few seeds" in text) is (seeds < 3)
+    assert targets == ["125", "250", "500", "700"]
+
+
+def test_outcomes_of_a_second_stage_have_panels_too():
+    once = table()
+    adapted = once["zero_shot_accuracy"] + 0.1
+    stages = [once.assign(language=code, adapted=adapted, gain=0.1, zero_shot=0.5) for code in ("de", "es")]
+    fig = intervention.intervention_figure(pd.concat(stages))
+    fig.canvas.draw()
+    assert [ax.get_title("left") for ax in fig.axes if ax.axison] == [
+        "English accuracy", "zero-shot accuracy", "gain", "accuracy after adaptation", "training loss",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

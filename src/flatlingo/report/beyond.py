@@ -13,7 +13,7 @@ from flatlingo.report.drawing import beside, check, lacks, legend, plain_log_lab
 from flatlingo.report.saving import STYLE
 from flatlingo.study.families import family
 
-FOREST_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+FOREST = "0.25"  # of estimates: colours are of families
 CLOUD_LINES = 12  # lines of a forest that a cloud is as high as
 
 
@@ -49,7 +49,7 @@ def beyond_figure(clouds: Sequence[Cloud], forests: dict[str, pd.DataFrame]) -> 
     Args:
         clouds: of which the first says what the legend holds; none if there are forests only.
         forests: by the panel's axis label, rows `label`, `value`, `low`, `high` from top to bottom and, optionally,
-            `group`: rows of a group share a colour and stand under its name. Without ends (NaN) there is no interval,
+            `group`: rows of a group share a marker and stand under its name. Without ends (NaN) there is no interval,
             without a value the line says so; a panel without rows says that, too.
 
     Returns:
@@ -121,13 +121,12 @@ def _forest(ax: Axes, rows: pd.DataFrame) -> None:
     rows = rows if "group" in rows else rows.assign(group="")
     place, ticks = 0.0, []
     for i, (group, part) in enumerate(rows.groupby("group", sort=False)):
-        colour = FOREST_COLOURS[i % len(FOREST_COLOURS)]
         if group:
             ticks.append((place, group, "bold"))
             place -= 1
         for row in part.itertuples():
-            ax.plot([row.low, row.high], [place, place], color=colour, linewidth=1.4, solid_capstyle="butt")
-            ax.plot(row.value, place, color=colour, marker="osD^"[i % 4], markersize=4)
+            ax.plot([row.low, row.high], [place, place], color=FOREST, linewidth=1.4, solid_capstyle="butt")
+            ax.plot(row.value, place, color=FOREST, marker="osD^"[i % 4], markersize=4)
             if np.isnan(row.value):
                 beside(ax, "undefined", (0, place), (3, 0), "data", va="center", color="0.5")
             ticks.append((place, row.label, "normal"))

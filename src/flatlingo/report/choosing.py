@@ -80,7 +80,7 @@ def regret_forest(table: pd.DataFrame, y: str = "adapted") -> pd.DataFrame:
     if table.empty:
         return pd.DataFrame(columns=columns)
     rows = regret_table(table, y).reset_index().rename(columns={"rule": "label"})
-    groups = [f"minus {naive.removeprefix('always ')}" if naive else "regret" for naive in rows["minus"]]
+    groups = [f"regret minus that of {naive}" if naive else "regret" for naive in rows["minus"]]
     return rows.assign(group=groups)[columns]
 
 

@@ -124,7 +124,7 @@ def any_run(runs: pd.DataFrame) -> pd.Series:
 RULES: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
     "smallest Tr(F)": flattest,
     "highest English accuracy": most_accurate,
-    "flattest within 2 points of it": flattest_of_the_accurate,
+    "flattest within 2 points of the best": flattest_of_the_accurate,
     "at random": any_run,
 }
 

@@ -43,4 +43,4 @@ def left_out(table: pd.DataFrame) -> str:
     if reason := undecidable(table):
         return f"Nothing is decided, and every run counts as competent: {reason}."
     names = [f"{label} ({seeds})" for label, seeds in incompetent(table).items()]
-    return f"Left out, for they have not learnt the task: {', '.join(names)}." if names else "Every run is competent."
+    return f"Left out because they did not learn the task: {', '.join(names)}." if names else "Every run is competent."

@@ -5,7 +5,6 @@ import math
 import pandas as pd
 
 from flatlingo.errors import FlatlingoError
-from flatlingo.report.choosing import BEST_FAMILY, NONE, regret_table
 from flatlingo.report.judging import holm, judge
 from flatlingo.report.matched import (
     ALL,
@@ -20,7 +19,10 @@ from flatlingo.report.slopes import OUTCOMES, outcomes, per_seed, slopes
 from flatlingo.report.statistics import per_run
 from flatlingo.study.calibration import COMPETENT
 
-COLUMNS = ["question", "outcome", "value", "low", "high", "p", "conditions", "seeds", "halvings", "verdict"]
+COLUMNS = [
+    *("question", "outcome", "value", "low", "high", "p", "conditions", "seeds", "halvings"),
+    *("least", "most", "verdict"),
+]
 MOST = 0.5  # a condition counts if it has learnt the task in more than this share of its seeds
 
 
@@ -96,27 +98,24 @@ def memorised(table: pd.DataFrame) -> pd.Series:
     return table["noisy_fitted"] - (1 - table["english_accuracy"]) / (table["classes"] - 1)
 
 
-def verdicts(
-    table: pd.DataFrame, *, seed: int = 0, n_permutations: int = 9999, n_bootstrap: int = 5000
-) -> pd.DataFrame:
+def verdicts(table: pd.DataFrame, *, seed: int = 0, n_permutations: int = 9999) -> pd.DataFrame:
     """Every question that decides, over competent runs; Holm's correction runs over the outcomes of a question.
 
     The questions: the slope of each outcome per halving of Tr(F), with the seed held fixed, and with the family too;
-    consistency minus each rival at the same Tr(F); both views minus none, and consistency minus both views; the gain
-    minus the gain from as many English rows; and what choosing the flattest checkpoint loses more than naive rules do.
+    consistency minus each rival at the same Tr(F); both views minus none, and consistency minus both views; and the
+    gain minus the gain from as many English rows.
     The smallest effect of interest is half a point, per halving or between conditions.
 
     Args:
         table: one row per run, or per run and target language, of one plan and preset.
-        seed: of permutations and bootstrap.
+        seed: of permutations.
         n_permutations: at most.
-        n_bootstrap: samples.
 
     Returns:
-        A row per question and outcome: `question, outcome, value, low, high` (points), `p` (Holm; none of the regret
-        and of the gain beyond that from English rows), `conditions` (pairs of them, where they are compared in pairs),
-        `seeds`, `halvings` by which the first of a pair is flatter all the same, and `verdict`. Where the runs are
-        missing, the verdict says so.
+        A row per question and outcome: `question, outcome, value, low, high` (points), `p` (Holm), `conditions` (pairs
+        of them, where they are compared in pairs), `seeds`, `halvings` by which the first of a pair is flatter all the
+        same, `least` and `most`, between which a slope stays whichever condition is left out, and `verdict`. Where the
+        runs are missing, the verdict says so.
 
     Raises:
         FlatlingoError: as for `competent` and `slopes.slope`.
@@ -129,16 +128,16 @@ def verdicts(
         rows += found.assign(question=question).rename_axis("outcome").reset_index().to_dict("records")
     for question, pairs in questions(runs).items():
         rows += _compared(runs, question, pairs)
-    if "gain" in outcomes(table):
-        rows += _adaptation(table, runs, seed, n_bootstrap)
+    if "gain" in outcomes(table) and runs["control_gain"].notna().any():
+        rows.append(_beyond_control(runs))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def printed(found: pd.DataFrame) -> pd.DataFrame:
     """Verdicts to show: points with sign and two decimals, p with two digits, indexed by question and outcome."""
-    points = {name: found[name].map(_points) for name in ("value", "low", "high")}
+    points = {name: found[name].map(_points) for name in ("value", "low", "high", "halvings", "least", "most")}
     p = found["p"].map(lambda value: "" if math.isnan(value) else f"{value:.2g}")
-    return found.assign(**points, p=p, halvings=found["halvings"].map(_points)).set_index(["question", "outcome"])
+    return found.assign(**points, p=p).set_index(["question", "outcome"])
 
 
 def _points(value: float) -> str:
@@ -159,22 +158,15 @@ def _compared(runs: pd.DataFrame, question: str, pairs: dict[str, tuple[str, str
     ]
 
 
-def _adaptation(table: pd.DataFrame, runs: pd.DataFrame, seed: int, n_bootstrap: int) -> list[dict]:
-    """The rows about the second stage: the English control, and the choice of a checkpoint."""
-    rows, conditions = [], runs["label"].nunique()
-    if runs["control_gain"].notna().any():
-        beyond = gains(runs).loc[ALL].rename({"gain minus control": "value"})
-        rows.append(_row("gain minus gain from English rows", "gain", beyond, conditions))
-    regrets = regret_table(table, seed=seed, n_bootstrap=n_bootstrap)
-    for naive in (NONE, BEST_FAMILY):
-        question = f"regret of the smallest Tr(F) minus that of {naive}"
-        rows.append(_row(question, "adapted", regrets.loc["smallest Tr(F)", naive], conditions))
-    return rows
+def _beyond_control(runs: pd.DataFrame) -> dict:
+    """The row of the gain beyond that from as many English rows, over all conditions."""
+    found = gains(runs).loc[ALL].rename({"gain minus control": "value"})
+    return _row("gain minus gain from English rows", "gain", found, runs["label"].nunique(), found["p"])
 
 
-def _row(question: str, y: str, found: pd.Series, conditions: int, p: float | None = None) -> dict:
+def _row(question: str, y: str, found: pd.Series, conditions: int, p: float) -> dict:
     interval = found[["value", "low", "high"]].to_dict()
     verdict = judge(**interval, p_value=p, words=WORDS, too_few=TOO_FEW_SEEDS)
-    rest = {"p": math.nan if p is None else p, "conditions": conditions, "seeds": int(found["seeds"])}
+    rest = {"p": p, "conditions": conditions, "seeds": int(found["seeds"])}
     halvings = found.get("halvings", math.nan)
     return {"question": question, "outcome": OUTCOMES[y], **interval, **rest, "halvings": halvings, "verdict": verdict}

@@ -5,6 +5,8 @@ can tell apart); the darker the colour, the larger the weight. Small dots are ru
 taken out; marks are means over seeds, hollow where a model has not learnt its task (`decisions.competent`).
 """
 
+from collections.abc import Sequence
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -109,14 +111,15 @@ def figure2(table: pd.DataFrame, *, seed: int = 0) -> Figure:
         hollow = []
         for row, (y, (title, control)) in zip(axes, ROWS.items(), strict=True):
             drawn = [condition_marks(table[table["language"] == language], y) for language in languages]
+            dashes = []
             for ax, language, (runs, conditions) in zip(row, languages, drawn, strict=True):
                 part = table[table["language"] == language]
                 draw_marks(ax, runs, conditions, size=0.8)
                 _bars(ax, runs, conditions)
-                _dashes(ax, part, conditions, control)
+                dashes.append(_dashes(ax, part, conditions, control))
                 above(ax, _correlation(part, y, seed, n_permutations=1).partition(", p")[0])
             for ax, (runs, conditions) in zip(row, drawn, strict=True):
-                _frame(ax, drawn)
+                _frame(ax, drawn, np.concatenate(dashes))
                 moved = off_the_axes(ax, conditions, names=False)
                 hollow.append((ax, moved[~moved["able"]], runs))
             row[0].set_ylabel(title)
@@ -139,12 +142,13 @@ def _correlation(table: pd.DataFrame, y: str, seed: int, **options) -> str:
     return str(slopes.rank_correlation(table[table["able"]], y, seed=seed, **options))
 
 
-def _frame(ax: Axes, drawn: list[tuple[pd.DataFrame, pd.DataFrame]]) -> None:
+def _frame(ax: Axes, drawn: list[tuple[pd.DataFrame, pd.DataFrame]], also: Sequence[float] = ()) -> None:
     """Axes that show every competent run and condition, and no further than a bit beyond them for the others.
 
     Args:
         ax: gets a logarithmic x.
         drawn: the runs and conditions of all panels that share the axes.
+        also: further values of y that are in sight.
     """
     able, others = [], []
     for runs, conditions in drawn:
@@ -154,6 +158,7 @@ def _frame(ax: Axes, drawn: list[tuple[pd.DataFrame, pd.DataFrame]]) -> None:
             able.append(places[part["able"]])
             others.append(places[~part["able"]] if part is conditions else places[:0])
     (x, y), (other_x, other_y) = np.concatenate(able).T, np.concatenate(others).T
+    y = np.concatenate([y, also])
     ax.set_xscale("log")
     ax.set_xlim(*np.exp(limits(x, other_x, spare=0.05)))
     ax.set_ylim(*limits(y, other_y, spare=0.06))
@@ -178,11 +183,14 @@ def _bars(ax: Axes, runs: pd.DataFrame, conditions: pd.DataFrame) -> None:
         ax.vlines(able["x"], able["y"] - half, able["y"] + half, color="0.55", linewidth=0.6, zorder=1, label="_bars")
 
 
-def _dashes(ax: Axes, table: pd.DataFrame, conditions: pd.DataFrame, control: str | None) -> None:
-    """What as many English rows give, as a dash at each condition's Tr(F)."""
-    if control and control in table and table[control].notna().any():
-        means = 100 * table.groupby("label")[control].mean()
-        ax.plot(conditions["x"], conditions["label"].map(means), color="0.35", zorder=1, label="_control", **DASH)
+def _dashes(ax: Axes, table: pd.DataFrame, conditions: pd.DataFrame, control: str | None) -> np.ndarray:
+    """What as many English rows give, as a dash at each competent condition's Tr(F); the values, if measured."""
+    if not control or control not in table or table[control].isna().all():
+        return np.empty(0)
+    able = conditions[conditions["able"]]
+    means = able["label"].map(100 * table[table["able"]].groupby("label")[control].mean()).dropna()
+    ax.plot(able.loc[means.index, "x"], means, color="0.35", zorder=1, label="_control", **DASH)
+    return means.to_numpy()
 
 
 DASH = {"marker": "_", "linestyle": "none", "markersize": 6, "markeredgewidth": 1.1}
@@ -242,4 +250,4 @@ def _trace_against_weight(axes: dict[str, Axes], table: pd.DataFrame) -> None:
     first.set_ylabel(TRACE)
     plain_log_labels(first.yaxis)
     if not baseline.empty:
-        beside(first, "none", (0, baseline.mean()), (2, 3), ("axes fraction", "data"), color="0.3")
+        beside(first, "none", (0, baseline.max()), (2, 2), ("axes fraction", "data"), color="0.3")

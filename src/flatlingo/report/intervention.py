@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from flatlingo.errors import FlatlingoError
-from flatlingo.report.drawing import TRACE, above, lacks, plain_log_labels
+from flatlingo.report.drawing import TRACE, beside, lacks, plain_log_labels
 from flatlingo.report.judging import holm, judge, said
 from flatlingo.report.matched import TOO_FEW_SEEDS, WORDS, with_baseline
 from flatlingo.report.saving import STYLE
@@ -63,10 +63,10 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def per_doubling(table: pd.DataFrame) -> pd.DataFrame:
-    """Points of each outcome per doubling of the Tr(F) that was set, as it is and at equal training loss.
+def per_halving(table: pd.DataFrame) -> pd.DataFrame:
+    """Points of each outcome per halving of the Tr(F) that was set, as it is and at equal training loss.
 
-    The least-squares coefficient β of y = a_seed + β log₂ Tr(F) (+ γ training loss) over the runs with a target. What
+    The least-squares coefficient β of y = a_seed - β log₂ Tr(F) (+ γ training loss) over the runs with a target. What
     is set changes the fit too, of which the second line takes out what is linear. The interval leaves out one seed at a
     time (jackknife): β ± t · SE, SE² = (S-1)/S Σ_s (β without s - their mean)², t of S - 1 degrees of freedom; from
     three seeds on.
@@ -76,14 +76,14 @@ def per_doubling(table: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         A row for each outcome and what is held: `outcome, held` ("", "at equal loss"), `value, low, high`
-        (points per doubling), `p` (t test, Holm over the outcomes), `targets, seeds, verdict`: rises, falls, no effect
-        (within ± half a point per doubling), undecided.
+        (points per halving: positive where smaller traces do better), `p` (t test, Holm over the outcomes), `targets,
+        seeds, verdict`: rises, falls, no effect (within ± half a point per halving), undecided.
 
     Raises:
         FlatlingoError: as for `effects`.
     """
     runs = _runs(table)
-    runs = runs[runs["family"] == FAMILY].assign(x=lambda t: np.log2(t["trace"]))
+    runs = runs[runs["family"] == FAMILY].assign(x=lambda t: -np.log2(t["trace"]))
     number = {"targets": runs["weight"].nunique(), "seeds": runs["seed"].nunique()}
     rows = []
     for held, columns in HELD.items():
@@ -100,7 +100,7 @@ def intervention_figure(table: pd.DataFrame) -> Figure:
     """Outcomes minus those without a target, and the training loss, against the Tr(F) that was reached.
 
     Large dots are means over seeds (of Tr(F) geometric), small ones seeds, lines 95 % t intervals over three seeds or
-    more, dashes Tr(F) without a target.
+    more, dashes Tr(F) without a target. In the first panel the target stands beside each.
 
     Args:
         table: as for `effects`.
@@ -108,24 +108,28 @@ def intervention_figure(table: pd.DataFrame) -> Figure:
     Raises:
         FlatlingoError: as for `effects`.
     """
-    runs, found, slopes = _runs(table), effects(table), per_doubling(table)
+    runs, found, slopes = _runs(table), effects(table), per_halving(table)
     none = np.exp(np.log(runs.loc[runs["family"] == "none", "trace"]).mean())
     ys = outcomes(runs)
     with plt.style.context(STYLE):
         rows = math.ceil((len(ys) + 1) / COLUMNS)
-        fig, axes = plt.subplots(rows, COLUMNS, figsize=(7.2, 0.2 + 2.4 * rows), squeeze=False)
+        fig, axes = plt.subplots(rows, COLUMNS, figsize=(7.2, 0.2 + 2.5 * rows), squeeze=False)
         for ax in axes.flat[len(ys) + 1 :]:
             ax.set_axis_off()
         for ax, y in zip(axes.flat, [*ys, FIT], strict=False):
             values = runs[y] if y == FIT else 100 * (runs[y] - with_baseline(runs, y)[f"{y}_baseline"])
             _panel(ax, runs.assign(y=values), found[found["outcome"] == (ys[0] if y == FIT else y)], y)
             ax.axvline(none, color="0.4", linestyle="--", linewidth=0.8, zorder=0.5)
-            ax.set(xlabel=TRACE, ylabel="training loss (nats)" if y == FIT else f"{OUTCOMES[y]} gained (points)")
+            ax.set(xlabel=TRACE, ylabel="nats" if y == FIT else "change (points)" if ax in axes[:, 0] else "")
+            ax.set_title(OUTCOMES.get(y, "training loss"), loc="left", pad=8 if y == FIT else 24, fontweight="bold")
             if y != FIT:
                 ax.axhline(0, color="0.4", linewidth=0.8, zorder=0.5)
-                above(ax, "per doubling " + "\n".join(map(_text, slopes[slopes["outcome"] == y].to_dict("records"))))
+                text = "\n".join(map(_text, slopes[slopes["outcome"] == y].to_dict("records")))
+                beside(ax, text, (0, 1), (0, 4), "axes fraction", in_layout=False)
             ax.set_xscale("log")
             plain_log_labels(ax.xaxis)
+        for one in found[found["outcome"] == ys[0]].itertuples():
+            beside(axes.flat[0], f"{one.target:g}", (one.trace, one.value), (4, 4), "data", color=COLOUR)
     return fig
 
 
@@ -174,4 +178,5 @@ def _panel(ax: Axes, runs: pd.DataFrame, found: pd.DataFrame, y: str) -> None:
 
 
 def _text(row: dict) -> str:
-    return f"{row['held']}{': ' if math.isnan(row['value']) else ' '}{said(row)}".strip()
+    held = row["held"].removeprefix("at ")
+    return f"{held}{': ' if math.isnan(row['value']) else ' '}{said(row)}".strip()

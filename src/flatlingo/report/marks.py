@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from scipy import stats
 
-from flatlingo.report.drawing import HALO, beside, in_order, marker_of, shades
+from flatlingo.report.drawing import HALO, LINES, beside, in_order, marker_of, shades
 from flatlingo.report.slopes import ENOUGH
 from flatlingo.report.statistics import left_variance, rounded
 from flatlingo.study.families import family
@@ -90,7 +90,9 @@ def draw_marks(ax: Axes, runs: pd.DataFrame, conditions: pd.DataFrame, *, size: 
         marker["markersize"] *= size * (1.6 if row.family == "none" else 1.3)  # others often lie upon it
         if not row.able:
             marker |= {"markerfacecolor": "none", "markeredgecolor": colours[row.label], "markeredgewidth": 0.9}
-        ax.plot(row.x, row.y, label=row.label, zorder=3 if row.family == "none" else 4, **marker)
+        hides = row.able and marker["marker"] not in LINES
+        order = 3 if row.family == "none" else 4 if hides else 4.5
+        ax.plot(row.x, row.y, label=row.label, zorder=order, **marker)
 
 
 def _start(name: str, conditions: pd.DataFrame) -> str | None:
@@ -193,7 +195,7 @@ def label_marks(ax: Axes, conditions: pd.DataFrame, texts: list[str], dots: pd.D
             if best is None or cost < best[0]:
                 best = cost, distance, (dx, dy), box
         _, distance, offset, box = best
-        taken.append(box)
+        taken.append((box[0] - 2, box[1] - 3, box[2] + 2, box[3] + 3))  # two that touch read as one
         leader = {"arrowprops": {"arrowstyle": "-", "color": "0.6", "linewidth": 0.4}} if distance > 3 else {}
         beside(
             ax, text, (row.x, row.y), offset, "data", color=family(row.family).drawn.colour, ha="center", va="center",

@@ -171,8 +171,8 @@ def gains(table: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Indexed by condition, in per cent and points, means over languages and seeds: `zero_shot`, `adapted`, `gain`,
-        `control_gain`; `gain minus control` with `low` and `high` over seeds; `seeds`. The last row, `all`, is the mean
-        over the conditions, within a seed first.
+        `control_gain`; `gain minus control` with `low` and `high` over seeds and `p` (t test, uncorrected); `seeds`.
+        The last row, `all`, is the mean over the conditions, within a seed first.
 
     Raises:
         FlatlingoError: for a column that the table lacks.
@@ -188,6 +188,7 @@ def gains(table: pd.DataFrame) -> pd.DataFrame:
             "gain minus control": beyond.value,
             "low": beyond.low,
             "high": beyond.high,
+            "p": t_test(part["beyond"]),
             "seeds": part["seed"].nunique(),
         }
         rows[label] = (100 * part[columns].mean()).to_dict() | interval

@@ -25,7 +25,6 @@ TRUTHS = {  # a study, and in points what there is to find: the slope, that with
     "half a point per halving": ({"slope": 0.5}, (0.5, 0.5, 0)),
     "one point per halving": ({"slope": 1.0}, (1, 1, 0)),
     "two points of one family": ({"family_effects": {"consistency": 2.0}}, (math.nan, 0, 2)),
-    "no effect, half a point of each condition": ({"condition_sd": 0.5}, (0, 0, 0)),
 }
 
 
@@ -121,14 +120,16 @@ def design(table: pd.DataFrame, *, rows: int = 4000) -> dict:
 
     A condition's share is the geometric mean over seeds of its Tr(F) by the unregularised model's. `run_sd` is what
     conditions and seeds leave of English accuracy, less the error of scoring so many rows; 0.5 points where a study is
-    too small to tell.
+    too small to tell. `condition_sd` is what a condition has of its own beside the slope in log Tr(F), from the
+    residuals of the slope (RSS₁, with a factor for the seed) and of conditions and seeds (of variance σ²):
+    σ_c² = (RSS₁ - σ² (n - S - 1)) / tr(Z'MZ), Z the conditions' indicators and M what the first fit leaves.
 
     Args:
         table: of competent runs, one row per run or per run and target language.
         rows: English validation rows that accuracies are of.
 
-    >>> found = design(simulated_study(0, seeds=6, run_sd=2.0))
-    >>> found["seeds"], len(found["conditions"]["consistency"]), 1.5 < found["run_sd"] < 2.5
+    >>> found = design(simulated_study(0, seeds=6, run_sd=2.0, condition_sd=3.0))
+    >>> found["seeds"], len(found["conditions"]["consistency"]), 1.5 < found["run_sd"] < 2.5 < found["condition_sd"] < 4
     (6, 4, True)
     """
     runs = (per_run(table) if "language" in table else table).copy()
@@ -141,7 +142,18 @@ def design(table: pd.DataFrame, *, rows: int = 4000) -> dict:
     variance, freedom = left_variance(runs.assign(english=english), "english")
     scoring = (english * (100 - english)).mean() / rows
     run_sd = math.sqrt(max(variance - scoring, 0)) if freedom >= 5 else 0.5
-    return {"conditions": conditions, "seeds": runs["seed"].nunique(), "rows": rows, "run_sd": run_sd}
+    own = _of_conditions(runs, english, variance) if freedom >= 5 else 0.0
+    spread = {"run_sd": run_sd, "condition_sd": math.sqrt(max(own, 0))}
+    return {"conditions": conditions, "seeds": runs["seed"].nunique(), "rows": rows} | spread
+
+
+def _of_conditions(runs: pd.DataFrame, y: pd.Series, variance: float) -> float:
+    """The variance of y between conditions that neither the slope in log Tr(F) nor `variance` between runs explains."""
+    seeds, conditions = (pd.get_dummies(runs[name].astype(str)).to_numpy(dtype=float) for name in ("seed", "label"))
+    fitted = np.column_stack([seeds, np.log(runs["trace"])])
+    left = np.eye(len(runs)) - fitted @ np.linalg.pinv(fitted)
+    freedom = len(runs) - np.linalg.matrix_rank(fitted)
+    return float((y @ left @ y - variance * freedom) / np.trace(conditions.T @ left @ conditions))
 
 
 def right_verdicts(studies: int = 40, **options) -> pd.DataFrame:

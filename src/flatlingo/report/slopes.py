@@ -35,6 +35,8 @@ class Slope:
         value: positive where the outcome is higher at smaller traces; NaN where Tr(F) does not vary within a block.
         low: lower end of the interval; NaN with fewer than six conditions.
         high: upper end.
+        least: the smallest slope that is left when a condition is left out.
+        most: the largest: far from `least` where the slope hangs on a single condition.
         p_value: two-sided, on |slope|.
         conditions: what the interval and the p-value rest on.
         seeds: seeds among the runs.
@@ -44,6 +46,8 @@ class Slope:
     value: float
     low: float
     high: float
+    least: float
+    most: float
     p_value: float
     conditions: int
     seeds: int
@@ -115,22 +119,27 @@ def slope(
         raise FlatlingoError(f"column {x} of run {runs.loc[(runs[x] <= 0).idxmax(), 'label']} is not above 0")
     runs = runs.assign(**{x: -np.log2(runs[x]), y: 100 * runs[y]})
     grid = _grid(runs, x, y, within_families=within_families)
-    value, (low, high), p = _inference(grid, _slope, seed, n_permutations)
-    return Slope(value, low, high, p, len(grid.x), runs["seed"].nunique(), int((~np.isnan(grid.x)).sum()))
+    value, interval, left, p = _inference(grid, _slope, seed, n_permutations)
+    n = int((~np.isnan(grid.x)).sum())
+    return Slope(value, *interval, *left, p, conditions=len(grid.x), seeds=runs["seed"].nunique(), runs=n)
 
 
 def slopes(table: pd.DataFrame, *, within_families: bool = False, seed: int = 0, **options) -> pd.DataFrame:
     """The slope of every outcome that the table has, with Holm's p-values over them and the verdicts.
 
     Returns:
-        Indexed by outcome: `value, low, high` (points per halving of Tr(F)), `p` (Holm), `conditions, seeds, verdict`.
+        Indexed by outcome: `value, low, high` (points per halving of Tr(F)), `p` (Holm), `least, most, conditions,
+        seeds, verdict`.
 
     Raises:
         FlatlingoError: as for `slope`.
     """
     found = [slope(table, y, within_families=within_families, seed=seed, **options) for y in outcomes(table)]
     rows = pd.DataFrame(
-        {name: [getattr(one, name) for one in found] for name in ("value", "low", "high", "conditions", "seeds")},
+        {
+            name: [getattr(one, name) for one in found]
+            for name in ("value", "low", "high", "least", "most", "conditions", "seeds")
+        },
         index=[OUTCOMES[y] for y in outcomes(table)],
     )
     rows.insert(3, "p", holm([one.p_value for one in found]))
@@ -176,7 +185,7 @@ def rank_correlation(
     Spearman ρ = −0.80, p = 0.33
     """
     grid = _ranked(table, x, y, given, within_families)
-    value, interval, p = _inference(grid, _artanh_correlation, seed, n_permutations)
+    value, interval, _, p = _inference(grid, _artanh_correlation, seed, n_permutations)
     low, high = np.tanh(interval)
     return Correlation(math.tanh(value), float(low), float(high), p, int((~np.isnan(grid.x)).sum()), len(grid.x))
 
@@ -283,18 +292,21 @@ def _free(grid: _Grid) -> tuple[np.ndarray, np.ndarray]:
     return tuple(found)
 
 
-def _inference(grid: _Grid, statistic, seed: int, n_permutations: int) -> tuple[float, tuple[float, float], float]:
-    """Value, 95 % jackknife interval and permutation p-value of a statistic of a grid."""
+def _inference(
+    grid: _Grid, statistic, seed: int, n_permutations: int
+) -> tuple[float, tuple[float, float], tuple[float, float], float]:
+    """A statistic of a grid: value, 95 % jackknife interval, range with one condition left out, permutation p-value."""
     n, (x, y) = len(grid.x), _free(grid)
     value = float(statistic(x, y, grid.starts)) if n > 1 else math.nan
     if math.isnan(value):
-        return value, (math.nan, math.nan), math.nan
+        return value, (math.nan, math.nan), (math.nan, math.nan), math.nan
     left = [float(statistic(*_free(grid.without(c)), grid.starts)) for c in range(n)]
     interval = _jackknife(value, left, n - len(grid.starts) - 1 - len(grid.held))
     orders, exact = _arrangements(np.diff([*grid.starts, n]), n_permutations, seed)
     permuted = np.abs(statistic(x, y[orders], grid.starts))
     as_large = int((permuted >= abs(value) * (1 - 1e-9)).sum())
-    return value, interval, as_large / len(orders) if exact else (1 + as_large) / (1 + len(orders))
+    p = as_large / len(orders) if exact else (1 + as_large) / (1 + len(orders))
+    return value, interval, (float(np.min(left)), float(np.max(left))), p
 
 
 def _jackknife(value: float, left: list[float], freedom: int) -> tuple[float, float]:

@@ -17,7 +17,8 @@ from flatlingo.errors import FlatlingoError
 from flatlingo.study.families import FAMILIES
 
 CONDITION = ["family", "weight", "label"]
-SECOND_STAGE = ["language", "zero_shot", "adapted", "gain", "control", "control_gain"]  # of a run, in each language
+# Of a run, in each language.
+SECOND_STAGE = ["language", "start", "zero_shot", "adapted", "gain", "control", "control_gain"]
 HEADINGS = {
     "english_accuracy": "English accuracy (%)",
     "train_accuracy": "train accuracy (%)",

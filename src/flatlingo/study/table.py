@@ -24,7 +24,8 @@ def table(configs: list[RunConfig], results: list[dict]) -> pd.DataFrame:
     after training began).
 
     After a second stage also: `language`; on its held-out half `zero_shot`, `adapted`, `gain` = adapted - zero_shot,
-    `control` (adapted on as many English rows) and `control_gain`.
+    `control` (adapted on as many English rows) and `control_gain`; and `start`, zero-shot accuracy on the other half,
+    whose error of measurement the gain does not share.
     """
     rows = [
         row
@@ -102,7 +103,9 @@ def _with_second_stage(row: dict, found: dict[str, dict] | None) -> list[dict]:
     for language, accuracy in found.items():
         start, control = accuracy["zero_shot"], _number(accuracy.get("control"))
         gains = {"gain": accuracy["adapted"] - start, "control": control, "control_gain": control - start}
-        rows.append(row | {"language": language, "zero_shot": start, "adapted": accuracy["adapted"], **gains})
+        elsewhere = 2 * row[f"accuracy_{language}"] - start
+        stage = {"language": language, "start": elsewhere, "zero_shot": start, "adapted": accuracy["adapted"]}
+        rows.append(row | stage | gains)
     return rows
 
 
