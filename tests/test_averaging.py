@@ -49,6 +49,14 @@ def test_a_training_ends_with_the_mean_of_its_last_weights(share, last, accumula
     assert all(torch.equal(plain.seen[10][name], value) for name, value in weights.seen[10].items()), "same training"
 
 
+def test_a_model_in_half_precision_ends_with_the_mean_too():
+    weights, model = Weights(), make_model(dtype=torch.bfloat16)
+    finetune(model, TOKENIZER, ROWS, average=1.0, callbacks=[weights], **SETTINGS | {"epochs": 20})
+    for name, parameter in model.named_parameters():
+        mean = torch.stack([seen[name].double() for seen in weights.seen.values()]).mean(0)
+        torch.testing.assert_close(parameter.double(), mean, rtol=2**-8, atol=1e-6)
+
+
 def test_a_resumed_training_ends_in_the_same_weights(tmp_path):
     whole, killed = (make_model(dropout=0.1) for _ in range(2))
     finetune(whole, TOKENIZER, ROWS, average=0.5, **SETTINGS)

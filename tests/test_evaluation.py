@@ -83,8 +83,24 @@ def test_modes_are_restored_module_by_module(model, rows, training):
     np.testing.assert_array_equal(first, again)
 
 
+@pytest.mark.parametrize("measure", [accuracy, memorisation, margins], ids=lambda measure: measure.__name__)
+def test_what_cannot_be_scored_is_refused(rows, measure):
+    def refused(model, rows, message):
+        with pytest.raises(FlatlingoError, match=message):
+            measure(model, TOKENIZER, rows, max_length=64)
+
+    broken = make_model()
+    with torch.no_grad():
+        broken.classifier.bias[0] = float("nan")
+    refused(broken, rows, "logits of row 0 are not finite")
+    refused(make_model(labels=1), rows, "the model predicts a number")
+    refused(make_model(problem_type="multi_label_classification"), rows, "predicts several labels at once")
+    for label in (-100, 3, "yes", None, 0.0):
+        refused(make_model(), [*rows[:2], rows[2] | {"label": label}], "label of row 2 is .*not one of the model's 3")
+
+
 def test_accuracy_is_not_of_a_regression(rows):
-    with pytest.raises(FlatlingoError, match="single output, a regression"):
+    with pytest.raises(FlatlingoError, match="predicts a number, a regression"):
         accuracy(make_model(num_labels=1).eval(), TOKENIZER, rows, max_length=64)
 
 

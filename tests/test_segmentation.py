@@ -5,9 +5,9 @@ from functools import cache
 import pytest
 from scipy.stats import binomtest, chisquare
 from tiny import CHINESE, LETTERS, PUNCTUATION, SPECIAL, VOCABULARY, make_tokenizer
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
+from transformers import BertTokenizer, PreTrainedTokenizerFast
 
 from flatlingo.errors import FlatlingoError
 from flatlingo.segmentation import WordPieceSampler
@@ -162,3 +162,22 @@ def test_other_kinds_of_tokenizer_are_refused():
     other = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"[UNK]": 0}, unk_token="[UNK]")))
     with pytest.raises(FlatlingoError, match="WordPiece"):
         WordPieceSampler(other)
+
+
+ADDED = {
+    "normalised": (True, ["COVID"], ["the covid cat", "the COVID cat", "Covid!"]),
+    "whole words only": (False, [AddedToken("cat", single_word=True)], ["cats", "the cat", "cat cats."]),
+    "anywhere": (False, ["at"], ["cats at", "the cat"]),
+    "special": (False, [AddedToken("[NUM]", special=True)], ["[NUM] cats", "[num]", "a[NUM]b"]),
+}
+
+
+@pytest.mark.parametrize(("lower", "added", "texts"), ADDED.values(), ids=ADDED)
+def test_tokens_that_were_added_are_found_as_the_tokenizer_finds_them(lower, added, texts):
+    tokenizer = BertTokenizer(vocab={piece: i for i, piece in enumerate(VOCABULARY)}, do_lower_case=lower)
+    tokenizer.add_tokens(added)
+    for mode in ("faithful", "clean"):
+        sampler = WordPieceSampler(tokenizer, p=0.0, mode=mode)
+        for text in texts:
+            found = sampler.encode(text, max_length=30, rng=random.Random(0))
+            assert found["input_ids"] == tokenizer([text])["input_ids"][0], text

@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ class Copies(TrainerCallback):
         self.weights[state.global_step] = copy.deepcopy(model.state_dict())
 
 
-def plain_trainer(folder, *callbacks, report_to="none", **settings):
+def plain_trainer(folder, *callbacks, report_to="none", model=None, **settings):
     """Hugging Face's Trainer on tokenised rows: 8 steps of 8 rows in two epochs."""
     settings = {"num_train_epochs": 2, "per_device_train_batch_size": 8, "learning_rate": 1e-2, "seed": 3} | settings
     args = TrainingArguments(
@@ -46,7 +47,7 @@ def plain_trainer(folder, *callbacks, report_to="none", **settings):
         disable_tqdm=True,
         **settings,
     )
-    return Trainer(make_model(dropout=0.1), args, COLLATE, train_dataset=TRAINED, callbacks=[*callbacks])
+    return Trainer(model or make_model(dropout=0.1), args, COLLATE, train_dataset=TRAINED, callbacks=[*callbacks])
 
 
 def traced(log):
@@ -193,6 +194,22 @@ def test_what_cannot_be_logged_or_measured_is_refused(tmp_path):
 def test_impossible_settings_are_refused(batches, options, message):
     with pytest.raises(fl.FlatlingoError, match=message):
         fl.TraceCallback(batches, **options)
+
+
+def test_a_forward_of_ones_own_is_what_is_measured(tmp_path):
+    model = make_model()
+
+    def forward(self, *args, **kwargs):
+        outputs = type(self).forward(self, *args, **kwargs)
+        outputs.logits = 2 * outputs.logits
+        return outputs
+
+    model.forward = types.MethodType(forward, model)
+    trainer = plain_trainer(tmp_path, model=model, learning_rate=0.0, remove_unused_columns=False)
+    trainer.add_callback(fl.TraceCallback(BATCHES, trainer, every=8, max_share=1))
+    trainer.train()
+    (entry,) = traced(trainer.state.log_history)
+    assert entry["fisher_trace"] == pytest.approx(fl.fisher_trace(model.eval(), BATCHES).value)
 
 
 def test_two_processes_log_the_same(tmp_path):

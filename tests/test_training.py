@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from datasets import ClassLabel, Dataset, Features, Value
 from tiny import make_model, make_rows, make_tokenizer
 from torch.utils.data import DataLoader
 from transformers import (
+    BertForSequenceClassification,
     DataCollatorWithPadding,
     EarlyStoppingCallback,
     EvalPrediction,
@@ -537,6 +539,73 @@ def test_no_rows_is_an_error():
 def test_a_number_out_of_its_range_is_named(wrong):
     with pytest.raises(FlatlingoError, match=next(iter(wrong))):
         finetune(make_model(), TOKENIZER, make_rows(4), **SETTINGS | wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"eval_rows": []}, "no eval_rows"),
+        ({"eval_rows": [{"text_a": "the cat", "text_b": "a dog"}]}, "row 0 has no label"),
+        (
+            {"rows": [{"text_a": "the \ud83d", "text_b": "a dog", "label": 0}]},
+            "text_a of row 0 has half of a surrogate",
+        ),
+        ({"model": make_model().requires_grad_(False)}, "requires_grad_"),
+        ({"model": make_model(labels=1), "rows": make_rows(8, labels=1), "label_smoothing": 0.1}, "label smoothing"),
+    ],
+    ids=["no evaluation rows", "no evaluation labels", "half a pair", "frozen", "smoothed regression"],
+)
+def test_what_cannot_be_trained_is_told_before(wrong, message):
+    with pytest.raises(FlatlingoError, match=message):
+        train(**{"rows": make_rows(8)} | wrong)
+
+
+def test_labels_with_names_are_matched_with_the_models_classes(tmp_path):
+    names, rows = ["no", "maybe", "yes"], make_rows(8)
+    features = Features({"label": ClassLabel(names=names)} | {name: Value("string") for name in ("text_a", "text_b")})
+    named = Dataset.from_list([{name: row[name] for name in features} for row in rows], features=features)
+    model = make_model()
+    model.config.id2label = dict(enumerate(reversed(names)))
+    with pytest.warns(UserWarning, match="matched with the labels"):
+        trainer = trainer_of(tmp_path, rows=named, model=model, eval_dataset=named)
+    expected = [2 - row["label"] for row in rows]
+    for found in (trainer.train_dataset, trainer.eval_dataset):
+        assert [found[i]["labels"] for i in range(len(rows))] == expected
+    with pytest.warns(UserWarning, match="matched with the labels"):
+        batch, *_ = batches(TOKENIZER, named, max_length=32, batch_size=8, model=model)
+    plain, *_ = batches(TOKENIZER, named, max_length=32, batch_size=8)
+    assert batch["labels"].tolist() == [2 - label for label in plain["labels"].tolist()]
+    model.config.id2label = dict(enumerate(["red", "green", "blue"]))
+    with pytest.raises(FlatlingoError, match="cannot be matched by name"):
+        trainer_of(tmp_path, rows=named, model=model)
+
+
+@pytest.mark.parametrize("kind", ["gradient norm", "r_drop", "l2"])
+def test_a_term_with_labels_refuses_a_model_with_another_loss(kind):
+    class Weighted(BertForSequenceClassification):
+        def forward(self, *args, labels=None, **kwargs):
+            outputs = super().forward(*args, **kwargs)
+            if labels is not None:
+                outputs.loss = F.cross_entropy(outputs.logits, labels, weight=torch.tensor([1.0, 5.0, 0.2]))
+            return outputs
+
+    model = make_model(dropout=0.1)
+    model.__class__ = Weighted
+    term = {"gradient norm": GradientNormPenalty, "r_drop": RDrop, "l2": L2}[kind](0.1)
+    if kind == "l2":
+        train(term, model=model)
+        return
+    with pytest.raises(FlatlingoError, match="model's own loss is .* another one"):
+        train(term, model=model)
+
+
+def test_a_term_that_another_trainer_took_is_told_when_the_first_resumes(tmp_path):
+    term = FisherPenalty(0.01)
+    first = trainer_of(tmp_path, regularizers=[term], settings={"save_strategy": "epoch", "num_train_epochs": 1})
+    first.train()
+    trainer_of(tmp_path, regularizers=[term])
+    with pytest.raises(FlatlingoError, match="fisher_penalty was given to another trainer since"):
+        first.train(resume_from_checkpoint=True)
 
 
 def test_batches_have_rows():

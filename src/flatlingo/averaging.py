@@ -20,10 +20,10 @@ class WeightAverage(TrainerCallback):
 
     .. math:: \bar\theta = \frac1n \sum_{t=T-n+1}^{T} \theta_t
 
-    over the last n of T updates, n the given share of T, at least one; of all parameters that are trained, in their
-    precision. It costs a copy of the weights and an addition a step. The learning rate stays the Trainer's: with one
-    that decays to 0, as in `finetune`, the last weights are close to each other, and averaging does less than with the
-    high constant rate of the paper.
+    over the last n of T updates, n the given share of T, at least one; of all parameters that are trained, added up in
+    float32 at least and then rounded to their precision. It costs a copy of the weights and an addition a step. The
+    learning rate stays the Trainer's: with one that decays to 0, as in `finetune`, the last weights are close to each
+    other, and averaging does less than with the high constant rate of the paper.
 
     Checkpoints keep the running mean (as a callback that stands before `Checkpoints`): a resumed training ends in the
     same weights.
@@ -69,9 +69,10 @@ class WeightAverage(TrainerCallback):
             return
         weights = _trained(kwargs["model"])
         if not self._mean:
-            self._mean = {name: parameter.detach().clone() for name, parameter in weights.items()}
+            self._mean = {name: _wide(parameter.detach()).clone() for name, parameter in weights.items()}
         else:
-            get_swa_multi_avg_fn()(list(self._mean.values()), [weights[name] for name in self._mean], self._averaged)
+            latest = [_wide(weights[name]) for name in self._mean]
+            get_swa_multi_avg_fn()(list(self._mean.values()), latest, self._averaged)
         self._averaged += 1
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object) -> None:
@@ -93,6 +94,11 @@ class WeightAverage(TrainerCallback):
     def _first(self, state: TrainerState) -> int:
         """The first step whose weights count."""
         return state.max_steps - max(1, round(self.share * state.max_steps)) + 1
+
+
+def _wide(weights: Tensor) -> Tensor:
+    """In float32 at least: in half precision the steps of a running mean are lost in rounding."""
+    return weights.to(torch.promote_types(weights.dtype, torch.float32))
 
 
 def _trained(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -167,12 +167,12 @@ class TraceCallback(TrainerCallback):
     """Shows Tr(F) on the way: measures it every k steps or epochs and logs it, for TensorBoard, wandb and the rest.
 
     For any `transformers.Trainer`. An entry of the log holds `fisher_trace` and `fisher_trace_se` (nats², the standard
-    error over rows), `fisher_log_trace` (mean over rows of the logarithm of each row's trace) and
-    `fisher_trace_share`, the share of the time since training began that measuring took. A measurement that would take
-    this share above `max_share` is left out; the first time a warning says so, and the next entry holds
-    `fisher_trace_skipped`, their number. Before the first one, the time it takes is reckoned from its first batch,
-    measured when training begins. The last step has its turn, too. (200 rows of the mini world take as long as five
-    training steps of 32 rows on a CPU core, in float32.)
+    error over rows), `fisher_log_trace` (mean over rows of the logarithm of each row's trace) and `fisher_trace_share`,
+    the share of the time since training began that measuring took. A measurement that would take this share above
+    `max_share` is left out; the first time a warning says so, and the next entry holds `fisher_trace_skipped`, their
+    number. Before the first one, the time it takes is reckoned from its first batch, measured when training begins. The
+    last step has its turn, too, unless training stops early. (200 rows of the mini world take as long as five training
+    steps of 32 rows on a CPU core, in float32.)
 
     Training is as without it, bit by bit: gradients, modes and generators are left alone. Tr(F) is exact, in eval mode
     and the precision of the weights, without autocast and TF32. Processes (DDP) share the work and agree on when.
@@ -299,12 +299,14 @@ def _inputs(batch: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
 @contextmanager
 def full_precision(model: nn.Module) -> Iterator[None]:
     """The model without the autocast that accelerate puts around its `forward` in mixed-precision training."""
-    wrapped = model.__dict__.pop("forward", None)
+    if "_original_forward" not in vars(model):
+        yield
+        return
+    wrapped, model.forward = model.forward, model._original_forward
     try:
         yield
     finally:
-        if wrapped is not None:
-            model.forward = wrapped
+        model.forward = wrapped
 
 
 def tensorboard(folder: Path) -> TrainerCallback:

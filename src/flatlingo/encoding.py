@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flatlingo.errors import FlatlingoError
+from flatlingo.labels import class_order
 from flatlingo.regularizers import Regularizer
-from flatlingo.rowfiles import texts_of
+from flatlingo.rowfiles import has_half_a_pair, texts_of
 
 CHUNK = 1024  # rows per tokenizer call: bounds the memory that its encodings take
 NO_PADDING = (
@@ -133,8 +134,8 @@ def encode(
     """Encode the texts, or pairs of texts, without padding; `label` becomes `labels`.
 
     Raises:
-        FlatlingoError: if there are no rows, or they have no `text_a`, or only some have a `text_b`; or `max_length`
-            leaves no room for them.
+        FlatlingoError: if there are no rows, or they have no `text_a`, or only some have a `text_b`, or one is no text;
+            or `max_length` leaves no room for them.
     """
     if not rows:
         raise FlatlingoError("there are no rows to encode; check the split and its size")
@@ -148,6 +149,9 @@ def encode(
         chunk = [rows[position] for position in range(start, min(start + CHUNK, len(rows)))]
         if odd := [row for row in chunk if list(texts_of(row)) != columns]:
             raise FlatlingoError(f"all rows must have {' and '.join(columns)} or none; one has {', '.join(odd[0])}")
+        for row, column in ((row, column) for row in chunk for column in columns):
+            if not isinstance(row[column], str) or has_half_a_pair(row[column]):
+                raise FlatlingoError(f"{column} of a row is {row[column]!r}, not a text; mend it or leave the row out")
         encoded = tokenizer(
             *([row[column] for row in chunk] for column in columns), truncation=True, max_length=max_length
         )
@@ -159,7 +163,12 @@ def encode(
 
 
 def batches(
-    tokenizer: PreTrainedTokenizerBase, rows: Iterable[Mapping[str, Any]], *, max_length: int, batch_size: int
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    max_length: int,
+    batch_size: int,
+    model: PreTrainedModel | None = None,
 ) -> list[dict[str, Tensor]]:
     """Batches of all rows for evaluation and `fisher_trace`, in order of length so that little is padded.
 
@@ -168,6 +177,8 @@ def batches(
         rows: `text_a`, for pairs `text_b` and, optionally, `label`.
         max_length: largest number of tokens; longer texts are cut, pairs longest first.
         batch_size: rows per batch.
+        model: for which model; only needed where its padding token or the order of its classes is not that of tokenizer
+            and rows: rows are then padded as its configuration says, and labels matched with its classes by name.
 
     Returns:
         Dicts of CPU tensors: what the model takes, and `labels` if the rows have a label.
@@ -176,7 +187,12 @@ def batches(
         FlatlingoError: as `encode`; the tokenizer has no padding token; or a batch would have no row.
     """
     items = encode(list(rows), tokenizer, max_length=max_length)
-    return [batch for _, batch in indexed_batches(items, PairCollator(tokenizer), batch_size=batch_size)]
+    padding = None if model is None else padding_id(model, tokenizer)
+    order = None if model is None else class_order(model.config, rows)
+    for item in items if order else ():
+        if "labels" in item:
+            item["labels"] = order[item["labels"]]
+    return [batch for _, batch in indexed_batches(items, PairCollator(tokenizer, padding), batch_size=batch_size)]
 
 
 def indexed_batches(
@@ -218,7 +234,7 @@ def largest_length(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None =
             bounds.append(module.num_embeddings - module.padding_idx - 1)
     if tokenizer is not None:
         bounds.append(tokenizer.model_max_length)
-    return min((bound for bound in bounds if bound), default=None)
+    return min((bound for bound in bounds if bound and bound > 0), default=None)  # XLNet says -1
 
 
 def check_length(model: nn.Module, tokenizer: PreTrainedTokenizerBase, length: int, what: str) -> None:

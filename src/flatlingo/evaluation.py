@@ -1,5 +1,6 @@
 """Measures of a classifier on rows of text: accuracy, memorised labels, Tr(F), and checkpoints compared by it."""
 
+import numbers
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,14 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from datasets import ClassLabel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flatlingo.encoding import PairCollator, batches, check_length, encode, indexed_batches, padding_id
 from flatlingo.errors import FlatlingoError
 from flatlingo.fisher import FisherTrace, empirical_fisher, fisher_trace
-from flatlingo.labels import class_names, label_order
+from flatlingo.labels import class_order
 from flatlingo.masks import whole_masks
 from flatlingo.regularizers.perturbations import View
 
@@ -73,7 +73,7 @@ def logits(
         FlatlingoError: rows that cannot be encoded, or are longer than the model can take; a model without padding
             token, or whose classes are not the rows' labels.
     """
-    order = _order(model, rows)
+    order = class_order(model.config, rows)
     items, collate = _encoded(model, tokenizer, rows, max_length)
     found = _logits(model, items, collate, batch_size)
     return found if order is None else found[:, order]
@@ -129,7 +129,7 @@ def predictions(
 def margins(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]], **settings: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What each row is predicted as, and by how much its label wins; arguments and errors as for `logits`.
+    """What each row is predicted as, and by how much its label wins; arguments and errors as for `accuracy`.
 
     The mean margin is a rival of flatness in Bassi, Ataman & Cho (MRL 2024), whose code takes probabilities instead of
     their logarithms.
@@ -138,9 +138,8 @@ def margins(
         The most probable class, (rows,) integers; and the margin, (rows,) in float32: the log probability of the row's
         `label` less that of the most probable other class, in nats; positive where the prediction is right.
     """
-    found, labels = logits(model, tokenizer, rows, **settings), _column(rows, "label")
-    if not ((labels >= 0) & (labels < found.shape[1])).all():
-        raise FlatlingoError(f"a label is not one of the model's {found.shape[1]} classes, 0 to {found.shape[1] - 1}")
+    labels = _classes(model, rows, "label")
+    found = _class_logits(model, tokenizer, rows, **settings)
     return found.argmax(-1), label_margins(found, labels)
 
 
@@ -161,19 +160,17 @@ def accuracy(
     """Share of rows whose most probable class is their `label`; arguments and errors as for `logits`.
 
     Raises:
-        FlatlingoError: also for a model of a single output, of which there is no most probable one.
+        FlatlingoError: also for a model of a single output or of several labels at once, logits that are not finite, or
+            a label that is not one of the model's classes.
     """
-    found = logits(model, tokenizer, rows, **settings)
-    if found.shape[-1] < 2:
-        raise FlatlingoError("the model has a single output, a regression; accuracy is of two labels or more")
-    predicted = found.argmax(-1)
-    return float(np.mean(predicted == _column(rows, "label")))
+    labels = _classes(model, rows, "label")
+    return float(np.mean(_class_logits(model, tokenizer, rows, **settings).argmax(-1) == labels))
 
 
 def memorisation(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]], **settings: int
 ) -> dict[str, float | None]:
-    """How well a classifier fits its training rows, and the wrong labels among them; arguments as for `logits`.
+    """How well a classifier fits its training rows, and the wrong labels among them; arguments as for `accuracy`.
 
     Returns:
         `train_accuracy`: share of rows predicted as labelled (what training saw);
@@ -181,9 +178,9 @@ def memorisation(
         `noisy_fitted`: of the rows whose label is not their clean label, the share predicted as (wrongly) labelled;
         None if there is no such row.
     """
-    predicted = logits(model, tokenizer, rows, **settings).argmax(-1)
-    clean = _column(rows, "clean_label") if "clean_label" in rows[0] else None
-    return memorised(predicted, _column(rows, "label"), clean)
+    labels = _classes(model, rows, "label")
+    clean = _classes(model, rows, "clean_label") if "clean_label" in rows[0] else None
+    return memorised(_class_logits(model, tokenizer, rows, **settings).argmax(-1), labels, clean)
 
 
 def memorised(predicted: np.ndarray, labels: np.ndarray, clean: np.ndarray | None) -> dict[str, float | None]:
@@ -227,7 +224,7 @@ def trace_of_rows(
         FlatlingoError: as `measure` and `logits`.
     """
     items, collate = _encoded(model, tokenizer, rows, max_length)
-    classes = _order(model, rows) if measure is empirical_fisher else None
+    classes = class_order(model.config, rows) if measure is empirical_fisher else None
     for item in items:
         if measure is not empirical_fisher:
             item.pop("labels", None)
@@ -247,27 +244,6 @@ def _encoded(
     longest = max(len(item["input_ids"]) for item in items)
     check_length(model, tokenizer, longest, f"a row has {longest} tokens")
     return items, collate
-
-
-def _order(model: PreTrainedModel, rows: Sequence[Mapping[str, Any]]) -> list[int] | None:
-    """The model's class for each label of the rows; None where it is the same number, or the rows name no labels."""
-    feature = getattr(rows, "features", {}).get("label")
-    if not isinstance(feature, ClassLabel):
-        return None
-    names = class_names(model.config)
-    if model.config.num_labels != len(feature.names):
-        raise FlatlingoError(
-            f"the model has {model.config.num_labels} classes and the rows {len(feature.names)} labels "
-            f"({', '.join(feature.names)}); it is of another task"
-        )
-    order = label_order(names, feature.names)
-    if order == sorted(order):
-        return None
-    warnings.warn(
-        f"the model's classes ({', '.join(names)}) are matched with the labels ({', '.join(feature.names)}) by name",
-        stacklevel=3,
-    )
-    return order
 
 
 def comparison(traces: Mapping[str, FisherTrace], *, seed: int = 0, n_bootstrap: int = 2000) -> pd.DataFrame:
@@ -327,7 +303,33 @@ def _step(trace: FisherTrace, above: FisherTrace | None, drawn: np.ndarray) -> d
     return {"above": float(gaps.mean()), "low": float(low), "high": float(high), "order": float(order)}
 
 
-def _column(rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
+def _class_logits(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]], **settings: int
+) -> np.ndarray:
+    """The `logits`, if they are numbers."""
+    found = logits(model, tokenizer, rows, **settings)
+    if not (finite := np.isfinite(found).all(axis=1)).all():
+        raise FlatlingoError(f"the logits of row {finite.argmin()} are not finite; nothing can be said of the model")
+    return found
+
+
+def _classes(model: PreTrainedModel, rows: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
+    """A column of labels, each one of the model's classes."""
+    number, problem = model.config.num_labels, getattr(model.config, "problem_type", None)
+    if number < 2 or problem in ("regression", "multi_label_classification"):
+        kind = "several labels at once" if problem == "multi_label_classification" else "a number, a regression"
+        raise FlatlingoError(f"the model predicts {kind}; accuracy is of one label out of two or more")
+    if len(rows) == 0:
+        raise FlatlingoError("there are no rows to score; check the split and its size")
+    with warnings.catch_warnings(action="ignore"):  # `logits` warns of another order
+        class_order(model.config, rows)
     if name not in rows[0]:
         raise FlatlingoError(f"rows lack {name}; they have {', '.join(sorted(rows[0]))}")
-    return np.array([row[name] for row in rows])
+    values = [row.get(name) for row in rows]
+    for position, value in enumerate(values):
+        if not isinstance(value, numbers.Integral) or not 0 <= value < number:
+            raise FlatlingoError(
+                f"{name} of row {position} is {value!r}, not one of the model's {number} classes, 0 to {number - 1}; "
+                "mend it or leave the row out"
+            )
+    return np.array(values)

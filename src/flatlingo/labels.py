@@ -1,8 +1,11 @@
 """Names of classes: which class of a model is which label of a task."""
 
 import re
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
+from datasets import ClassLabel
 from transformers import PreTrainedConfig
 
 from flatlingo.errors import FlatlingoError
@@ -39,6 +42,38 @@ def label_order(names: Sequence[str] | None, labels: Sequence[str]) -> list[int]
             f"the model's classes are {', '.join(names)} and the labels {', '.join(labels)}: they cannot be matched by "
             "name. If they mean the same, put the labels' names in the model's order into its configuration (id2label)"
         )
+    return order
+
+
+def class_order(config: PreTrainedConfig, rows: Any) -> list[int] | None:
+    """The model's class for each label of rows; None where it is the same number, or the rows name no labels.
+
+    Args:
+        config: of the model.
+        rows: a data set, whose `label` may be a `ClassLabel` as those of a `Task`; or rows without names.
+
+    Raises:
+        FlatlingoError: if the model has not as many classes as the rows labels, or others.
+
+    Warns:
+        UserWarning: if the classes are in another order.
+    """
+    feature = getattr(rows, "features", {}).get("label")
+    if not isinstance(feature, ClassLabel):
+        return None
+    if config.num_labels != len(feature.names):
+        raise FlatlingoError(
+            f"the model has {config.num_labels} classes and the rows {len(feature.names)} labels "
+            f"({', '.join(feature.names)}); it is of another task"
+        )
+    names = class_names(config)
+    order = label_order(names, feature.names)
+    if order == sorted(order):
+        return None
+    warnings.warn(
+        f"the model's classes ({', '.join(names)}) are matched with the labels ({', '.join(feature.names)}) by name",
+        stacklevel=3,
+    )
     return order
 
 

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from flatlingo.encoding import EncodedRows
 from flatlingo.errors import FlatlingoError
 from flatlingo.regularizers import Consistency
-from flatlingo.rowfiles import texts_of
+from flatlingo.rowfiles import HALF_A_PAIR, has_half_a_pair, texts_of
 
 
 def check_rows(rows: Sequence[Mapping[str, Any]], config: PretrainedConfig, *, needs_labels: bool) -> None:
@@ -32,6 +32,8 @@ def check_rows(rows: Sequence[Mapping[str, Any]], config: PretrainedConfig, *, n
                 raise FlatlingoError(f"{name} has no {column}; it has {', '.join(sorted(row))}")
             if not isinstance(row[column], str):
                 raise FlatlingoError(f"{column} of {name} is {row[column]!r}, not a text; mend it or leave the row out")
+            if has_half_a_pair(row[column]):
+                raise FlatlingoError(f"{column} of {name} has {HALF_A_PAIR}; mend it or leave the row out")
         if "label" not in row:
             if needs_labels:
                 raise FlatlingoError(f"{name} has no label to learn; it has {', '.join(sorted(row))}")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from flatlingo.errors import FlatlingoError
 
 TEXTS = ("text_a", "text_b")
+HALF_A_PAIR = "half of a surrogate pair, which no encoding knows"
 # A value as CSV writers quote it, or one without any quote; then what ends it.
 VALUE = re.compile(r'("(?:[^"]|"")*+"|[^"\t\r\n]*+)(\t|\r?\n|\Z)')
 
@@ -83,6 +84,19 @@ def read_rows(path: str | Path) -> list[dict[str, str]]:
 def texts_of(row: Mapping[str, Any]) -> dict[str, str]:
     """The texts of a row by column: `text_a` and, for pairs, `text_b`."""
     return {column: row[column] for column in TEXTS if column in row}
+
+
+def has_half_a_pair(text: str) -> bool:
+    r"""Whether a text was cut in the middle of a character that JSON writes as two, as emojis are.
+
+    >>> has_half_a_pair("\ud83d"), has_half_a_pair("🙂")
+    (True, False)
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def read_text(path: Path) -> str:
@@ -213,6 +227,6 @@ def _checked(number: int, row: dict, first: dict) -> dict[str, str]:
     for column, text in texts.items():
         if not isinstance(text, str) or not text.strip():
             raise LineError(number, f"{column} is not a text, or an empty one")
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise LineError(number, f"{column} has half of a surrogate pair, which no encoding knows")
+        if has_half_a_pair(text):
+            raise LineError(number, f"{column} has {HALF_A_PAIR}")
     return texts

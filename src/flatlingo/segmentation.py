@@ -4,13 +4,13 @@ import json
 import math
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate, groupby
 from typing import Literal
 
 import sentencepiece
 from sentencepiece.sentencepiece_model_pb2 import ModelProto
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import Unigram, WordLevel, WordPiece
 from transformers import PreTrainedTokenizerBase
 
@@ -61,6 +61,26 @@ def share_that_loses_a_word(
     return sum(rows_that_lose) / len(rows_that_lose)
 
 
+def _splitter(tokens: dict[str, AddedToken]) -> Callable[[str], list[tuple[str, str | None]]]:
+    """What splits a text at tokens that were added to a vocabulary: parts, each with the token that it is or None.
+
+    Args:
+        tokens: by the text that stands for them.
+    """
+    patterns = {
+        text: rf"(?<!\w){re.escape(text)}(?!\w)" if token.single_word else re.escape(text)
+        for text, token in tokens.items()
+    }
+    longest_first = sorted(patterns, key=len, reverse=True)
+    found = re.compile(f"({'|'.join(patterns[text] for text in longest_first)})")
+
+    def split(text: str) -> list[tuple[str, str | None]]:
+        parts = found.split(text) if tokens else [text]
+        return [(part, tokens[part].content if i % 2 else None) for i, part in enumerate(parts) if part]
+
+    return split
+
+
 class SubwordSampler:
     """What samplers share: they cut a text into words as the tokenizer does, and put pieces into its template.
 
@@ -72,8 +92,11 @@ class SubwordSampler:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, unknown: str):
         self._backend = tokenizer.backend_tokenizer
         self._unknown = unknown
-        self._added = frozenset(tokenizer.get_added_vocab())
-        self._split_added = re.compile("(" + "|".join(map(re.escape, sorted(self._added, key=len, reverse=True))) + ")")
+        added = tokenizer.added_tokens_decoder.values()
+        self._added = frozenset(token.content for token in added)
+        # As the tokenizer finds them: some in the text as it is, some in what the normalizer makes of it.
+        self._split_text = _splitter({token.content: token for token in added if not token.normalized})
+        self._split_normal = _splitter({self._normal(token.content): token for token in added if token.normalized})
         # Pieces are looked up as they are; template and truncation are the tokenizer's own.
         self._assembler = Tokenizer(WordLevel(tokenizer.get_vocab(), unk_token=self._unknown))
         self._assembler.post_processor = self._backend.post_processor
@@ -83,13 +106,16 @@ class SubwordSampler:
     def words(self, text: str) -> list[str]:
         """The words of a text: its special tokens, and what the normalizer and the pre-tokenizer make of the rest."""
         words = []
-        for part in self._split_added.split(text) if self._added else [text]:
-            if part in self._added:
-                words.append(part)
-            else:
-                normal = self._backend.normalizer.normalize_str(part) if self._backend.normalizer else part
-                words.extend(word for word, _ in self._backend.pre_tokenizer.pre_tokenize_str(normal))
+        for part, token in self._split_text(text):
+            if token:
+                words.append(token)
+                continue
+            for piece, added in self._split_normal(self._normal(part)):
+                words += [added] if added else [word for word, _ in self._backend.pre_tokenizer.pre_tokenize_str(piece)]
         return words
+
+    def _normal(self, text: str) -> str:
+        return self._backend.normalizer.normalize_str(text) if self._backend.normalizer else text
 
     def sample(self, text: str, rng: random.Random) -> list[str]:
         """Draw the pieces of a text."""

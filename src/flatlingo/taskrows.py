@@ -14,7 +14,7 @@ from datasets import ClassLabel
 
 from flatlingo import hub
 from flatlingo.errors import FlatlingoError
-from flatlingo.rowfiles import LineError, jsonl_rows, read_text, tsv_rows
+from flatlingo.rowfiles import HALF_A_PAIR, LineError, has_half_a_pair, jsonl_rows, read_text, tsv_rows
 from flatlingo.taskfiles import UNLABELLED, HubSource, TaskDescription
 
 Tables = dict[str, pd.DataFrame]
@@ -213,6 +213,8 @@ def _parsed(number: int, row: dict, description: TaskDescription) -> dict:
         text = row[column] = "" if row[column] is None else row[column]
         if not isinstance(text, str):
             raise LineError(number, f"{text!r} where a text must be")
+        if has_half_a_pair(text):
+            raise LineError(number, f"a text with {HALF_A_PAIR}")
         if not description.placeholders and not text.strip():
             raise LineError(number, "an empty text")
     try:

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from accelerate.utils import extract_model_from_parallel, gather_object
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -32,9 +33,11 @@ from flatlingo.callbacks import KEPT, Checkpoints, TraceCallback
 from flatlingo.encoding import EncodedRows, LengthGroupedSampler, PairCollator, check_length, padding_id
 from flatlingo.errors import FlatlingoError, unknown
 from flatlingo.files import replacing
+from flatlingo.labels import class_order
 from flatlingo.lossrecord import LossRecord
 from flatlingo.masks import whole_masks
 from flatlingo.regularizers import SAM, Regularizer
+from flatlingo.regularizers.base import check_softmax
 from flatlingo.rowchecks import check_rows, warn_if_cut, warn_if_empty
 
 Precision = Literal["float32", "bf16"]
@@ -44,7 +47,8 @@ class RegularizedTrainer(Trainer):
     """A `transformers.Trainer` whose training loss is the task loss plus the terms of regularisers.
 
     Data sets may hold rows of texts (`text_a`, for pairs `text_b`, `label` and, optionally, `row_id`), which are
-    encoded with `processing_class` and padded batch by batch, or be tokenised already, as for any Trainer. Evaluation
+    encoded with `processing_class` and padded batch by batch, or be tokenised already, as for any Trainer. Where rows
+    of texts name their labels (`ClassLabel`) and the model its classes, they are matched by name. Evaluation
     never sees regularisers. Each training log holds, besides `loss`, the means since the last log of the task loss
     (`loss/task`), of each term (`loss/<name>`) and of what it reports (`<name>/<key>`).
 
@@ -127,12 +131,17 @@ class RegularizedTrainer(Trainer):
         self._record = LossRecord()
         self._micro_batches: list[dict[str, Tensor]] = []
         self._ascended = False
+        self._knows_loss = False
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train, within the contexts of the regularisers; arguments as for `transformers.Trainer.train`."""
         with self._forward_given_back(), self._contexts:
             if self.model_init is None and not resume_from_checkpoint:  # the weights may have changed since
                 self._start(self.model)
+            if taken := [regularizer.name for regularizer in self.regularizers if regularizer.trainer != id(self)]:
+                raise FlatlingoError(
+                    f"{taken[0]} was given to another trainer since, and remembers its model; give each trainer its own"
+                )
             output = super().train(resume_from_checkpoint, *args, **kwargs)
             self._record.read()
             return output
@@ -187,6 +196,7 @@ class RegularizedTrainer(Trainer):
                 stack.enter_context(regularizer.forward_context())
                 stack.enter_context(regularizer.shared_context(model, inputs))
             loss, outputs = super().compute_loss(model, clean, return_outputs=True)
+        self._check_own_loss(loss, outputs, inputs)
         terms, details = {"task": loss}, {}
         for regularizer in self.regularizers:
             terms[regularizer.name], logged = regularizer(model, inputs, outputs)
@@ -226,6 +236,7 @@ class RegularizedTrainer(Trainer):
         for regularizer in self.regularizers:
             regularizer.label_smoothing = self.args.label_smoothing_factor
             regularizer.start(model, seed=self.args.seed + self.args.process_index)
+            regularizer.trainer = id(self)
 
     def _begin(self) -> None:
         """Begin the training loop, or begin it again with smaller batches (`auto_find_batch_size`)."""
@@ -235,6 +246,7 @@ class RegularizedTrainer(Trainer):
             self._contexts.enter_context(regularizer.training_context(self.model))
         self._micro_batches.clear()
         self._record = LossRecord()
+        self._knows_loss = False
 
     def _encoded(self, rows: Any, regularizers: Sequence[Regularizer] = (), *, training: bool = False) -> Any:
         if not _holds_texts(rows):
@@ -247,8 +259,11 @@ class RegularizedTrainer(Trainer):
         if self.processing_class is None:
             raise FlatlingoError("rows of texts need a tokenizer; give the trainer processing_class=tokenizer")
         check_length(self.model, self.processing_class, self.max_length, f"max_length {self.max_length}")
+        order = class_order(self.model.config, rows)
         rows = [dict(row) for row in rows]
         check_rows(rows, self.model.config, needs_labels=training)
+        if order is not None:
+            rows = [row | {"label": order[row["label"]]} if "label" in row else row for row in rows]
         return EncodedRows(
             rows, self.processing_class, max_length=self.max_length, regularizers=regularizers, seed=self.args.seed
         )
@@ -264,6 +279,10 @@ class RegularizedTrainer(Trainer):
                 "label smoothing is the share of a label that is spread over all classes: give a number from 0 to 1, "
                 f"got {self.args.label_smoothing_factor}"
             )
+        if self.args.label_smoothing_factor:
+            check_softmax(self.model, "label smoothing")
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
+            raise FlatlingoError("no parameter of the model requires a gradient: call model.requires_grad_(True)")
         for regularizer in self.regularizers:
             if not regularizer.recomputable and (
                 self.args.activation_checkpointing or getattr(self.model, "is_activation_checkpointing", False)
@@ -284,6 +303,24 @@ class RegularizedTrainer(Trainer):
                 )
         if self.sam and (self.args.fp16 or self.is_deepspeed_enabled or self.is_fsdp_enabled):
             raise FlatlingoError("SAM does not work with fp16, DeepSpeed or FSDP; use bf16 or float32 without them")
+
+    def _check_own_loss(self, loss: Tensor, outputs: Any, inputs: dict[str, Tensor]) -> None:
+        """Refuse, in the first step, a model whose loss is not the one that a term with labels of its own follows."""
+        if self._knows_loss:
+            return
+        self._knows_loss = True
+        for regularizer in self.regularizers:
+            if not regularizer.uses_labels or "labels" not in inputs:
+                continue
+            smoothing = self.args.label_smoothing_factor
+            logits = outputs.logits.detach().float()
+            plain = F.cross_entropy(logits, inputs["labels"], label_smoothing=smoothing)
+            if (loss - plain).abs() > 1e-2 * plain.abs() + 1e-4:
+                raise FlatlingoError(
+                    f"{regularizer.name} trains on the cross entropy of the labels, {float(plain):.4g} in the first "
+                    f"step, and the model's own loss is {float(loss):.4g}: it is another one (class weights?), which "
+                    "the term cannot follow; leave the term out"
+                )
 
     @contextmanager
     def _forward_given_back(self) -> Iterator[None]:
@@ -444,7 +481,12 @@ def finetune(
     """
     if len(rows) == 0:
         raise FlatlingoError("there are no rows to train on; check the split and its size")
+    if eval_rows is not None:
+        if len(eval_rows) == 0:
+            raise FlatlingoError("there are no eval_rows; check the split and its size, or leave them out")
+        check_rows(eval_rows, model.config, needs_labels=True)
     for name, number, lowest in (
+        ("seed", seed, 0),
         ("batch_size", batch_size, 1),
         ("gradient_accumulation_steps", gradient_accumulation_steps, 1),
         ("learning_rate", learning_rate, 0),

@@ -234,7 +234,7 @@ def test_unknown_modules_fall_back_to_an_exact_route_and_say_so_once():
     batch = padded_batch(LENGTHS, token_types=0)
     with pytest.warns(UserWarning, match=r"words.weight, conv.weight, conv.bias and 1 more: used") as log:
         trace = fisher_trace(model, [batch, batch], by="parameter")
-    assert len(log) == 1
+    assert len([one for one in log if "one at a time" in str(one.message)]) == 1
     oracle = per_example_trace(lambda **b: Output(logits=model(**b)), batch, named=model.named_parameters())
     assert_same(trace.contributions[:5], oracle, rtol=1e-10)
     assert (trace.contributions[["unused.weight", "unused.bias"]] == 0).all(axis=None)
@@ -269,6 +269,7 @@ def test_modules_used_twice():
     batch = padded_batch(LENGTHS, token_types=0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "the padding of a row")
         trace = fisher_trace(model, [batch], by="parameter")
     oracle = per_example_trace(lambda **b: Output(logits=model(**b)), batch, named=model.named_parameters())
     assert_same(trace.contributions, oracle, rtol=1e-10)
@@ -332,7 +333,7 @@ def test_adapters_by_peft(config, covered):
     assert 2 < len(trainable) < 12
     assert_same(trace.contributions, per_example_trace(model, batch), rtol=1e-10)
     assert any("one at a time" in str(w.message) for w in caught) != covered
-    assert set(fisher_trace(model, [batch]).groups) <= {"other embeddings", "encoder", "head"}
+    assert set(fisher_trace(model, [batch]).groups) <= {"embeddings", "encoder", "head"}
 
 
 @pytest.fixture(scope="module")

@@ -44,6 +44,44 @@ MODELS = {
 }
 
 
+class Mean(transformers.BertPreTrainedModel):
+    """A classifier of one's own, whose encoder is not where `base_model_prefix` says."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.encoder = transformers.BertModel(config, add_pooling_layer=False)
+        self.out = torch.nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def forward(self, input_ids, attention_mask=None):
+        return self.out(self.encoder(input_ids=input_ids, attention_mask=attention_mask)[0].mean(1))
+
+
+def test_a_model_of_ones_own_is_one_group_and_has_no_words_for_its_parts():
+    model = Mean(transformers.BertConfig(**STACKED)).eval()
+    batch = {"input_ids": torch.tensor([[1, 2, 3], [4, 5, 6]])}
+    assert list(fisher_trace(model, [batch]).groups) == ["model"]
+    with pytest.raises(FlatlingoError, match="Mean does not; name the parameters"):
+        selected(model, "head")
+    assert list(selected(model, ["out.bias"])) == ["out.bias"]
+
+
+def test_a_compiled_model_has_the_groups_of_its_own():
+    model = build("BERT")[0].eval()
+    compiled = torch.compile(model, backend="eager")
+    names = [name for name, _ in model.named_parameters()]
+    expected = [module_group(model, name) for name in names]
+    assert [module_group(compiled, f"_orig_mod.{name}") for name in names] == expected
+    assert list(selected(compiled, "last_layer")) == [f"_orig_mod.{name}" for name in selected(model, "last_layer")]
+
+
+def test_word_embeddings_that_peft_trains_are_a_group():
+    config = peft.LoraConfig(r=2, target_modules=["query"], modules_to_save=["classifier", "word_embeddings"])
+    model = peft.get_peft_model(build("BERT")[0], config)
+    (name,) = (name for name in selected(model) if "word_embeddings" in name)
+    assert module_group(model, name) == "embeddings"
+
+
 def build(kind):
     prefix, config, *prefixes = MODELS[kind]
     config = getattr(transformers, f"{prefix}Config")(**config)

@@ -57,6 +57,26 @@ def test_for_a_small_radius_it_is_the_radius_times_the_norm_of_the_gradient(mode
     assert errors[1] == pytest.approx(errors[0] / 10, rel=0.05), "what is left out is of second order"
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda batch: batch | {"labels": batch["labels"] - 100}, "label of example 0 is not one of the model's 3"),
+        (lambda batch: batch | {"labels": torch.rand(len(batch["labels"]), 3)}, "one class per example"),
+        (lambda batch: {name: values for name, values in batch.items() if name != "labels"}, "needs gold labels"),
+        (lambda batch: {name: values for name, values in batch.items() if name != "attention_mask"}, "attention_mask"),
+    ],
+    ids=["ignored label", "label weights", "no label", "no mask"],
+)
+def test_batches_without_a_loss_of_every_row_are_refused(model, batches, change, message):
+    with pytest.raises(FlatlingoError, match=message):
+        sam_sharpness(model, [change(batches[0])], 0.05)
+
+
+def test_a_label_column_may_be_called_as_in_data_sets(model, batches):
+    named = [{"label" if name == "labels" else name: values for name, values in b.items()} for b in batches]
+    assert sam_sharpness(model, named, 0.05) == sam_sharpness(model, batches, 0.05)
+
+
 def test_batches_do_not_matter(model, batches):
     singles = [
         {name: values[i : i + 1] for name, values in b.items()} for b in batches for i in range(len(b["labels"]))
@@ -67,7 +87,7 @@ def test_batches_do_not_matter(model, batches):
 def test_the_model_is_left_as_it_was_also_when_it_fails(model, batches):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     sam_sharpness(model, batches, 0.3)
-    with pytest.raises(IndexError):
+    with pytest.raises(FlatlingoError, match="label of example 8"):
         sam_sharpness(model, [*batches, batches[0] | {"labels": torch.tensor([0, 1, 7])}], 0.3)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -1,10 +1,19 @@
+from functools import partial
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from fisher_oracle import padded_batch, per_example_trace, perturbed
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    FNetConfig,
+    FNetForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+)
 
 from flatlingo.errors import FlatlingoError
 from flatlingo.fisher import FisherTrace, empirical_fisher, fisher_trace, softmax_factor
@@ -129,6 +138,37 @@ def test_softmax_factor_is_exact_for_saturated_logits(C, scale):
     assert ((norms >= 1) & (norms <= 2**0.5 + 1e-12)).all()
 
 
+GPT = {"vocab_size": 40, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 16, "num_labels": 3}
+FNET = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 24, "num_labels": 3}
+PADDED = {
+    "another padding token": (
+        GPT2ForSequenceClassification, GPT2Config(**GPT, pad_token_id=4),
+        pytest.raises(FlatlingoError, match="padded with token 0, and the model takes 4"),
+    ),
+    "no mask in the model": (
+        FNetForSequenceClassification, FNetConfig(**FNET, pad_token_id=0),
+        pytest.warns(UserWarning, match="padding of a row changes its logits in FNetForSequenceClassification"),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "config", "told"), PADDED.values(), ids=PADDED)
+def test_it_is_told_where_rows_depend_on_their_padding(kind, config, told):
+    torch.manual_seed(0)
+    model = kind(config).double().eval()
+    batch = {name: values for name, values in padded_batch((7, 7, 4)).items() if name != "token_type_ids"}
+    if kind is FNetForSequenceClassification:
+        model.forward = partial(_without_mask, model.forward)
+    even = {name: values[:2] for name, values in batch.items()}
+    assert fisher_trace(model, [even]).n == 2, "without padding there is nothing to depend on"
+    with told:
+        fisher_trace(model, [even, batch])
+
+
+def _without_mask(forward, attention_mask=None, **inputs):
+    return forward(**inputs)
+
+
 def test_sampled_labels_are_unbiased_and_seeded(model, batch):
     exact = fisher_trace(model, [batch]).value
     state = torch.get_rng_state()
@@ -246,6 +286,8 @@ BAD_BATCHES = {
     "no rows": ([{"input_ids": torch.ones(0, 3, dtype=torch.long)}], "one row per example"),
     "unequal": ([{**BATCH, "token_type_ids": BATCH["token_type_ids"][:2]}], "one row per example"),
     "no mask": ([{"input_ids": BATCH["input_ids"]}], "padding but no attention_mask"),
+    "too long": ([padded_batch((20,))], "rows of 20 tokens and the model 16 positions"),
+    "unknown token": ([{**BATCH, "input_ids": BATCH["input_ids"] + 37}], "the model knows 40, from 0 on"),
 }
 
 

@@ -1,6 +1,7 @@
 """What Tr(F) cannot be computed for, said early and plainly."""
 
 import inspect
+import warnings
 from collections.abc import Mapping
 from itertools import chain
 
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 
 from flatlingo.errors import FlatlingoError
 from flatlingo.fisher.roles import agree
+
+LABEL_KEYS = ("labels", "label")
 
 
 def check_model(model: nn.Module) -> None:
@@ -42,9 +45,41 @@ def check_batch(model: nn.Module, batch: object, position: int) -> None:
     sizes = {key: len(value) for key, value in batch.items()}
     if not sizes or len(set(sizes.values())) > 1 or 0 in sizes.values():
         raise FlatlingoError(f"batch {position} needs one row per example in each tensor; it has {sizes}")
+    if "input_ids" in batch and batch["input_ids"].ndim == 2:
+        _check_ids(model, batch["input_ids"], position)
     pad = getattr(getattr(model, "config", None), "pad_token_id", None)
     if pad is not None and "attention_mask" not in batch and "input_ids" in batch and (batch["input_ids"] == pad).any():
         raise FlatlingoError(f"batch {position} has padding but no attention_mask, so padding would be read as text")
+
+
+def _check_ids(model: nn.Module, ids: Tensor, position: int) -> None:
+    """Refuse rows (B, T) longer than the model's positions, and tokens that it does not know."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            room = module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+            if ids.shape[1] > room:
+                raise FlatlingoError(
+                    f"batch {position} has rows of {ids.shape[1]} tokens and the model {room} positions; cut "
+                    f"the rows with max_length={room}"
+                )
+    try:
+        known = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    except (AttributeError, NotImplementedError):
+        return
+    if known and not ids.is_cuda and int(ids.max()) >= known:
+        raise FlatlingoError(
+            f"batch {position} has token {int(ids.max())} and the model knows {known}, from 0 on; its tokenizer is "
+            "another model's, or has tokens that the model was not resized for"
+        )
+
+
+def check_gold(gold: Tensor, logits: Tensor, seen: int) -> None:
+    """Refuse labels (B,) that are no classes of the model."""
+    if gold.is_floating_point() or gold.ndim != 1:
+        raise FlatlingoError(f"labels must be one class per example, got {tuple(gold.shape)} of {gold.dtype}")
+    if not (inside := (gold >= 0) & (gold < logits.shape[1])).all():
+        example = seen + int(inside.int().argmin())
+        raise FlatlingoError(f"the label of example {example} is not one of the model's {logits.shape[1]}")
 
 
 def checked_logits(model: nn.Module, logits: Tensor, seen: int) -> Tensor:
@@ -74,6 +109,47 @@ def check_alone(logits: Tensor, alone: Tensor, precision: torch.dtype, example: 
             "mode (functional dropout, sampling), or an example's logits depend on the others in its batch; switch it "
             "off"
         )
+
+
+def most_padded(batch: Mapping[str, Tensor]) -> int | None:
+    """The row of a batch with the most padding; None if no row has any, or it cannot be told."""
+    mask = batch.get("attention_mask")
+    if mask is None or mask.ndim != 2 or "input_ids" not in batch:
+        return None
+    attended = (mask != 0).sum(1)
+    row = int(attended.argmin())
+    return row if 0 < int(attended[row]) < mask.shape[1] else None
+
+
+def check_padding(model: nn.Module, batch: Mapping[str, Tensor], row: int, padded: Tensor, alone: Tensor) -> None:
+    """Warn of a model whose logits for a padded row, (C,), are not those of the row without its padding.
+
+    Some ignore the mask in a part of what they do (FNet, ConvBERT), or want their padding on the left (XLNet).
+
+    Args:
+        model: the model.
+        batch: the batch, with `attention_mask`.
+        row: which of its rows.
+        padded: its logits with padding.
+        alone: its logits without.
+
+    Raises:
+        FlatlingoError: if the row is padded with another token than the model's.
+    """
+    if agree(padded, alone, padded.dtype):
+        return
+    used = batch["input_ids"][row][batch["attention_mask"][row] == 0].unique().tolist()
+    pad = model.config.get_text_config().pad_token_id if hasattr(model, "config") else None
+    if pad is not None and used != [pad]:
+        raise FlatlingoError(
+            f"a row is padded with token {used[0]}, and the model takes {pad} (pad_token_id), so that its padding is "
+            "read as text: make the batches with fl.batches(…, model=model)"
+        )
+    warnings.warn(
+        f"the padding of a row changes its logits in {type(model).__name__}, so that what is measured depends on how "
+        "rows are batched; give batches of equal length",
+        stacklevel=2,
+    )
 
 
 def check_signature(model: nn.Module, batch: Mapping[str, Tensor]) -> None:

@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flatlingo.errors import FlatlingoError
-from flatlingo.fisher.checks import check_batch, check_model, checked_logits
+from flatlingo.fisher.checks import LABEL_KEYS, check_batch, check_model, checked_logits
 from flatlingo.fisher.gradnorms import logits_of
 from flatlingo.fisher.theory import Estimate, estimate, functional, quadratic_form
-from flatlingo.fisher.trace import LABEL_KEYS, Batch, FisherTrace, measure, score_direction
+from flatlingo.fisher.trace import Batch, FisherTrace, measure, score_direction
 
 
 def penalty_estimate(model: nn.Module, batch: Mapping[str, Tensor], *, draws: int, seed: int) -> Estimate:

@@ -80,5 +80,16 @@ def coarser(x: torch.dtype, y: torch.dtype) -> torch.dtype:
 
 
 def example_of(batch: Mapping[str, Tensor], i: int) -> dict[str, Tensor]:
-    """The i-th example as a batch of one."""
+    """The i-th example as a batch of one, padded as it is."""
     return {key: value[i : i + 1] for key, value in batch.items()}
+
+
+def unpadded(example: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A batch of one without the columns before the first and after the last that its mask (1, T) attends to."""
+    mask = example["attention_mask"]
+    (attended,) = mask[0].nonzero(as_tuple=True)
+    first, last = int(attended.min()), int(attended.max())
+    return {
+        key: value[:, first : last + 1] if value.shape[1:2] == mask.shape[1:] else value
+        for key, value in example.items()
+    }

@@ -44,22 +44,26 @@ def is_above_encoder(model: nn.Module, names: Iterable[str]) -> bool:
 
 
 def module_group(model: nn.Module, name: str) -> str:
-    """Group of a parameter: embeddings, other embeddings, encoder, pooler or head; "model" if not from transformers.
+    """Group of a parameter: embeddings, other embeddings, encoder, pooler or head; "model" where no encoder is known.
+
+    The encoder is known in models of transformers that keep it where their `base_model_prefix` says.
 
     "embeddings" is the word embedding matrix alone, half of mBERT; "other embeddings" are position and type embeddings
     and what lies beside them (normalisation, projection); "head" is all that lies outside the encoder and its pooler.
     """
-    prefix = getattr(model, "base_model_prefix", None)
+    prefix = _encoder_name(model)
     if prefix is None:
         return "model"
     *path, _ = name.split(".")
-    module = model.get_submodule(".".join(path))
-    if module is model.get_input_embeddings():
+    words = _word_embeddings(model)
+    within = [model.get_submodule(".".join(path[:depth])) for depth in range(1, len(path) + 1)]
+    if any(module is words for module in within):  # itself, or what peft trains inside
         return "embeddings"
     if "pooler" in path:
         return "pooler"
     if _inside(path)[:1] != [prefix]:
         return "head"
+    module = within[-1]
     beside_words = any(part.startswith("embeddings") for part in path)
     return "other embeddings" if beside_words or isinstance(module, nn.Embedding) else "encoder"
 
@@ -69,9 +73,10 @@ def _test(model: nn.Module, parameters: Selection, trainable: dict[str, nn.Param
     if callable(parameters):
         return parameters
     if isinstance(parameters, str) and parameters in WORDS and parameters not in trainable:
-        if getattr(model, "base_model_prefix", None) is None:
+        if _encoder_name(model) is None:
             raise FlatlingoError(
-                f"{parameters!r} is for models of transformers, which say where their encoder ends; name the parameters"
+                f"{parameters!r} is for models of transformers, which say where their encoder ends, and "
+                f"{type(model).__name__} does not; name the parameters"
             )
         layers = _last_layers(model) if parameters == "last_layer" else ()
         return lambda name: name.startswith(layers) or module_group(model, name) in ABOVE
@@ -103,8 +108,23 @@ def _last_layers(model: nn.Module) -> tuple[str, ...]:
 
 
 def _inside(path: list[str]) -> list[str]:
-    """The path of a module without what peft wraps around the model."""
-    return path[2:] if path[:2] == ["base_model", "model"] else path
+    """The path of a module without what torch.compile and peft wrap around the model."""
+    for wrapper in (["_orig_mod"], ["base_model", "model"], ["_orig_mod"]):
+        path = path[len(wrapper) :] if path[: len(wrapper)] == wrapper else path
+    return path
+
+
+def _encoder_name(model: nn.Module) -> str | None:
+    """The name of the module that holds the encoder; None if the model has none of the name that it gives."""
+    prefix = getattr(model, "base_model_prefix", None)
+    return prefix if any(_inside(name.split("."))[:1] == [prefix] for name, _ in model.named_parameters()) else None
+
+
+def _word_embeddings(model: nn.Module) -> nn.Module | None:
+    try:
+        return model.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
 
 
 def _few(trainable: dict[str, nn.Parameter]) -> str:

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flatlingo.errors import FlatlingoError
-from flatlingo.fisher.checks import check_model
+from flatlingo.fisher.checks import LABEL_KEYS, check_batch, check_gold, check_model, checked_logits
 from flatlingo.fisher.gradnorms import logits_of
+from flatlingo.fisher.trace import has_harmless_padding
 
 
 def sam_sharpness(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], rho: float) -> float:
@@ -22,12 +23,13 @@ def sam_sharpness(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], rho
 
     Args:
         model: a sequence classifier in eval mode: `model(**batch)` gives logits (B, C) or an output that has `.logits`.
-        batches: dicts of tensors with "labels" (B,); walked through twice.
+        batches: dicts of tensors with "labels" (B,), each one of the model's classes; walked through twice.
         rho: the radius, above 0; SAM's own default is 0.05.
 
     Raises:
-        FlatlingoError: for a radius that is not above 0, no example, a model in train mode or without a trainable
-            parameter, or a gradient that is zero or not finite.
+        FlatlingoError: for a radius that is not above 0 and finite, no example, batches that `fisher_trace` refuses, a
+            label that is missing or no class of the model, a model in train mode or without a trainable parameter, or a
+            gradient that is zero or not finite.
 
     References:
         Foret et al., ICLR 2021, equations 1 and 2.
@@ -41,8 +43,8 @@ def sam_sharpness(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], rho
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     batches = list(batches)
-    if not rho > 0:
-        raise FlatlingoError(f"rho is {rho}: the radius must be above 0")
+    if not 0 < rho < float("inf"):
+        raise FlatlingoError(f"rho is {rho}: the radius must be above 0, and finite")
     if not batches or not parameters:
         raise FlatlingoError(
             f"sharpness needs {'an example' if parameters else 'a parameter that requires a gradient'}"
@@ -50,6 +52,11 @@ def sam_sharpness(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], rho
     if any(module.training for module in model.modules()):
         raise FlatlingoError("sharpness needs the model in eval mode: call model.eval()")
     check_model(model)
+    for position, batch in enumerate(batches):
+        check_batch(model, batch, position)
+        if _gold(batch) is None:
+            raise FlatlingoError(f'sharpness needs gold labels: batch {position} has no "labels" tensor')
+    any(has_harmless_padding(model, {k: v for k, v in batch.items() if k not in LABEL_KEYS}) for batch in batches)
     if low := [parameter.dtype for parameter in parameters if parameter.dtype in (torch.float16, torch.bfloat16)]:
         raise FlatlingoError(
             f"weights of {low[0]} cannot hold so small a step: call model.float() before measuring sharpness"
@@ -87,9 +94,15 @@ def _loss_and_gradient(
 
 def _losses(model: nn.Module, batches: Sequence[Mapping[str, Tensor]]) -> Iterable[Tensor]:
     """What each batch adds to the mean over all examples."""
-    examples = sum(len(batch["labels"]) for batch in batches)
+    examples, seen = sum(len(_gold(batch)) for batch in batches), 0
     device = next(model.parameters()).device
     for batch in batches:
-        inputs = {name: values.to(device) for name, values in batch.items() if name != "labels"}
-        logits = logits_of(model, inputs)
-        yield F.cross_entropy(logits, batch["labels"].to(device), reduction="sum") / examples
+        inputs = {name: values.to(device) for name, values in batch.items() if name not in LABEL_KEYS}
+        logits, gold = checked_logits(model, logits_of(model, inputs), seen), _gold(batch)
+        check_gold(gold, logits, seen)
+        seen += len(gold)
+        yield F.cross_entropy(logits, gold.to(device), reduction="sum") / examples
+
+
+def _gold(batch: Mapping[str, Tensor]) -> Tensor | None:
+    return next((batch[key] for key in LABEL_KEYS if key in batch), None)

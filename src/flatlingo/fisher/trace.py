@@ -15,12 +15,20 @@ from torch import Tensor, distributed, nn
 from tqdm import tqdm
 
 from flatlingo.errors import FlatlingoError
-from flatlingo.fisher.checks import check_batch, check_model, check_signature, checked_logits
+from flatlingo.fisher.checks import (
+    LABEL_KEYS,
+    check_batch,
+    check_gold,
+    check_model,
+    check_padding,
+    check_signature,
+    checked_logits,
+    most_padded,
+)
 from flatlingo.fisher.gradnorms import GradientNorms, batch_size, logits_of, uncached_casts
-from flatlingo.fisher.reference import example_of
+from flatlingo.fisher.reference import example_of, unpadded
 from flatlingo.fisher.selection import Selection, module_group, selected
 
-LABEL_KEYS = ("labels", "label")
 CHECKED = 2  # examples seen first, to find out what is random, how rows go together and whether shortcuts hold
 FEWEST_EXAMPLES = 100  # before `tolerance` may stop: the traces of examples are heavy-tailed
 
@@ -216,9 +224,7 @@ def empirical_fisher(
     def directions(logits: Tensor, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         if batch.gold is None:
             raise FlatlingoError('the empirical Fisher needs gold labels: give each batch a "labels" tensor')
-        if not (inside := (batch.gold >= 0) & (batch.gold < logits.shape[1])).all():
-            example = batch.start + int(inside.int().argmin())
-            raise FlatlingoError(f"the label of example {example} is not one of the model's {logits.shape[1]}")
+        check_gold(batch.gold, logits, batch.start)
         return [score_direction(logits, batch.gold.to(logits.device))]
 
     return measure(model, batches, directions, parameters, by, max_examples, None, progress)
@@ -302,10 +308,12 @@ def measure(
     if first is None:
         raise FlatlingoError("no batches: Tr(F) needs at least one example (a generator that is used up gives none)")
 
-    table = np.empty((0, len(groups.names)))
+    table, seen_padding = np.empty((0, len(groups.names))), False
     with full_float32(), _engine(model, measured, first) as norms:
         stream = chain([first], stream)
         while round_ := list(islice(stream, processes)):  # each process takes one batch of the round
+            for batch in [] if seen_padding else round_:
+                seen_padding |= has_harmless_padding(model, batch.inputs)
             mine = [groups.sums(_norms(norms, batch, directions)) for batch in round_[rank:][:1]]
             table = np.concatenate([table, *_gathered(np.concatenate([table[:0], *mine]), processes)])
             if tolerance is not None and _precise(table.sum(1), tolerance):
@@ -320,6 +328,17 @@ def _engine(model: nn.Module, parameters: dict[str, nn.Parameter], first: "Batch
     with torch.no_grad(), uncached_casts():
         alone = [checked_logits(model, logits_of(model, example_of(few, i)), i) for i in range(batch_size(few))]
     return GradientNorms(model, parameters, few, torch.cat(alone))
+
+
+def has_harmless_padding(model: nn.Module, inputs: Mapping[str, Tensor]) -> bool:
+    """Whether a batch has a padded row; its logits must be those that it has without its padding."""
+    if (row := most_padded(inputs)) is None:
+        return False
+    one = _on_device(model, example_of(inputs, row))
+    with torch.no_grad(), uncached_casts():
+        padded, alone = (logits_of(model, example)[0] for example in (one, unpadded(one)))
+    check_padding(model, inputs, row, padded, alone)
+    return True
 
 
 def _norms(norms: GradientNorms, batch: "Batch", directions: Directions) -> Tensor:

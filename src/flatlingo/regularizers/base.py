@@ -70,6 +70,9 @@ class Regularizer(Resumable):
     label_smoothing: float = 0.0
     """The label smoothing of the task loss, set by the trainer."""
 
+    trainer: int | None = None
+    """Whose it is: the `id` of the last trainer that was built with it, set by that."""
+
     def __init__(self, weight: float):
         if not (math.isfinite(weight) and weight >= 0):
             raise FlatlingoError(f"the weight of {self.name} must be a finite number of at least 0, got {weight}")
