@@ -160,7 +160,9 @@ def test_a_training_step_reads_nothing_and_trains_the_same(terms, monkeypatch):
     expected, before = trained(terms)
     on_gpu(monkeypatch)
     model, after = trained(terms)
-    assert max(after) == 0 < min(before)
+    first, *later = after
+    assert max(later) == 0 < min(before)
+    assert first <= 1, "whether the model's loss is that of the terms is read once"
     for found, parameter in zip(model.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(found, parameter, rtol=1e-8, atol=1e-12)
     assert not model.bert._forward_pre_hooks

@@ -208,6 +208,6 @@ def test_the_shipped_encoder_says_what_it_is():
         assert one["data"] == found, "the world changed: run `make pretrain`"
         assert one["documents"] == pretraining.MINI_WORLD_DOCUMENTS
         assert one["settings"] == asdict(settings)
-        for fact in (f"{one['steps']:,} steps", f"{one['parameters']:,} parameters", str(one["held_out_loss"])):
+        for fact in (f"| {one['steps']:,} |", f"{one['parameters']:,} parameters", str(one["held_out_loss"])):
             assert fact in card
     assert facts is None
