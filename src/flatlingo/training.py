@@ -485,16 +485,9 @@ def finetune(
         if len(eval_rows) == 0:
             raise FlatlingoError("there are no eval_rows; check the split and its size, or leave them out")
         check_rows(eval_rows, model.config, needs_labels=True)
-    for name, number, lowest in (
-        ("seed", seed, 0),
-        ("batch_size", batch_size, 1),
-        ("gradient_accumulation_steps", gradient_accumulation_steps, 1),
-        ("learning_rate", learning_rate, 0),
-        ("weight_decay", weight_decay, 0),
-        ("max_grad_norm", max_grad_norm, 0),
-    ):
-        if not number >= lowest:
-            raise FlatlingoError(f"{name} must be {lowest} or more, got {number}")
+    _check_least(batch_size=(batch_size, 1), gradient_accumulation_steps=(gradient_accumulation_steps, 1))
+    _check_least(seed=(seed, 0), learning_rate=(learning_rate, 0), weight_decay=(weight_decay, 0))
+    _check_least(max_grad_norm=(max_grad_norm, 0))
     if not epochs > 0 or not 0 <= warmup < 1:
         raise FlatlingoError(f"epochs must be above 0, warmup a share below 1; got {epochs} and {warmup}")
     if patience is not None and (eval_rows is None or patience < 1):
@@ -601,6 +594,13 @@ def _holds_texts(rows: Any) -> bool:
     if rows is None or isinstance(rows, str | EncodedRows | torch.utils.data.IterableDataset) or len(rows) == 0:
         return False
     return isinstance(rows[0], Mapping) and "text_a" in rows[0]
+
+
+def _check_least(**numbers: tuple[float, float]) -> None:
+    """Refuse an argument, by name with its least value, that is smaller or no number."""
+    for name, (number, least) in numbers.items():
+        if not number >= least:
+            raise FlatlingoError(f"{name} must be {least} or more, got {number}")
 
 
 def _check_precision(precision: str) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from flatlingo.errors import FlatlingoError
 from flatlingo.fisher.checks import LABEL_KEYS, check_batch, check_gold, check_model, checked_logits
 from flatlingo.fisher.gradnorms import logits_of
-from flatlingo.fisher.trace import has_harmless_padding
+from flatlingo.fisher.trace import padding_is_checked
 
 
 def sam_sharpness(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], rho: float) -> float:
@@ -56,7 +56,7 @@ def sam_sharpness(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], rho
         check_batch(model, batch, position)
         if _gold(batch) is None:
             raise FlatlingoError(f'sharpness needs gold labels: batch {position} has no "labels" tensor')
-    any(has_harmless_padding(model, {k: v for k, v in batch.items() if k not in LABEL_KEYS}) for batch in batches)
+    any(padding_is_checked(model, {k: v for k, v in batch.items() if k not in LABEL_KEYS}) for batch in batches)
     if low := [parameter.dtype for parameter in parameters if parameter.dtype in (torch.float16, torch.bfloat16)]:
         raise FlatlingoError(
             f"weights of {low[0]} cannot hold so small a step: call model.float() before measuring sharpness"

@@ -313,7 +313,7 @@ def measure(
         stream = chain([first], stream)
         while round_ := list(islice(stream, processes)):  # each process takes one batch of the round
             for batch in [] if seen_padding else round_:
-                seen_padding |= has_harmless_padding(model, batch.inputs)
+                seen_padding |= padding_is_checked(model, batch.inputs)
             mine = [groups.sums(_norms(norms, batch, directions)) for batch in round_[rank:][:1]]
             table = np.concatenate([table, *_gathered(np.concatenate([table[:0], *mine]), processes)])
             if tolerance is not None and _precise(table.sum(1), tolerance):
@@ -330,8 +330,8 @@ def _engine(model: nn.Module, parameters: dict[str, nn.Parameter], first: "Batch
     return GradientNorms(model, parameters, few, torch.cat(alone))
 
 
-def has_harmless_padding(model: nn.Module, inputs: Mapping[str, Tensor]) -> bool:
-    """Whether a batch has a padded row; its logits must be those that it has without its padding."""
+def padding_is_checked(model: nn.Module, inputs: Mapping[str, Tensor]) -> bool:
+    """Whether a batch has a padded row; its logits must be those that it has without padding (`check_padding`)."""
     if (row := most_padded(inputs)) is None:
         return False
     one = _on_device(model, example_of(inputs, row))
