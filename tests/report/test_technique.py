@@ -49,7 +49,7 @@ def test_levels_are_the_compute_of_the_recipes(table):
     label = runs.set_index("label")["level"].groupby("label").first()
     assert label[["none", "none+length=2", "none+length=3"]].tolist() == [1, 2, 3]
     assert label[["kl=1.4+length=0.5", "kl=1.4", "kl=1.4+length=1.5"]].tolist() == [1, 2, 3]
-    assert label[["trpen=0.05+parameters=head", "trpen=0.01+parameters=last_layer+length=0.571"]].tolist() == [1, 1]
+    assert label[["trpen=0.01+parameters=head", "trpen=0.002+parameters=last_layer+length=0.571"]].tolist() == [1, 1]
     spec = next(spec for spec in expand("technique", load_preset("mini"), seeds=1) if spec.condition.label == "kl=1.4")
     assert runs.loc[runs["label"] == "kl=1.4", "compute"].unique() == [spec.compute]
 
