@@ -49,7 +49,7 @@ CLAIMED = {
     "gain": "that they gain more from a second stage",
 }
 SEEDS = {("small", "nli"): 3, ("small", "paraphrase"): 2}  # planned; of preset mini ten
-SETTING = "using_intervention.json"
+SETTING, TECHNIQUE = "using_intervention.json", "using_technique.json"
 TOO_FEW = (TOO_FEW_SEEDS, judging.TOO_FEW)
 UNITS = {"wrong labels reproduced": ""}  # of the regimes; the others are in points
 
@@ -85,7 +85,19 @@ def lead(figures: Path = FIGURES) -> str:
     claims = "; ".join(f"{_tally(said[outcome])} {words}" for outcome, words in CLAIMED.items())
     rest = f"Of {asked} further questions that have an interval, {len(settled)} are decided{':' if settled else '.'}"
     text = _filled(f"**Over regularisers, {claims}.** {_by_setting(figures / SETTING)}")
-    return f"\n{text}\n\n{table}\n{rest}\n\n{''.join(settled)}"
+    parts = [text, table.strip(), rest, "".join(settled).strip(), _advice(figures / TECHNIQUE)]
+    return "\n" + "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _advice(path: Path) -> str:
+    """What to do with more compute, as notebook 6 found it in plan `technique`; nothing where that is not recorded."""
+    if not path.is_file():
+        return ""
+    figure = json.loads(path.read_text(encoding="utf-8"))
+    seeds = max(row["seeds"] for row in figure["data"]["chosen"])
+    return _filled(
+        f"**What to do with more compute** (mini-nli, {seeds} of 10 seeds): {figure['headline']['recommendation']}"
+    )
 
 
 def _seeds(runs: pd.DataFrame, preset: str, plan: str) -> str:

@@ -34,12 +34,15 @@ def test_the_lead_names_what_is_decided(tmp_path):
     found = decisions.verdicts(table, n_permutations=99)
     set_to = {"headline": {"verdicts": intervention.per_halving(intervention_table(-1.5, 0.0, seeds=8))}}
     (tmp_path / "using_intervention.json").write_text(json.dumps(saving.plain(set_to)), encoding="utf-8")
+    advice = {"headline": {"recommendation": "None stands."}, "data": {"chosen": [{"seeds": 3}]}}
+    (tmp_path / "using_technique.json").write_text(json.dumps(advice), encoding="utf-8")
     first = {"data": per_run(table), "headline": {"left_out": "", "verdicts": found}}
     (tmp_path / "figure1.json").write_text(json.dumps(saving.plain(first)), encoding="utf-8")
     lead = readme.lead(tmp_path)
     text = " ".join(lead.split())
     assert "Over regularisers, of 1 study 1 confirms and none refutes that flatter models are more accurate;" in text
     assert "lowering it raises English accuracy and zero-shot accuracy; at equal training loss the same holds" in text
+    assert text.endswith("**What to do with more compute** (mini-nli, 3 of 10 seeds): None stands.")
     start = "| xnli, e5: 14 conditions, 3 of 10 seeds | rises: +"
     (line,) = (line for line in lead.splitlines() if line.startswith(start))
     assert line.count("|") == 6
