@@ -80,11 +80,12 @@ def lead(figures: Path = FIGURES) -> str:
                 f"* {task}: {outcome}, {_alone(question)}: {told[question, outcome]}{_ends(told, question, outcome)}\n"
                 for question, outcome in rest[~rest["verdict"].isin(("undecided", *TOO_FEW))].index
             ]
-    lines += _set(figures / SETTING)
+    setting = _setting(figures / SETTING)
+    lines += _set(setting)
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     claims = "; ".join(f"{_tally(said[outcome])} {words}" for outcome, words in CLAIMED.items())
     rest = f"Of {asked} further questions that have an interval, {len(settled)} are decided{':' if settled else '.'}"
-    text = _filled(f"**Over regularisers, {claims}.** {_by_setting(figures / SETTING)}")
+    text = _filled(f"**Over regularisers, {claims}.** {_by_setting(setting)}")
     parts = [text, table.strip(), rest, "".join(settled).strip(), _advice(figures / TECHNIQUE)]
     return "\n" + "\n\n".join(part for part in parts if part) + "\n"
 
@@ -136,9 +137,8 @@ def _setting(path: Path) -> pd.DataFrame:
     return _printed(found.to_dict("records"))
 
 
-def _set(path: Path) -> list[list[str]]:
+def _set(found: pd.DataFrame) -> list[list[str]]:
     """The lines of the table on runs whose Tr(F) was set."""
-    found = _setting(path)
     if found.empty:
         return []
     told = found.apply(_told, axis=1)
@@ -147,9 +147,8 @@ def _set(path: Path) -> list[list[str]]:
     return [[titles[held], *(told.get((held, outcome), "") for outcome in HEADS)] for held in titles]
 
 
-def _by_setting(path: Path) -> str:
+def _by_setting(found: pd.DataFrame) -> str:
     """What setting Tr(F) does: the outcomes it raises, lowers or leaves alone, and what of it holds at equal loss."""
-    found = _setting(path)
     if found.empty:
         return ""
     words = {"rises": "raises", "falls": "lowers", "no effect": "does not change"}
@@ -259,15 +258,20 @@ def _hanging(rows: list[dict]) -> str:
     return f"Slopes, whichever condition is left out: {', '.join(parts)}." if parts else ""
 
 
+def _regime(plan: str) -> pd.DataFrame:
+    """What was asked of the sizes of preset mini before the runs, and what holds."""
+    return regime(pd.read_csv(RECORDED / "mini-regimes.csv")).loc[plan]
+
+
 def _without_gap(plan: str) -> str:
     """Said of a plan of preset mini whose unregularised model is not as far ahead in English as was asked."""
-    found = regime(pd.read_csv(RECORDED / "mini-regimes.csv")).loc[plan]
+    found = _regime(plan)
     return "" if found.loc["English less zero-shot", "holds"] else "; no transfer gap, English is not ahead"
 
 
 def _missed(plan: str) -> str:
-    """What was asked of the sizes of preset mini before the runs and was not reached, from `mini-regimes.csv`."""
-    found = regime(pd.read_csv(RECORDED / "mini-regimes.csv")).loc[plan]
+    """What was asked of the sizes of preset mini before the runs and was not reached."""
+    found = _regime(plan)
     missed = [
         f"{what} {row.value:.1f}{UNITS.get(what, ' points')} (at least {row.least:g} was asked)".replace(" -", " −")
         for what, row in found[~found["holds"]].iterrows()

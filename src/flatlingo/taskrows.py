@@ -150,17 +150,16 @@ def _tsv_records(text: str, description: TaskDescription, shared: bool) -> Itera
     rows = tsv_rows(text.rstrip("\r\n"))  # blank lines at the end only: others would shift the rows of translations
     try:
         names = _named(description, rows[0].values if rows else [])
+    except ValueError:  # no first line of names
+        names = [*description.columns, "label"]
+        columns, width = {name: position for position, name in enumerate(names)}, len(names)
+        reason = f"columns where there must be {width}, tab separated: {_expected(description)}"
+    else:
         if twice := [column for column in names.values() if rows[0].values.count(column) > 1]:
             raise LineError(rows[0].number, f"two columns are called {twice[0]!r}")
         columns = {name: rows[0].values.index(column) for name, column in names.items()}
         width, rows = len(rows[0].values), rows[1:]
         reason = f"columns, tab separated, where the first line has {width}"
-    except LineError:
-        raise
-    except ValueError:  # no first line of names
-        names = [*description.columns, "label"]
-        columns, width = {name: position for position, name in enumerate(names)}, len(names)
-        reason = f"columns where there must be {width}, tab separated: {_expected(description)}"
     _check_language(rows[0].number if rows else 1, columns, description, shared)
     for number, values, quoted in rows:
         if len(values) != width:

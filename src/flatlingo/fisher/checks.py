@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from flatlingo.errors import FlatlingoError
 from flatlingo.fisher.roles import agree
+from flatlingo.fisher.selection import word_embeddings
 
 LABEL_KEYS = ("labels", "label")
 
@@ -62,10 +63,7 @@ def _check_ids(model: nn.Module, ids: Tensor, position: int) -> None:
                     f"batch {position} has rows of {ids.shape[1]} tokens and the model {room} positions; cut "
                     f"the rows with max_length={room}"
                 )
-    try:
-        known = getattr(model.get_input_embeddings(), "num_embeddings", None)
-    except (AttributeError, NotImplementedError):
-        return
+    known = getattr(word_embeddings(model), "num_embeddings", None)
     if known and not ids.is_cuda and int(ids.max()) >= known:
         raise FlatlingoError(
             f"batch {position} has token {int(ids.max())} and the model knows {known}, from 0 on; its tokenizer is "

@@ -55,7 +55,7 @@ def module_group(model: nn.Module, name: str) -> str:
     if prefix is None:
         return "model"
     *path, _ = name.split(".")
-    words = _word_embeddings(model)
+    words = word_embeddings(model)
     within = [model.get_submodule(".".join(path[:depth])) for depth in range(1, len(path) + 1)]
     if any(module is words for module in within):  # itself, or what peft trains inside
         return "embeddings"
@@ -120,10 +120,11 @@ def _encoder_name(model: nn.Module) -> str | None:
     return prefix if any(_inside(name.split("."))[:1] == [prefix] for name, _ in model.named_parameters()) else None
 
 
-def _word_embeddings(model: nn.Module) -> nn.Module | None:
+def word_embeddings(model: nn.Module) -> nn.Module | None:
+    """The layer of a model's word embeddings; None if it does not say which: a model of one's own need not."""
     try:
         return model.get_input_embeddings()
-    except (AttributeError, NotImplementedError):
+    except (AttributeError, NotImplementedError):  # no model of transformers; one with its encoder under another name
         return None
 
 
