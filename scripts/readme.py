@@ -337,7 +337,7 @@ def _of_calibration(path: Path, figures: Path) -> str:
 
 
 def tour(folder: Path) -> str:
-    """The commands of the tour and what they print, as they do it now in an empty folder: about a minute."""
+    """The commands of the tour and what they print, as they do it now in an empty folder: about two minutes."""
     lines = []
     for command in TOUR:
         done = subprocess.run(command.split(), cwd=folder, check=True, stdout=subprocess.PIPE, text=True)

@@ -28,6 +28,7 @@ def checkpoint(tmp_path_factory):
 def test_train_keeps_the_model_and_its_result(checkpoint):
     result = json.loads((checkpoint / "result.json").read_text())
     assert set(result["accuracy"]) == {"en", "de", "es", "zh"}
+    assert "second_stage" not in result
     assert (checkpoint / "model.safetensors").is_file()
     assert [path.name for path in checkpoint.parent.iterdir()] == ["model"]
 

@@ -246,7 +246,8 @@ def train(
 ) -> None:
     """Fine-tune one model under one condition, evaluate it, and keep it. A killed call goes on when repeated.
 
-    Under `accelerate launch -m flatlingo train` several processes or GPUs share each batch.
+    Second stages are for `sweep`, which measures and keeps no adapted model. Under `accelerate launch -m flatlingo
+    train` several processes or GPUs share each batch.
     """
     settings = load_preset(preset)
     settings.plan(plan)
@@ -261,7 +262,9 @@ def train(
 
     keep_memory()
     sources = Sources.of(settings, plan, model=model, task=task, data=data)
-    spec = sources.specs(plan, settings, seeds=[seed])[0].model_copy(update={"condition": condition})
+    spec = sources.specs(plan, settings, seeds=[seed])[0]
+    setup = spec.setup.model_copy(update={"second_stage": None})
+    spec = spec.model_copy(update={"condition": condition, "setup": setup})
     (config,) = sources.resolve([spec])
     sources.check(spec)
     boards = [callbacks.tensorboard(tensorboard)] if tensorboard else []
