@@ -51,7 +51,11 @@ def made_up_result(config: RunConfig, rng: np.random.Generator) -> dict:
         "distance": 3.0,
         "target_trace": dict.fromkeys(others, trace) if setup.measurement.target_examples else {},
         "history": sorted(log, key=lambda entry: entry["step"]),
-        "rows": [],
+        "rows": [
+            {"language": code, "split": split, "rows": rows, "dropped": 0, "reason": "", "quoted": 0}
+            for code in setup.languages
+            for split, rows in (("validation", 300), ("adapt_train", 150), ("adapt_validation", 150))
+        ],
     }
     if setup.second_stage:
         result["second_stage"] = {

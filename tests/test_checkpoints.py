@@ -78,6 +78,39 @@ def test_a_training_goes_on_from_its_last_whole_checkpoint_to_the_same_weights(s
     assert "checkpoint-5 is not whole (SHA256SUMS: No such file" in caplog.text
 
 
+def evaluated(folder, stop):
+    """The losses after each epoch of a training that stops early, and the weights that it keeps."""
+    model = make_model()
+    log = finetune(
+        model,
+        TOKENIZER,
+        make_rows(12),
+        eval_rows=make_rows(8, seed=5),
+        patience=3,
+        seed=3,
+        epochs=30,
+        batch_size=4,
+        learning_rate=0.05,
+        max_length=32,
+        checkpoints=Checkpoints(folder),
+        callbacks=[stop],
+    )
+    weights = torch.cat([p.flatten() for p in model.state_dict().values() if p.is_floating_point()])
+    return [entry["eval_loss"] for entry in log if "eval_loss" in entry], weights
+
+
+def test_early_stopping_goes_on_counting_from_the_last_but_one_checkpoint(tmp_path):
+    losses, weights = evaluated(tmp_path / "undisturbed", Stop())
+    assert len(losses) == losses.index(min(losses)) + 4 < 30
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(tmp_path / "killed", Stop(after=3 * len(losses)))
+    counter = Stop()
+    again, kept = evaluated(tmp_path / "killed", counter)
+    assert again == losses
+    assert torch.equal(kept, weights)
+    assert counter.steps == 3, "the last epoch"
+
+
 def truncate(path):
     os.truncate(path, path.stat().st_size // 2)
 

@@ -87,6 +87,24 @@ def test_a_plain_trainer_logs_the_trace_of_the_weights_at_each_turn(tmp_path, se
         assert 0 < entry["fisher_trace_share"] <= 1
 
 
+@pytest.mark.parametrize("settings", [{}, {"bf16": True}], ids=["float32", "bf16"])
+def test_a_curve_has_trace_and_loss_of_the_weights_at_its_shares(tmp_path, settings):
+    copies = Copies()
+    trainer = plain_trainer(tmp_path, copies, watching.TraceCurve(BATCHES, (0, 0.25, 0.5)), **settings)
+    copies.weights[0] = copy.deepcopy(trainer.model.state_dict())
+    trainer.train()
+    entries = [entry for entry in trainer.state.log_history if "trace/value" in entry]
+    assert [(entry["step"], entry["trace/share"]) for entry in entries] == [(0, 0), (2, 0.25), (4, 0.5)]
+    for entry in entries:
+        model, trace = make_model(dropout=0.1), trace_of(copies.weights[entry["step"]])
+        model.load_state_dict(copies.weights[entry["step"]])
+        with torch.no_grad():
+            one_by_one = [float(model(**COLLATE([row])).loss) for row in MEASURED]
+        assert entry["trace/value"] == pytest.approx(trace.value, rel=1e-5)
+        assert entry["trace/log_mean"] == pytest.approx(np.log(trace.per_example).mean(), rel=1e-5)
+        assert entry["trace/loss"] == pytest.approx(np.mean(one_by_one), rel=1e-5)
+
+
 def test_tensorboard_shows_what_the_log_holds(tmp_path, monkeypatch):
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "board"))
     trainer = plain_trainer(tmp_path, report_to="tensorboard")
@@ -100,14 +118,20 @@ def test_tensorboard_shows_what_the_log_holds(tmp_path, monkeypatch):
     assert sorted(shown) == [2, 4, 6, 8]
 
 
+CALLBACKS = {
+    "callback": lambda trainer: fl.TraceCallback(BATCHES, trainer, every=1, max_share=1),
+    "curve": lambda trainer: watching.TraceCurve(BATCHES, (0, 0.25, 0.5)),
+}
+
+
 @pytest.mark.parametrize("settings", [{}, {"bf16": True}], ids=["float32", "bf16"])
-def test_training_is_the_same_as_without(tmp_path, settings):
+@pytest.mark.parametrize("which", CALLBACKS)
+def test_training_is_the_same_as_without(tmp_path, which, settings):
     weights, logs = [], []
     for watched in (False, True):
         trainer = plain_trainer(tmp_path, **settings)
         if watched:
-            trainer.model.bert.pooler.eval()  # a part that stays in eval mode
-            trainer.add_callback(fl.TraceCallback(BATCHES, trainer, every=1, max_share=1))
+            trainer.add_callback(CALLBACKS[which](trainer))
         trainer.train()
         weights.append(trainer.model.state_dict())
         logs.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])

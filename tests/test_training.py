@@ -345,7 +345,7 @@ def test_accumulating_4_by_8_is_1_by_32(tmp_path, kind, sam, smoothing):
         settings |= {"optim": "sgd", "learning_rate": 0.1, "num_train_epochs": 1, "logging_steps": 1}
         settings |= {"label_smoothing_factor": smoothing}
         regularizers = [KINDS[kind](0.5)] if kind else []
-        model, rows = make_model(dtype=torch.float64), make_rows(64)
+        model, rows = make_model(dtype=torch.float64), make_rows(80)  # the last update is of half as many
         trainer = trainer_of(tmp_path, rows=rows, regularizers=regularizers, sam=sam, model=model, settings=settings)
         trainer.train()
         both.append((weights(model), [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]))
@@ -683,6 +683,20 @@ def test_sam_follows_the_gradient_at_the_worst_point_nearby(tmp_path):
     assert trainer.state.log_history[0]["loss"] == pytest.approx(value, rel=1e-5)
 
 
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_both_gradients_of_sam_have_a_penalty_of_every_other_step(tmp_path, accumulated):
+    """At a radius of nearly nothing SAM is plain training with the penalty, which is felt."""
+    settings = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": accumulated, "optim": "sgd"}
+    settings |= {"learning_rate": 0.1, "num_train_epochs": 1}
+    ends = []
+    for terms, sam in [([TracePenalty(1.0, every=2)], SAM(1e-12)), ([TracePenalty(1.0, every=2)], None), ([], None)]:
+        model = make_model(dtype=torch.float64)
+        trainer_of(tmp_path, model=model, regularizers=terms, sam=sam, settings=settings).train()
+        ends.append(weights(model))
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-8, atol=1e-10)
+    assert (ends[1] - ends[2]).abs().max() > 1e-3
+
+
 def test_sam_goes_together_with_terms():
     def run(**settings):
         terms = [KINDS[kind](0.01) for kind in ("consistency", "fisher_penalty", "r4f", "weight_noise", "mixout")]
@@ -713,7 +727,7 @@ def test_weight_decay_is_decoupled_from_loss_and_terms(tmp_path, kind):
 
 
 def test_early_stopping_and_the_best_model_go_together_with_terms(tmp_path):
-    settings = {"num_train_epochs": 6, "learning_rate": 0.0, "eval_strategy": "epoch", "save_strategy": "epoch"}
+    settings = {"num_train_epochs": 30, "learning_rate": 0.03, "eval_strategy": "epoch", "save_strategy": "epoch"}
     settings |= {"load_best_model_at_end": True, "metric_for_best_model": "loss"}
     trainer = trainer_of(
         tmp_path,
@@ -723,7 +737,9 @@ def test_early_stopping_and_the_best_model_go_together_with_terms(tmp_path):
         callbacks=[EarlyStoppingCallback(2)],
     )
     trainer.train()
-    assert trainer.state.epoch == 3
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert len(losses) == losses.index(min(losses)) + 3 < 30
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses), rel=1e-5)
 
 
 def test_patience_stops_early_and_keeps_the_best_weights():

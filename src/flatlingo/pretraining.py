@@ -33,7 +33,7 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
-from flatlingo import hub, miniworld
+from flatlingo import devices, hub, miniworld
 from flatlingo.errors import FlatlingoError
 from flatlingo.miniworld.corpus import CLAIMS
 from flatlingo.miniworld.lexicon import FORMS
@@ -206,7 +206,6 @@ def pretrain(
     if output.exists() and not (output / "pretraining.json").is_file() and not _is_empty(output):
         raise FlatlingoError(f"{output} exists and is no encoder of this command, which would replace it; give another")
     work = output.with_name(f".{output.name}.work")
-    torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     if start is None:
         tokenizer, before = train_tokenizer(documents, settings.vocabulary), {}
@@ -246,7 +245,9 @@ def pretrain(
         callbacks=[_LossLog(work / "losses.jsonl")],
     )
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=_last_checkpoint(work))
+    with devices.threads(settings.threads):
+        trainer.train(resume_from_checkpoint=_last_checkpoint(work))
+        held_out_loss = trainer.evaluate()["eval_loss"]
     history = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
     facts = {
         "data": description,
@@ -255,7 +256,7 @@ def pretrain(
         "precision": "bfloat16" if half_precision else "float32",
         "steps": trainer.state.global_step,
         "training_loss": {str(step): round(loss, 3) for step, loss in _thin(history, 12)},
-        "held_out_loss": round(trainer.evaluate()["eval_loss"], 3),
+        "held_out_loss": round(held_out_loss, 3),
         "parameters": model.bert.num_parameters(),
         "pieces": len(tokenizer),
         **before,

@@ -173,6 +173,8 @@ class RegularizedTrainer(Trainer):
             return loss
         self._micro_batches.append(inputs)
         if self.accelerator.sync_gradients:
+            for regularizer in self.regularizers:
+                regularizer.repeat(len(self._micro_batches))
             with self.sam.ascended(model.parameters()), self._recording_nothing():
                 model.zero_grad()
                 for micro_batch in self._micro_batches:
@@ -218,7 +220,7 @@ class RegularizedTrainer(Trainer):
             return super()._get_train_sampler(rows)
         if not isinstance(rows, EncodedRows):
             raise FlatlingoError("group_by_length needs rows of texts; for tokenised data set train_sampling_strategy")
-        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        batch_size = self.args.train_batch_size * self.args.world_size * self.args.gradient_accumulation_steps
         return LengthGroupedSampler(rows, batch_size, seed=self.args.seed)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
@@ -440,7 +442,9 @@ def finetune(
     of Wang et al. (2021). All randomness (order, dropout, sampled views and labels) comes from `seed`: on CPU the same
     call gives the same weights bit by bit, whatever was drawn before, and the global generators are left as they were.
 
-    Under `accelerate launch` several processes share each batch; its `--mixed_precision` is not followed.
+    Under `accelerate launch` several processes share each batch; its `--mixed_precision` is not followed. A last batch
+    that is not whole they fill with rows from the beginning of the epoch, which one process does not: where the rows
+    are no multiple of the batch, the training is another one.
 
     Args:
         model: a sequence classifier.
@@ -518,8 +522,9 @@ def finetune(
             eval_strategy="no" if eval_rows is None else "epoch",
             logging_steps=0.02,
             save_strategy="no" if patience is None else "epoch",  # and when `checkpoints` asks for it
-            save_total_limit=KEPT,
+            save_total_limit=KEPT + (patience is not None),  # the best one is kept besides
             save_only_model=checkpoints is None,
+            restore_callback_states_from_checkpoint=True,  # for how many epochs the loss has not fallen
             load_best_model_at_end=patience is not None,
             metric_for_best_model="loss",
             dataloader_pin_memory=torch.cuda.is_available(),

@@ -22,7 +22,7 @@ from flatlingo.encoding import EncodedRows, PairCollator
 from flatlingo.errors import FlatlingoError
 from flatlingo.evaluation import trace_of_rows
 from flatlingo.fisher import fisher_trace, softmax_factor
-from flatlingo.regularizers import finite_differences, periodic
+from flatlingo.regularizers import SAM, finite_differences, periodic
 from flatlingo.regularizers.fisher_penalty import FisherPenalty, draw_labels, squared_gradient_norm
 from flatlingo.regularizers.trace_penalty import TracePenalty
 from flatlingo.regularizers.trace_target import TraceTarget
@@ -95,14 +95,18 @@ def test_trace_penalty_has_the_value_of_fisher_trace_in_float32(model_and_batch)
 
 def test_trace_penalty_under_bfloat16_autocast(model_and_batch):
     model, batch = model_and_batch
-    exact = flat(gradient_of(term_of(TracePenalty(1.0), model, batch), model))
+    term = term_of(TracePenalty(1.0), model, batch)
+    value, exact = float(term.detach()), flat(gradient_of(term, model))
     penalty = TracePenalty(1.0)
     penalty.start(model.float(), seed=0)
     with penalty.forward_context(), torch.autocast("cpu", torch.bfloat16):
         outputs = model(**batch)
     term, _ = penalty(model, batch, outputs)
+    found = flat(gradient_of(term, model)).double()
     assert term.dtype == torch.float32
-    assert F.cosine_similarity(flat(gradient_of(term, model)).double(), exact, dim=0) > 0.99
+    assert float(term.detach()) == pytest.approx(value, rel=0.03)
+    assert float(found.norm()) == pytest.approx(float(exact.norm()), rel=0.03)
+    assert F.cosine_similarity(found, exact, dim=0) > 0.99
 
 
 def test_expected_fisher_penalty_is_the_trace_penalty():
@@ -601,6 +605,30 @@ def test_trace_target_raises_and_lowers_the_trace_of_what_is_trained():
     plain, raised, lowered = traces
     assert lowered < plain / 2
     assert raised > 2 * plain
+
+
+@pytest.mark.parametrize("sam", [None, SAM(0.05)], ids=["plain", "SAM"])
+def test_before_a_trace_target_acts_training_is_plain(sam):
+    """Six steps, the last three with the term: runs with several targets are the same up to there."""
+
+    def trained(*terms):
+        model = make_model(dropout=0.1)
+        settings = {"seed": 1, "epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "max_length": 32, "sam": sam}
+        log = finetune(model, make_tokenizer(), make_rows(24), regularizers=terms, **settings)
+        return flat(model.parameters()).detach(), [entry for entry in log if "loss" in entry]
+
+    plain, _ = trained()
+    late, log = trained(TraceTarget(1.0, after=6))
+    assert torch.equal(late, plain)
+    assert [entry["trace_target/trace"] for entry in log] == [0] * 6
+    logs = [trained(TraceTarget(target, after=3))[1] for target in (1.0, 1e4)]
+    assert [entry["trace_target/trace"] > 0 for entry in logs[0]] == [False] * 3 + [True] * 3
+    assert [first["loss"] == second["loss"] for first, second in zip(*logs, strict=True)] == [True] * 3 + [False] * 3
+
+
+def test_a_negative_number_of_steps_before_a_trace_target_is_refused():
+    with pytest.raises(FlatlingoError, match="after=-1"):
+        TraceTarget(1.0, after=-1)
 
 
 @pytest.mark.parametrize("target", [0.0, -1.0, math.inf, math.nan])

@@ -75,6 +75,29 @@ def test_what_was_not_measured_is_nan_in_the_table(configs):
     assert isinstance(row["noisy_fitted"], float)
 
 
+def test_a_table_has_the_means_and_differences_of_a_result(configs):
+    rows = [{"language": "de", "split": s, "rows": n} for s, n in (("validation", 10), ("adapt_validation", 6))]
+    trace = {"value": 2.0, "standard_error": 0.1, "log_mean": -0.3, "groups": {"head": 0.5, "embeddings": 0.25}}
+    result = {
+        "accuracy": {"en": 0.9, "de": 0.7, "es": 0.5},
+        "train_accuracy": 1.0,
+        "trace": trace,
+        "empirical_fisher": 3.0,
+        "seconds": 1,
+        "classes": 2,
+        "rows": rows,
+        "history": [{"step": 0, "trace/value": 5.0}, {"step": 3, "loss": 1.0}, {"step": 3, "trace/value": 4.0}],
+        "second_stage": {"de": {"zero_shot": 5 / 6, "adapted": 1.0, "control": 0.9}},
+    }
+    (row,) = table(configs[:1], [result]).to_dict("records")
+    assert row["zero_shot_accuracy"] == pytest.approx(0.6)
+    assert (row["log_trace"], row["head_trace"], row["early_trace"]) == (-0.3, 0.5, 4.0)
+    assert row["trace_without_embeddings"] == pytest.approx(1.75)
+    assert row["gain"] == pytest.approx(1 / 6)
+    assert row["control_gain"] == pytest.approx(0.9 - 5 / 6)
+    assert row["start"] == pytest.approx(2 / 4), "of ten rows seven are right, five of them among the six held out"
+
+
 def test_a_recorded_run_says_which_encoder_and_rows_it_was():
     runs = open_store("recorded", "mini")
     config = runs.find(resolved("nli", "mini", seeds=1)[0].spec)

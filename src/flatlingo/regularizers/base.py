@@ -129,6 +129,9 @@ class Regularizer(Resumable):
         """
         raise NotImplementedError
 
+    def repeat(self, passes: int) -> None:
+        """The last so many passes come once more, at other weights (SAM): for a term that counts them."""
+
     @property
     def shares_pass(self) -> bool:
         """Whether the term sends rows of its own through the clean pass."""

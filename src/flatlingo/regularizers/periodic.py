@@ -18,9 +18,8 @@ class PeriodicPenalty(Regularizer):
 
     The mean of the term over steps stays the same, and so do the values logged; the compute falls to nearly 1/k of the
     penalty's, and single steps pull k times as hard. Where gradients are clipped in most steps, as with a bound of 1
-    they are in fine-tuning, such a pull is cut, so that a larger k is also a weaker penalty. A step is a
-    forward pass: with gradient accumulation, a micro-batch; with SAM, the pass at the moved weights too, so an even k
-    never meets one of the two.
+    they are in fine-tuning, such a pull is cut, so that a larger k is also a weaker penalty. With gradient
+    accumulation a micro-batch counts as a step; with SAM both its gradients have the penalty or neither.
 
     A subclass gives `penalty` and, where needed, `recording_context`; its `start` begins with this one and calls
     `choose_parameters`.
@@ -85,6 +84,10 @@ class PeriodicPenalty(Regularizer):
     def is_due(self) -> bool:
         """Whether this step has the penalty."""
         return self._steps % self.every == 0
+
+    def repeat(self, passes: int) -> None:
+        """Count the last so many passes once more."""
+        self._steps -= passes
 
     def forward_context(self) -> AbstractContextManager:
         """`recording_context` in the steps that have the penalty."""

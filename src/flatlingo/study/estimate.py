@@ -92,12 +92,8 @@ def estimate(
         rows.rows("en", "train"),
         lengths.of("en", "train"),
     )
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as runs do
-    try:
+    with devices.threads(1):  # as runs do
         steps, measured = _steps(specs, work, clock), _measured(work, clock)
-    finally:
-        torch.set_num_threads(threads)
     families = _families(specs, work, steps, measured)
     memory = _memory(clock)
     lines = [

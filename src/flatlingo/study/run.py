@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from flatlingo import training
 from flatlingo.callbacks import MINUTES, Checkpoints, TraceCurve
-from flatlingo.devices import device, loading_processes, processes
+from flatlingo.devices import device, loading_processes, processes, threads
 from flatlingo.encoding import batches
 from flatlingo.study import measure
 from flatlingo.study.measure import Classifier, Measured
@@ -63,14 +63,10 @@ def run(
         callbacks: further callbacks of that training; they must not change it.
     """
     sources.require_gpu()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with threads(1):
         stages = Stages(work if processes() == 1 else None)  # of several processes each would write the same
         checkpoints = Checkpoints(work / "english", minutes=checkpoint_minutes) if work else None
         return _run(spec, sources, stages, checkpoints, callbacks)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _run(

@@ -24,13 +24,13 @@ def table(configs: list[RunConfig], results: list[dict]) -> pd.DataFrame:
     after training began).
 
     After a second stage also: `language`; on its held-out half `zero_shot`, `adapted`, `gain` = adapted - zero_shot,
-    `control` (adapted on as many English rows) and `control_gain`; and `start`, zero-shot accuracy on the other half,
-    whose error of measurement the gain does not share.
+    `control` (adapted on as many English rows) and `control_gain`; and `start`, zero-shot accuracy on the other
+    validation rows, whose error of measurement the gain does not share.
     """
     rows = [
         row
         for config, result in zip(configs, results, strict=True)
-        for row in _with_second_stage(_row(config, result), result.get("second_stage"))
+        for row in _with_second_stage(_row(config, result), result)
     ]
     return pd.DataFrame(rows)
 
@@ -96,14 +96,16 @@ def _row(config: RunConfig, result: dict) -> dict:
     }
 
 
-def _with_second_stage(row: dict, found: dict[str, dict] | None) -> list[dict]:
-    if found is None:
+def _with_second_stage(row: dict, result: dict) -> list[dict]:
+    if "second_stage" not in result:
         return [row]
+    sizes = {(counted["language"], counted["split"]): counted["rows"] for counted in result["rows"]}
     rows = []
-    for language, accuracy in found.items():
+    for language, accuracy in result["second_stage"].items():
         start, control = accuracy["zero_shot"], _number(accuracy.get("control"))
         gains = {"gain": accuracy["adapted"] - start, "control": control, "control_gain": control - start}
-        elsewhere = 2 * row[f"accuracy_{language}"] - start
+        of_all, held_out = (sizes[language, split] for split in ("validation", "adapt_validation"))
+        elsewhere = (of_all * row[f"accuracy_{language}"] - held_out * start) / (of_all - held_out)
         stage = {"language": language, "start": elsewhere, "zero_shot": start, "adapted": accuracy["adapted"]}
         rows.append(row | stage | gains)
     return rows
