@@ -14,6 +14,7 @@ from flatlingo.fisher import fisher_trace
 from flatlingo.regularizers import SampledSegmentation, divergences
 from flatlingo.study import measure
 from flatlingo.study import run as running
+from flatlingo.study.presets import Condition
 from flatlingo.study.run import run
 
 
@@ -159,6 +160,36 @@ def test_a_second_stage_of_fewer_rows_has_the_same_ones_in_every_language(outcom
     assert all(rows == adapted[0] for rows in adapted)
     assert len(adapted[0]) == 8 < len(every)
     assert set(adapted[0]) <= set(every)
+
+
+@pytest.fixture
+def adaptations(monkeypatch):
+    """The settings and the dropout of every second stage, none of which is trained."""
+    seen = []
+
+    def watched(model, tokenizer, rows, **settings):
+        terms = [(term.name, getattr(term, "after", 0)) for term in settings.get("regularizers", [])]
+        probabilities = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
+        seen.append({"terms": terms, "dropout": probabilities} | settings)
+        return copy.deepcopy(model)
+
+    monkeypatch.setattr(training, "adapt", watched)
+    return seen
+
+
+@pytest.mark.parametrize("regularized", [False, True])
+def test_a_second_stage_has_the_regulariser_only_if_asked_for(outcome, adaptations, regularized):
+    spec, sources, _ = outcome
+    stage = spec.setup.second_stage.model_copy(update={"regularized": regularized})
+    setup = spec.setup.model_copy(update={"second_stage": stage, "trace_target_after": 2})
+    also = {"dropout": 0.25, "weight_averaging": 0.5, "label_smoothing": 0.2}
+    condition = Condition(family="trace_target", weight=50.0, also=also)
+    run(spec.model_copy(update={"setup": setup, "condition": condition}), sources)
+    assert len(adaptations) == 4
+    for found in adaptations:
+        assert found["terms"] == ([("trace_target", 0)] if regularized else [])
+        assert found["dropout"] == ({0.25} if regularized else {0.1})
+        assert (found.get("average"), found.get("label_smoothing")) == ((0.5, 0.2) if regularized else (None, None))
 
 
 def test_the_same_run_gives_the_same_result(outcome):

@@ -16,7 +16,7 @@ from flatlingo.devices import device, loading_processes, processes, threads
 from flatlingo.encoding import batches
 from flatlingo.study import measure
 from flatlingo.study.measure import Classifier, Measured
-from flatlingo.study.presets import RunSpec
+from flatlingo.study.presets import Condition, RunSpec
 from flatlingo.study.sources import Sources
 from flatlingo.study.stages import Stages
 from flatlingo.study.terms import segmentation, settings, terms
@@ -87,7 +87,10 @@ def _run(
         "classes": len(task.labels),
         "history": measure.curve(log),
     }
-    parts = _measure(spec, classifier, task, start, stages) | _second_stages(spec, classifier, task, stages)
+    parts = _measure(spec, classifier, task, start, stages)
+    if spec.setup.second_stage:
+        first = _as_second_stages_take_it(spec, sources, classifier, task)
+        parts |= _second_stages(spec, first, task, stages)
     arrays = {name: values for part in parts.values() for name, values in part.arrays.items()}
     unused = sources.load_tokenizer()  # a tokenizer keeps, and saves, how it was called last
     return Finished(result | _assembled(spec, task, parts, arrays), arrays, model, unused)
@@ -158,8 +161,6 @@ def _measure(
 def _second_stages(spec: RunSpec, classifier: Classifier, task: Task, stages: Stages) -> dict[str, Measured]:
     """The measurements of each adapted copy of the model, by the name of its stage."""
     asked = spec.setup.second_stage
-    if asked is None:
-        return {}
     languages = (*asked.languages, *(("en",) if asked.english_control else ()))
     return {
         f"adapted-{language}": stages.measure(
@@ -169,6 +170,23 @@ def _second_stages(spec: RunSpec, classifier: Classifier, task: Task, stages: St
     }
 
 
+def _as_second_stages_take_it(spec: RunSpec, sources: Sources, classifier: Classifier, task: Task) -> Classifier:
+    """The classifier, with the encoder's own dropout unless the regulariser is to stay on."""
+    changed = any(row.changes == "model" for row, _ in spec.condition.parts)
+    if spec.setup.second_stage.regularized or not changed:
+        return classifier
+    plain = sources.load_model(spec.model_copy(update={"condition": Condition(family="none")}), task.labels)
+    plain.load_state_dict(classifier.model.state_dict())
+    return classifier._replace(model=plain.to(device()))
+
+
+def _kept_on(spec: RunSpec, tokenizer: PreTrainedTokenizerBase) -> dict:
+    """What of a condition stays on in a second stage, from its first step on; no rows are kept for early stopping."""
+    setup = spec.setup.model_copy(update={"trace_target_after": 0})
+    changes = {name: value for name, value in settings(spec.condition).items() if name != "patience"}
+    return {"regularizers": terms(spec.model_copy(update={"setup": setup}), tokenizer), **changes}
+
+
 def _adapted(spec: RunSpec, classifier: Classifier, task: Task, language: str) -> Measured:
     """Train a copy on half of a language's rows or fewer; measure it on the other half, of English on each target's."""
     asked = spec.setup.second_stage
@@ -176,7 +194,7 @@ def _adapted(spec: RunSpec, classifier: Classifier, task: Task, language: str) -
         classifier.model,
         classifier.tokenizer,
         _some(task.rows(language, "adapt_train"), asked.rows),
-        regularizers=terms(spec, classifier.tokenizer) if asked.regularized else [],
+        **(_kept_on(spec, classifier.tokenizer) if asked.regularized else {}),
         seed=spec.seed,
         precision=spec.setup.precision,
         epochs=asked.epochs,
