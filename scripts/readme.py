@@ -85,7 +85,7 @@ def lead(figures: Path = FIGURES) -> str:
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     claims = "; ".join(f"{_tally(said[outcome])} {words}" for outcome, words in CLAIMED.items())
     rest = f"Of {asked} further questions that have an interval, {len(settled)} are decided{':' if settled else '.'}"
-    text = _filled(f"**Over regularisers, {claims}.** {_by_setting(setting)}")
+    text = _filled(f"**Over regularisers, {claims}.** {_by_setting(setting)} {_by_target(figures / SETTING)}")
     parts = [text, table.strip(), rest, "".join(settled).strip(), _advice(figures / TECHNIQUE)]
     return "\n" + "\n\n".join(part for part in parts if part) + "\n"
 
@@ -148,21 +148,33 @@ def _set(found: pd.DataFrame) -> list[list[str]]:
 
 
 def _by_setting(found: pd.DataFrame) -> str:
-    """What setting Tr(F) does: the outcomes it raises, lowers or leaves alone, and what of it holds at equal loss."""
+    """The outcomes that rise, fall or stay the same as Tr(F) falls by being set, and what of it holds at equal loss."""
     if found.empty:
         return ""
-    words = {"rises": "raises", "falls": "lowers", "no effect": "does not change"}
+    words = {"rises": "rise", "falls": "fall", "no effect": "stay the same"}
     said = {held: dict(part["verdict"].droplevel("question")) for held, part in found.groupby("question")}
     settled = {name: said[""][name] for name in HEADS if said[""].get(name) in words}
     if not settled:
         return "Where one and the same term sets Tr(F), its effect is undecided too."
     parts = {word: [name for name, verdict in settled.items() if verdict == word] for word in words}
-    effects = "; it ".join(f"{words[word]} {_listed(names)}" for word, names in parts.items() if names)
+    effects = "; ".join(f"{_listed(names)} {words[word]}" for word, names in parts.items() if names)
     too = [name for name, verdict in settled.items() if said["at equal loss"].get(name) == verdict]
     return (
-        f"Where one and the same term sets Tr(F) in the second half of training, lowering it {effects}; "
+        f"Where one and the same term sets Tr(F) in the second half of training, above and below that of plain "
+        f"training, {effects} as it falls; "
         f"at equal training loss {f'the same holds of {_listed(too)}' if too else 'this is undecided'}."
     )
+
+
+def _by_target(path: Path) -> str:
+    """English accuracy where Tr(F) was set, minus that of plain training, target by target from the highest."""
+    if not path.is_file():
+        return ""
+    rows = json.loads(path.read_text(encoding="utf-8"))["data"]["effects"]
+    rows = sorted((row for row in rows if row["outcome"] == "english_accuracy"), key=lambda row: -row["trace"])
+    told = [f"{row['value']:+.1f} at {statistics.rounded(row['trace'])} ({row['verdict']})" for row in rows]
+    text = f"whose Tr(F) is {statistics.rounded(rows[0]['plain'])}, by the Tr(F) reached: {_listed(told)}."
+    return f"English accuracy minus that of plain training, {text.replace('-', '−')}"
 
 
 def _listed(names: list[str]) -> str:

@@ -20,10 +20,14 @@ TOKENIZER = make_tokenizer()
 
 
 class Stop(TrainerCallback):
-    """Ends the training after a step, as if it had been killed then; counts the steps."""
+    """Ends the training in the checkpoint after a step, or at its end, as if killed then; counts the steps."""
 
-    def __init__(self, after=100):
-        self.after, self.steps = after, 0
+    def __init__(self, after=100, at_end=False):
+        self.after, self.at_end, self.steps = after, at_end, 0
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if self.at_end:
+            raise KeyboardInterrupt
 
     def on_step_end(self, args, state, control, **kwargs):
         self.steps += 1
@@ -99,16 +103,18 @@ def evaluated(folder, stop):
     return [entry["eval_loss"] for entry in log if "eval_loss" in entry], weights
 
 
-def test_early_stopping_goes_on_counting_from_the_last_but_one_checkpoint(tmp_path):
+@pytest.mark.parametrize(("where", "left"), [("last checkpoint", 3), ("end", 0)])
+def test_early_stopping_goes_on_counting_where_it_was_killed(tmp_path, where, left):
     losses, weights = evaluated(tmp_path / "undisturbed", Stop())
     assert len(losses) == losses.index(min(losses)) + 4 < 30
+    kill = Stop(at_end=True) if where == "end" else Stop(after=3 * len(losses))
     with pytest.raises(KeyboardInterrupt):
-        evaluated(tmp_path / "killed", Stop(after=3 * len(losses)))
+        evaluated(tmp_path / "killed", kill)
     counter = Stop()
     again, kept = evaluated(tmp_path / "killed", counter)
     assert again == losses
     assert torch.equal(kept, weights)
-    assert counter.steps == 3, "the last epoch"
+    assert counter.steps == left
 
 
 def truncate(path):

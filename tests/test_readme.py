@@ -32,7 +32,8 @@ def test_it_opens_with_what_is_decided():
 def test_the_lead_names_what_is_decided(tmp_path):
     table = simulated_study(6, slope=2.0).assign(task="xnli", encoder="e5", weight=1.0)
     found = decisions.verdicts(table, n_permutations=99)
-    set_to = {"headline": {"verdicts": intervention.per_halving(intervention_table(-1.5, 0.0, seeds=8))}}
+    runs = intervention_table(-1.5, 0.0, seeds=8)
+    set_to = {"headline": {"verdicts": intervention.per_halving(runs)}, "data": {"effects": intervention.effects(runs)}}
     (tmp_path / "using_intervention.json").write_text(json.dumps(saving.plain(set_to)), encoding="utf-8")
     advice = {"headline": {"recommendation": "None stands."}, "data": {"chosen": [{"seeds": 3}]}}
     (tmp_path / "using_technique.json").write_text(json.dumps(advice), encoding="utf-8")
@@ -41,7 +42,11 @@ def test_the_lead_names_what_is_decided(tmp_path):
     lead = readme.lead(tmp_path)
     text = " ".join(lead.split())
     assert "Over regularisers, of 1 study 1 confirms and none refutes that flatter models are more accurate;" in text
-    assert "lowering it raises English accuracy and zero-shot accuracy; at equal training loss the same holds" in text
+    assert "English accuracy and zero-shot accuracy rise as it falls; at equal training loss the same holds" in text
+    reached = re.search(
+        r"plain training, whose Tr\(F\) is (\d+), by the Tr\(F\) reached: −2.\d at (\d+) \(lower\),", text
+    )
+    assert [float(number) for number in reached.groups()] == pytest.approx([200, 700], rel=0.2)
     assert text.endswith("**What to do with more compute** (mini-nli, 3 of 10 seeds): None stands.")
     start = "| xnli, e5: 14 conditions, 3 of 10 seeds | rises: +"
     (line,) = (line for line in lead.splitlines() if line.startswith(start))

@@ -25,8 +25,8 @@ class WeightAverage(TrainerCallback):
     learning rate stays the Trainer's: with one that decays to 0, as in `finetune`, the last weights are close to each
     other, and averaging does less than with the high constant rate of the paper.
 
-    Checkpoints keep the running mean (as a callback that stands before `Checkpoints`): a resumed training ends in the
-    same weights.
+    Checkpoints keep the running mean (as a callback that stands before `Checkpoints`): a training that is resumed from
+    a checkpoint in its own `output_dir`, where the mean is looked for, ends in the same weights.
 
     Args:
         share: of the updates, above 0, up to 1.

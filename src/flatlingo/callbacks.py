@@ -22,6 +22,7 @@ from flatlingo.errors import FlatlingoError
 from flatlingo.evaluation import evaluating
 from flatlingo.files import changed, write_sums
 from flatlingo.fisher import FisherTrace, fisher_trace
+from flatlingo.fisher.trace import check_whole
 from flatlingo.progress import LINE_SECONDS, duration
 
 MINUTES = 5.0
@@ -179,7 +180,8 @@ class TraceCallback(TrainerCallback):
 
     Args:
         batches: padded batches of the rows to measure on, as `flatlingo.batches` makes them or a DataLoader with the
-            Trainer's collator; the same in every process. A few hundred rows will do.
+            Trainer's collator; the same in every process, so that with several it is not one of the Trainer's own. A
+            few hundred rows will do.
         trainer: the Trainer; `finetune(…, callbacks=[…])` fills in its own.
         every: steps (updates of the weights) or epochs from one measurement to the next.
         unit: "step" or "epoch".
@@ -212,6 +214,7 @@ class TraceCallback(TrainerCallback):
             raise FlatlingoError(f"every={every!r}, unit={unit!r}: give a whole number, 1 or more, of step or epoch")
         if not 0 < max_share <= 1:
             raise FlatlingoError(f"max_share={max_share}: give a share of the training time above 0, up to 1")
+        check_whole(batches)
         self.batches, self.trainer = [dict(batch) for batch in batches], trainer
         if not self.batches:
             raise FlatlingoError("there are no batches to measure Tr(F) on; a generator that is used up gives none")

@@ -72,7 +72,9 @@ class LengthGroupedSampler(torch.utils.data.Sampler):
     """Positions of rows in random batches of about one length, so that little is padded.
 
     The rows of an epoch are shuffled, sorted by length within pools of `POOL` batches, and the batches shuffled. The
-    order depends on seed and epoch alone, so that a resumed training and every process see the same.
+    order depends on seed and epoch alone, so that a resumed training and every process see the same. Rows that are left
+    over are the longest of the last pool: with one pool the same in every epoch, and in a mean over fewer rows each
+    weighs more.
 
     Args:
         rows: the rows, which know their epoch.

@@ -23,8 +23,10 @@ from transformers import (
     PrinterCallback,
     Trainer,
     TrainerCallback,
+    TrainerState,
     TrainingArguments,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PredictionOutput, TrainOutput
 
 from flatlingo import devices
@@ -53,8 +55,8 @@ class RegularizedTrainer(Trainer):
     (`loss/task`), of each term (`loss/<name>`) and of what it reports (`<name>/<key>`).
 
     Every loss is a mean over a micro-batch, and the mean over micro-batches is followed: with equally large ones,
-    accumulating 4 batches of 8 is one batch of 32. (transformers 5.23 by itself does not divide the loss of BERT-like
-    classifiers by the number of micro-batches.)
+    accumulating 4 batches of 8 is one batch of 32, but for terms that are no mean over rows, which say so.
+    (transformers 5.23 by itself does not divide the loss of BERT-like classifiers by the number of micro-batches.)
 
     What regularises without being a term comes from the Trainer and works together with the terms: weight decay
     (`TrainingArguments(weight_decay=…)`, decoupled, not on biases and layer norms), label smoothing
@@ -558,6 +560,8 @@ def finetune(
             if isinstance(callback, TraceCallback):
                 callback.trainer = trainer
         last = checkpoints and checkpoints.last()
+        if last and patience and (epoch := _stopped_at(last, patience)):
+            args.num_train_epochs = epoch  # nothing is left to train, and the best weights are loaded
         trainer.train(resume_from_checkpoint=last and str(last))
     model.eval()
     return trainer.state.log_history
@@ -592,6 +596,13 @@ def own_randomness() -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
+
+
+def _stopped_at(checkpoint: Path, patience: int) -> float | None:
+    """The epoch after which early stopping had ended the training that left a checkpoint; None if it goes on."""
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    counted = state.stateful_callbacks[EarlyStoppingCallback.__name__]["attributes"]["early_stopping_patience_counter"]
+    return state.epoch if counted >= patience else None
 
 
 def _holds_texts(rows: Any) -> bool:

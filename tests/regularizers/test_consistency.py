@@ -31,6 +31,7 @@ from flatlingo.regularizers import (
     WeightNoise,
     XTune,
 )
+from flatlingo.regularizers.consistency import log_odds_gap
 from flatlingo.study.families import FAMILIES
 
 TOKENIZER = make_tokenizer()
@@ -50,7 +51,7 @@ TOTALS = {
     "SMART": (lambda: SMART(0.7), lambda a, b, kl, lk: a + 0.7 * (kl + lk)),
     "SMART code": (lambda: SMART(0.7, "code"), lambda a, b, kl, lk: a + 0.7 * (kl + lk)),
     "VAT": (lambda: VAT(0.7), lambda a, b, kl, lk: a + 0.7 * kl),
-    "xTune": (lambda: XTune(SWITCHING, 0.7), lambda a, b, kl, lk: a + 0.7 * (kl + lk)),
+    "xTune": (lambda: XTune(SWITCHING, 0.7, "text"), lambda a, b, kl, lk: a + 0.7 * (kl + lk)),
     "xTune code": (lambda: XTune(SWITCHING, 0.7, "code"), lambda a, b, kl, lk: a + 0.7 * (kl + lk) / 3),
     "weight noise": (lambda: WeightNoise(0.7), lambda a, b, kl, lk: a + 0.7 * kl),
 }
@@ -117,6 +118,34 @@ def test_gradient_flows_through_both_passes(name):
         lambda clean, view: total_on(method, clean, view),
         (CLEAN.clone().requires_grad_(), VIEW.clone().requires_grad_()),
     )
+
+
+def test_the_steps_of_smart_s_code_increase_the_gap_of_the_log_odds(model, batch):
+    """Value and gradient from the definition; the step is along it, from the noise drawn first."""
+    gap, view = 0.0, VIEW.clone().requires_grad_()
+    value = log_odds_gap(CLEAN, view)
+    (gradient,) = torch.autograd.grad(value, view)
+    for clean, noisy, found in zip(CLEAN.tolist(), VIEW.tolist(), gradient.tolist(), strict=True):
+        p, q = ([math.exp(a) for a in log_softmax(side)] for side in (clean, noisy))
+        p_odds, q_odds = ([-math.log(1 / (a + 1e-6) - 1 + 1e-6) for a in side] for side in (p, q))
+        weights = [2 * (b - a) for a, b in zip(p_odds, q_odds, strict=True)]
+        mean = sum(b * w for b, w in zip(q, weights, strict=True))
+        gap += mean
+        assert found == pytest.approx([b * (w - mean) for b, w in zip(q, weights, strict=True)], rel=1e-8, abs=1e-12)
+    assert float(value.detach()) == pytest.approx(gap, rel=1e-10)
+
+    noise = SMART(formula="code").perturbation
+    noise.start(model, seed=0)
+    outputs, embedding = model(**batch), model.get_input_embeddings()
+    first = noise.sigma * noise.normal(embedding(batch["input_ids"]))
+    noise.start(model, seed=0)
+    found = noise.delta(model, batch, outputs)
+    moved = first.clone().requires_grad_()
+    inputs = {name: values for name, values in batch.items() if name not in ("input_ids", "labels")}
+    logits = model(inputs_embeds=embedding(batch["input_ids"]) + moved, **inputs).logits
+    (slope,) = torch.autograd.grad(log_odds_gap(outputs.logits.detach(), logits), moved)
+    moved = first + 1e-3 * slope
+    torch.testing.assert_close(found, moved / (moved.abs().amax(-1, keepdim=True) + 1e-6), rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize(("name", "both"), [("VAT", False), ("SMART code", True), ("xTune", True)])

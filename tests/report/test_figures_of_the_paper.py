@@ -142,12 +142,17 @@ class TestFigure2:
 
 
 def test_the_pooled_interval_is_that_of_a_two_way_analysis_of_variance():
-    runs, _ = marks.condition_marks(competence.with_competence(per_run(study())), "english_accuracy")
+    runs, conditions = marks.condition_marks(competence.with_competence(per_run(study())), "english_accuracy")
     grid = runs.pivot(index="label", columns="seed", values="y").to_numpy()
     left = grid - grid.mean(axis=1, keepdims=True) - grid.mean(axis=0) + grid.mean()
     freedom = (grid.shape[0] - 1) * (grid.shape[1] - 1)
     expected = 2.0555 * np.sqrt((left**2).sum() / freedom / 3)  # t of 26 degrees of freedom
-    assert (freedom, marks.pooled_half_width(runs)) == (26, pytest.approx(expected, rel=1e-4))
+    assert freedom == 26
+    assert marks.half_widths(runs, conditions).tolist() == pytest.approx([expected] * len(conditions), rel=1e-4)
+    runs = runs.drop(index=runs.index[(runs["label"] == "none") & (runs["seed"] == 1)])
+    found = marks.half_widths(runs, conditions.assign(n=np.where(conditions["label"] == "none", 2, 3)))
+    ratio = found[conditions["label"] == "none"].iloc[0] / found[conditions["label"] != "none"].iloc[0]
+    assert ratio == pytest.approx((3 / 2) ** 0.5), "a condition with two runs of three"
 
 
 class TestPanels:

@@ -435,12 +435,22 @@ def _on_device(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]
     return {key: (value.clone() if value.is_inference() else value).to(device) for key, value in inputs.items()}
 
 
+def check_whole(batches: Iterable) -> None:
+    """Refuse a DataLoader of which each of several processes would have its own share.
+
+    Raises:
+        FlatlingoError: naming the fix.
+    """
+    split = isinstance(batches, (DataLoaderShard, DataLoaderDispatcher))
+    if split and distributed.is_initialized() and distributed.get_world_size() > 1:
+        raise FlatlingoError("this DataLoader is already split over processes: give the one before accelerator.prepare")
+
+
 def _process(batches: Iterable) -> tuple[int, int]:
     """(rank, number of processes), under `accelerate launch` or torchrun."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return 0, 1
-    if isinstance(batches, (DataLoaderShard, DataLoaderDispatcher)) and distributed.get_world_size() > 1:
-        raise FlatlingoError("this DataLoader is already split over processes: give the one before accelerator.prepare")
+    check_whole(batches)
     return distributed.get_rank(), distributed.get_world_size()
 
 

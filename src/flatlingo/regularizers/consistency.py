@@ -350,6 +350,16 @@ class RDrop(Consistency):
         )
 
 
+def log_odds_gap(clean: Tensor, view: Tensor) -> Tensor:
+    """2 Σ_i Σ_c q_ic ([log q_ic/(1 - q_ic)] - [log p_ic/(1 - p_ic)]): what the steps of SMART's code increase.
+
+    A sum over rows, [·] held fixed, with their 1e-6 against division by 0 (`stable_kl` of namisan/mt-dnn).
+    """
+    p, q = clean.softmax(-1), view.softmax(-1)
+    p_odds, q_odds = (-(1 / (side + 1e-6) - 1 + 1e-6).detach().log() for side in (p, q))
+    return 2 * (q * (q_odds - p_odds)).sum()
+
+
 class SMART(Consistency):
     """The smoothness-inducing part of SMART (Jiang et al., ACL 2020): L = CE + λ max_δ [KL(p ‖ q_δ) + KL(q_δ ‖ p)].
 
@@ -358,7 +368,7 @@ class SMART(Consistency):
     * `"text"`: ‖δ‖_∞ ≤ ε, steps projected into this ball, which increase the divergence itself. ε = σ = 1e-5, η = 1e-3
       and the normalisation of the step within a row are from memory; so are the λ in {1, 3, 5} the paper tries.
     * `"code"`: the step as in the authors' code, which normalises δ instead of projecting it, so that each token's
-      largest entry becomes about 1. The steps increase KL(p ‖ q_δ), and in the last pass each KL holds its first
+      largest entry becomes about 1. The steps increase `log_odds_gap`, and in the last pass each KL holds its first
       argument fixed.
 
     The paper's other part, the Bregman proximal point step, is not included.
@@ -379,7 +389,7 @@ class SMART(Consistency):
             self.name,
             formula,
             ("projected", divergences.symmetric_kl, divergences.symmetric_kl),
-            ("normalised", divergences.stopped_kl, divergences.stopped_symmetric_kl),
+            ("normalised", log_odds_gap, divergences.stopped_symmetric_kl),
         )
         super().__init__(AdversarialEmbedding(steps=steps, update=update, divergence=ascent), divergence, weight)
 
@@ -445,8 +455,8 @@ class XTune(Consistency):
     Args:
         perturbation: the authors use `CodeSwitching` (ratio 0.3 on XNLI, 0.5 on PAWS-X), `Translation`,
             `EmbeddingNoise` (uniform, 1e-5) and, on other tasks, sampled segmentations.
-        weight: λ₁; 5 in the authors' scripts, whose code averages over classes too: it is 5/C of formula `"text"`.
-        formula: `"text"` or `"code"`.
+        weight: λ₁; 5 in the authors' scripts, of formula `"code"`: it is 5/C of `"text"`.
+        formula: `"code"`, of which the default weight is, or `"text"`.
         shared_pass: compute both passes as one, for a perturbation of the texts.
 
     Raises:
@@ -456,7 +466,7 @@ class XTune(Consistency):
     name = "xtune"
 
     def __init__(
-        self, perturbation: Perturbation, weight: float = 5.0, formula: Formula = "text", shared_pass: bool = False
+        self, perturbation: Perturbation, weight: float = 5.0, formula: Formula = "code", shared_pass: bool = False
     ):
         reduction = _by_formula(self.name, formula, "mean", "elements")
         super().__init__(

@@ -15,7 +15,7 @@ class TraceTarget(TracePenalty):
 
     Families of regularisers differ in more than the trace, so that accuracies that go with traces over families do not
     say what a trace does. Here one and the same term raises the trace (t above what plain training ends with) or
-    lowers it, and with t equal to it is its own control.
+    lowers it; with t equal to it, it would be its own control.
 
     Why this term and no negative weight of `TracePenalty`: -λ Tr has no lower bound, and its pull λ ∇Tr grows with the
     trace, so that training runs away. Here the pull is λ ∇log Tr, of the same size at any trace, and turns round at
@@ -23,9 +23,10 @@ class TraceTarget(TracePenalty):
     itself, not a compromise with the task loss, once λ outweighs the pull of that loss (an exact penalty).
 
     Where the term outweighs the task loss, half of the batches end above t and half below; where it does not, Tr(F)
-    stops on the way, and a target further off does no more. Batches spread, and rows of another set differ from them:
-    measure what was reached with `fisher_trace`. Tr(F_batch), its
-    cost and what is refused are those of `TracePenalty`; of the pass with its dropout masks.
+    stops on the way, and a target further off does no more. So it is the median over batches that is held at t. Traces
+    of rows are skewed: the fewer rows a (micro-)batch has, the further that median lies below Tr(F), and accumulating
+    4 batches of 8 is not one batch of 32. Rows of another set differ too: measure what was reached with `fisher_trace`.
+    Tr(F_batch), its cost and what is refused are those of `TracePenalty`; of the pass with its dropout masks.
 
     A model that has learnt nothing can raise its trace by saturating instead of learning. With `after` it learns
     first, and runs with several targets are the same up to there.

@@ -30,11 +30,11 @@ from flatlingo.report.drawing import (
 from flatlingo.report.marks import (
     condition_marks,
     draw_marks,
+    half_widths,
     label_marks,
     limits,
     names_of,
     off_the_axes,
-    pooled_half_width,
     weight_text,
 )
 from flatlingo.report.saving import STYLE
@@ -152,7 +152,7 @@ def _frame(ax: Axes, drawn: list[tuple[pd.DataFrame, pd.DataFrame]], also: Seque
     """
     able, others = [], []
     for runs, conditions in drawn:
-        half = np.nan_to_num(pooled_half_width(runs))
+        half = half_widths(runs, conditions).fillna(0)
         for part, bar in ((runs, 0), (conditions, half), (conditions, -half)):
             places = np.column_stack([np.log(part["x"]), part["y"] + bar])
             able.append(places[part["able"]])
@@ -176,10 +176,10 @@ def _chance(ax: Axes, table: pd.DataFrame) -> None:
 
 
 def _bars(ax: Axes, runs: pd.DataFrame, conditions: pd.DataFrame) -> None:
-    """The 95 % interval of every competent condition's mean, see `marks.pooled_half_width`."""
-    half = pooled_half_width(runs)
+    """The 95 % interval of every competent condition's mean, see `marks.half_widths`."""
     able = conditions[conditions["able"]]
-    if np.isfinite(half):
+    half = half_widths(runs, able)
+    if half.notna().any():
         ax.vlines(able["x"], able["y"] - half, able["y"] + half, color="0.55", linewidth=0.6, zorder=1, label="_bars")
 
 

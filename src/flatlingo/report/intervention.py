@@ -37,17 +37,17 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
         table: of plan `intervention`, one row per run, or per run and target language (then the mean over languages).
 
     Returns:
-        A row for each target and outcome: `target` (nats²), `outcome`, `trace` (geometric mean over seeds),
-        `train_loss` (mean) and its difference `loss_gap, loss_low, loss_high` (nats), `value, low, high` (points), both
-        paired by seed (no interval from one), `p` (t test, Holm over targets), `seeds`, `verdict`: higher, lower, no
-        difference, undecided.
+        A row for each target and outcome: `target` (nats²), `outcome`, `trace` (geometric mean over seeds) and that of
+        plain training, `plain`; `train_loss` (mean) and its difference `loss_gap, loss_low, loss_high` (nats), `value,
+        low, high` (points), both paired by seed (no interval from one), `p` (t test, Holm over targets), `seeds`,
+        `verdict`: higher, lower, no difference, undecided.
 
     Raises:
         FlatlingoError: for a missing column, no run with a target, or a seed without a run of none.
     """
     runs = _runs(table)
     losses = runs[FIT] - with_baseline(runs, FIT)[f"{FIT}_baseline"]
-    rows = []
+    plain, rows = _geometric(runs.loc[runs["family"] == "none", "trace"]), []
     for y in outcomes(runs):
         gaps = 100 * (runs[y] - with_baseline(runs, y)[f"{y}_baseline"])
         targets = [part for _, part in runs[runs["family"] == FAMILY].groupby("weight")]
@@ -55,7 +55,7 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
         corrected = holm([t_test(gaps[part.index]) for part in targets])
         for part, one, p in zip(targets, found, corrected, strict=True):
             loss = over_seeds(losses[part.index])
-            reached = {"trace": np.exp(np.log(part["trace"]).mean()), FIT: part[FIT].mean()}
+            reached = {"trace": _geometric(part["trace"]), "plain": plain, FIT: part[FIT].mean()}
             reached |= {"loss_gap": loss.value, "loss_low": loss.low, "loss_high": loss.high}
             interval = {"value": one.value, "low": one.low, "high": one.high, "p": p, "seeds": one.n}
             verdict = judge(one.value, one.low, one.high, p, words=WORDS, too_few=TOO_FEW_SEEDS)
@@ -109,7 +109,6 @@ def intervention_figure(table: pd.DataFrame) -> Figure:
         FlatlingoError: as for `effects`.
     """
     runs, found, slopes = _runs(table), effects(table), per_halving(table)
-    none = np.exp(np.log(runs.loc[runs["family"] == "none", "trace"]).mean())
     ys = outcomes(runs)
     with plt.style.context(STYLE):
         rows = math.ceil((len(ys) + 1) / COLUMNS)
@@ -119,7 +118,7 @@ def intervention_figure(table: pd.DataFrame) -> Figure:
         for ax, y in zip(axes.flat, [*ys, FIT], strict=False):
             values = runs[y] if y == FIT else 100 * (runs[y] - with_baseline(runs, y)[f"{y}_baseline"])
             _panel(ax, runs.assign(y=values), found[found["outcome"] == (ys[0] if y == FIT else y)], y)
-            ax.axvline(none, color="0.4", linestyle="--", linewidth=0.8, zorder=0.5)
+            ax.axvline(found["plain"].iloc[0], color="0.4", linestyle="--", linewidth=0.8, zorder=0.5)
             ax.set(xlabel=TRACE, ylabel="nats" if y == FIT else "change (points)" if ax in axes[:, 0] else "")
             ax.set_title(OUTCOMES.get(y, "training loss"), loc="left", pad=8 if y == FIT else 24, fontweight="bold")
             if y != FIT:
@@ -140,6 +139,10 @@ def _runs(table: pd.DataFrame) -> pd.DataFrame:
         raise FlatlingoError("no run has a target of Tr(F); give the table of plan intervention")
     with_baseline(runs, "trace")
     return runs.reset_index(drop=True)
+
+
+def _geometric(values: pd.Series) -> float:
+    return float(np.exp(np.log(values).mean()))
 
 
 def _slope(runs: pd.DataFrame, y: str, held: tuple[str, ...]) -> tuple[float, float, float, float]:

@@ -42,33 +42,33 @@ def condition_marks(table: pd.DataFrame, y: str) -> tuple[pd.DataFrame, pd.DataF
 
     Returns:
         The runs and the conditions (in order), both with `x` (nats²), `y` and `able`; a condition's x is the geometric
-        mean of its runs', its y the mean: of the runs that are able or, if none is, which makes it not able, of all.
+        mean of its `n` runs', its y the mean: of those that are able or, if none is, which makes it not able, of all.
     """
     runs = table.dropna(subset=[y]).assign(x=lambda t: np.log(t["trace"]), y=lambda t: 100 * t[y])
     runs = seeds_aligned(runs, ["x", "y"])
     counted = runs[runs["able"] | ~runs.groupby("label")["able"].transform("any")].groupby("label")
-    means = counted[["x", "y"]].mean().assign(able=counted["able"].any())
+    means = counted[["x", "y"]].mean().assign(able=counted["able"].any(), n=counted.size())
     conditions = in_order(runs).join(means, on="label").reset_index(drop=True)
     return runs.assign(x=np.exp(runs["x"])), conditions.assign(x=np.exp(conditions["x"]))
 
 
-def pooled_half_width(runs: pd.DataFrame) -> float:
-    """Half the 95 % interval of a condition's mean, from what conditions and seeds leave of y (Loftus & Masson 1994).
+def half_widths(runs: pd.DataFrame, conditions: pd.DataFrame) -> pd.Series:
+    """Half the 95 % interval of each condition's mean, by what conditions and seeds leave of y (Loftus & Masson 1994).
 
-    t · s / √S with s² = Σ (y - condition - seed)² / (n - C - S + 1), over the runs of conditions that are able.
+    t · s / √n_c with s² = Σ (y - condition - seed)² / (n - C - S + 1), over the runs that are able, n_c of a condition.
 
     Args:
         runs: as `condition_marks` gives them.
+        conditions: likewise.
 
     Returns:
-        In the units of y; NaN with fewer than two seeds or six conditions.
+        In the units of y, one for each condition; NaN with fewer than two seeds or six conditions.
     """
     runs = runs[runs["able"]]
-    conditions, seeds = runs["label"].nunique(), runs["seed"].nunique()
     variance, freedom = left_variance(runs, "y")
-    if seeds < 2 or conditions < ENOUGH or freedom < 1:
-        return math.nan
-    return float(stats.t.ppf(0.975, freedom) * math.sqrt(variance / seeds))
+    if runs["seed"].nunique() < 2 or runs["label"].nunique() < ENOUGH or freedom < 1:
+        return conditions["n"] * math.nan
+    return stats.t.ppf(0.975, freedom) * np.sqrt(variance / conditions["n"])
 
 
 def draw_marks(ax: Axes, runs: pd.DataFrame, conditions: pd.DataFrame, *, size: float = 1.0) -> None:

@@ -148,7 +148,8 @@ def held_out(classifier: Classifier, rows: Dataset, name: str) -> Measured:
 def curve(log: Sequence[Mapping[str, float]]) -> list[dict]:
     """The training curve to 5 digits: of each entry of a Trainer's log the step, the loss and its terms, and Tr(F).
 
-    Of rows set aside (`trace/…`) and, where one is held at a target, of the batches (`trace_target/trace`).
+    Of rows set aside (`trace/…`) and, where one is held at a target, of the batches (`trace_target/trace`, 0 before
+    that begins).
     """
     kept = [{name: float(f"{value:.5g}") for name, value in entry.items() if name.startswith(CURVE)} for entry in log]
     return [{"step": entry["step"]} | values for entry, values in zip(log, kept, strict=True) if values]

@@ -58,7 +58,7 @@ def run(
         spec: what to run; decides the result, together with the files of `sources`.
         sources: where encoder and rows lie.
         work: folder for checkpoints and finished stages, from which the same run goes on to the same result after it
-            was killed; None for nothing.
+            was killed (but for the loss logged next, a mean over the steps since); None for nothing.
         checkpoint_minutes: between two checkpoints of the training on English.
         callbacks: further callbacks of that training; they must not change it.
     """

@@ -19,9 +19,9 @@ def table(configs: list[RunConfig], results: list[dict]) -> pd.DataFrame:
     `english_accuracy`, `accuracy_<language>` and `zero_shot_accuracy`, the mean over the other languages;
     `train_accuracy`, `train_loss`, `clean_train_accuracy`, `clean_train_loss`, `noisy_fitted` (of the wrong training
     labels, the share reproduced); `trace`, `trace_se`, `log_trace` (mean over examples of the logarithm),
-    `trace_without_embeddings`, `head_trace`, `trace_<language>`, `empirical_fisher`, `scale_aware`, `distance`,
-    `sharpness`, `segmentation_kl` (see `study.measure`), `margin`, `train_margin` and `early_trace` (the first measured
-    after training began).
+    `trace_without_embeddings` (neither of words nor others), `head_trace` (group "head"), `trace_<language>`,
+    `empirical_fisher`, `scale_aware`, `distance`, `sharpness`, `segmentation_kl` (see `study.measure`), `margin`,
+    `train_margin` and `early_trace` (the first measured after training began).
 
     After a second stage also: `language`; on its held-out half `zero_shot`, `adapted`, `gain` = adapted - zero_shot,
     `control` (adapted on as many English rows) and `control_gain`; and `start`, zero-shot accuracy on the other
