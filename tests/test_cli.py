@@ -12,7 +12,7 @@ from flatlingo.study.locks import lock
 HANGS = 600  # seconds: guards against hanging, on machines however busy
 
 
-def flatlingo(*arguments, cwd=None, python=(), **options):
+def process(*arguments, cwd=None, python=(), **options):
     command = [sys.executable, *python, "-m", "flatlingo", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=HANGS, **options)
 
@@ -20,7 +20,7 @@ def flatlingo(*arguments, cwd=None, python=(), **options):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
-    done = flatlingo("train", "--preset", "smoke", "--output", "model", "--family", "l2", "--weight", 0.1, cwd=folder)
+    done = process("train", "--preset", "smoke", "--output", "model", "--family", "l2", "--weight", 0.1, cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "model"
 
@@ -36,7 +36,7 @@ def test_train_keeps_the_model_and_its_result(checkpoint):
 def test_two_calls_do_not_train_into_one_folder(tmp_path):
     (tmp_path / ".model.work").mkdir()
     with lock(tmp_path / ".model.work" / "lock"):
-        done = flatlingo("train", "--preset", "smoke", "--output", "model", cwd=tmp_path)
+        done = process("train", "--preset", "smoke", "--output", "model", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "flatlingo: model: another call trains into this folder; wait for it, or give another\n"
 
@@ -53,16 +53,18 @@ def test_two_calls_do_not_train_into_one_folder(tmp_path):
     ],
     ids=lambda value: "-".join(value[:2]) if isinstance(value, list) else None,
 )
-def test_a_mistake_ends_with_one_message_and_leaves_nothing(tmp_path, arguments, says):
-    refused(tmp_path, flatlingo(*arguments, cwd=tmp_path), says)
+def test_a_mistake_ends_with_one_message_and_leaves_nothing(flatlingo, tmp_path, monkeypatch, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    code, _, message = flatlingo(*arguments)
+    refused(tmp_path, code, message, says)
 
 
 @pytest.mark.parametrize(
     "arguments", [["train", "--output", "o"], ["sweep", "nli", "--dry-run"], ["status", ".", "nli"]], ids=lambda a: a[0]
 )
 def test_a_folder_of_rows_is_where_the_command_is_given(tmp_path, arguments):
-    done = flatlingo(*arguments, "--preset", "smoke", "--data", "rows", cwd=tmp_path)
-    refused(tmp_path, done, f"{tmp_path / 'rows' / 'xnli'}: no such folder")
+    done = process(*arguments, "--preset", "smoke", "--data", "rows", cwd=tmp_path)
+    refused(tmp_path, done.returncode, done.stderr, f"{tmp_path / 'rows' / 'xnli'}: no such folder")
 
 
 @pytest.mark.parametrize(
@@ -87,17 +89,17 @@ def test_a_folder_of_rows_is_where_the_command_is_given(tmp_path, arguments):
     ids=lambda value: "-".join(value[:2]) if isinstance(value, list) else None,
 )
 def test_a_mistake_in_an_argument_is_told_without_waiting_for_torch(tmp_path, arguments, says):
-    done = flatlingo(*arguments, cwd=tmp_path, python=["-X", "importtime"])
-    refused(tmp_path, done, says)
+    done = process(*arguments, cwd=tmp_path, python=["-X", "importtime"])
+    refused(tmp_path, done.returncode, done.stderr, says)
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert "flatlingo.cli" in loaded
     assert not {"torch", "transformers", "datasets"} & loaded
 
 
-def refused(folder, done, says):
+def refused(folder, code, message, says):
     """That a command ended with one message and has left nothing."""
-    assert done.returncode == 2
-    message = re.sub("^import time:.*\n", "", done.stderr, flags=re.M)
+    assert code == 2
+    message = re.sub("^import time:.*\n", "", message, flags=re.M)
     assert says in message
     assert "Traceback" not in message
     assert not list(folder.iterdir())
@@ -115,12 +117,14 @@ def test_what_an_extra_brings_is_named_where_it_is_not_installed(tmp_path, lacki
     code = f"import sys; sys.modules[{lacking!r}] = None; from flatlingo.cli import main; main()"
     command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=HANGS)
-    refused(tmp_path, done, f'{lacking}, which is not installed: pip install "flatlingo[{extra}]"')
+    refused(
+        tmp_path, done.returncode, done.stderr, f'{lacking}, which is not installed: pip install "flatlingo[{extra}]"'
+    )
 
 
 def test_without_the_hub_a_name_fails_with_the_remedy(tmp_path):
     environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "empty"), "PATH": "", "FLATLINGO_CPU": "1"}
-    done = flatlingo("sweep", "nli", "--preset", "paper", "--store", "s", cwd=tmp_path, env=environment)
+    done = process("sweep", "nli", "--preset", "paper", "--store", "s", cwd=tmp_path, env=environment)
     assert done.returncode == 2
     assert "--data" in done.stderr or "hf download" in done.stderr
     assert "Traceback" not in done.stderr

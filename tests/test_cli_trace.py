@@ -10,24 +10,9 @@ import pandas as pd
 import pytest
 from tiny import make_model, make_rows, make_tokenizer
 
-from flatlingo import cli
 from flatlingo.evaluation import comparison, trace_of_rows
 
 GROUPS = ["embeddings", "other embeddings", "encoder", "pooler", "head"]
-
-
-@pytest.fixture
-def flatlingo(capsys, monkeypatch):
-    """Run a command line in this process; returns its exit code and what it wrote to both streams."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["flatlingo", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        written = capsys.readouterr()
-        return ended.value.code or 0, written.out, written.err
-
-    return run
 
 
 @pytest.fixture(scope="module")

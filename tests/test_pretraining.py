@@ -14,7 +14,7 @@ import psutil
 import pytest
 import torch
 
-from flatlingo import cli, hub, miniworld, pretraining
+from flatlingo import cli, devices, hub, miniworld, pretraining
 from flatlingo.errors import FlatlingoError
 from flatlingo.files import ROOT
 from flatlingo.pretraining import Pretraining, pretrain, read_texts, train_tokenizer
@@ -31,7 +31,9 @@ def documents():
 def encoder(documents, tmp_path_factory):
     folder = tmp_path_factory.mktemp("encoder") / "small"
     before = torch.random.get_rng_state()
-    facts = pretrain(documents, folder, SMALL, description="test", progress=False)
+    with devices.threads(2):
+        facts = pretrain(documents, folder, SMALL, description="test", progress=False)
+        assert torch.get_num_threads() == 2, "as before"
     assert torch.equal(torch.random.get_rng_state(), before), "the global generator is left alone"
     return folder, facts
 
@@ -90,7 +92,7 @@ def test_documents_of_one_sentence_have_a_finite_loss(tmp_path):
     facts = pretrain(
         ["a dog runs through the garden today", "狗"] * 200,
         tmp_path / "encoder",
-        SMALL,
+        replace(SMALL, epochs=0.3),
         description="test",
         progress=False,
     )

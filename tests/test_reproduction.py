@@ -9,10 +9,15 @@ import json
 import re
 from numbers import Number
 
+import matplotlib
+
+matplotlib.use("agg")
+
 import pytest
+from cells import execute
 
 from flatlingo.files import ROOT
-from flatlingo.notebooks import run_notebook
+from flatlingo.report import saving
 from flatlingo.study.presets import expand, load_preset
 from flatlingo.study.sources import Sources
 from flatlingo.study.store import open_store
@@ -85,11 +90,11 @@ def store(tmp_path_factory):
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_a_notebook_that_trains_at_preset_smoke_agrees_with_the_reference(notebook, store, tmp_path, monkeypatch):
-    monkeypatch.setenv("FLATLINGO_FIGURES", str(tmp_path))
+    monkeypatch.setattr(saving, "FIGURES", tmp_path)
     parameters = {"preset": "smoke", "store": str(store), "seeds": 1}
     if notebook == "5_beyond_the_paper":
         parameters["studies"] = 5
-    run_notebook(ROOT / "notebooks" / f"{notebook}.ipynb", tmp_path / "executed.ipynb", parameters)
+    execute(ROOT / "notebooks" / f"{notebook}.ipynb", parameters)
     expected, found = (
         json.loads((folder / f"{NOTEBOOKS[notebook]}.json").read_text(encoding="utf-8"))["data"]
         for folder in (REFERENCE, tmp_path)
@@ -104,9 +109,8 @@ SMALL = {"1_theory": {"pairs": 10, "rows": 64}, "4_fisher_estimators": {"draws":
 
 @pytest.mark.parametrize("notebook", SMALL)
 def test_what_notebooks_check_holds_at_the_sizes_of_preset_smoke_too(notebook, tmp_path, monkeypatch):
-    monkeypatch.setenv("FLATLINGO_FIGURES", str(tmp_path))
-    parameters = {"preset": "smoke"} | SMALL[notebook]
-    run_notebook(ROOT / "notebooks" / f"{notebook}.ipynb", tmp_path / "executed.ipynb", parameters)
+    monkeypatch.setattr(saving, "FIGURES", tmp_path)
+    execute(ROOT / "notebooks" / f"{notebook}.ipynb", {"preset": "smoke"} | SMALL[notebook])
 
 
 @pytest.mark.parametrize("changed", [{"trace": 31.0}, {"label": "kl=2"}, {"trace": None}], ids=str)

@@ -576,7 +576,8 @@ def adapt(
         model: the classifier after the first stage; left as it is.
         tokenizer: its tokenizer.
         rows: rows of the target language.
-        **settings: as for `finetune`; without `regularizers` the second stage is plain training.
+        **settings: as for `finetune`; without `regularizers` the second stage is plain training, with the dropout that
+            the model has.
 
     Returns:
         The trained copy, in eval mode.

@@ -42,13 +42,6 @@ def test_estimates_converge_to_the_exact_trace(model_and_batch, estimator):
     assert found.value == pytest.approx(exact, abs=4 * found.standard_error)
 
 
-def test_sampled_labels_converge_to_the_exact_trace(model_and_batch):
-    model, batch = model_and_batch
-    draws = [fisher_trace(model, [batch], labels="sampled", seed=seed).value for seed in range(100)]
-    error = np.std(draws, ddof=1) / 10
-    assert np.mean(draws) == pytest.approx(fisher_trace(model, [batch]).value, abs=4 * error)
-
-
 def test_variance_of_hutchinson(model_and_batch):
     model, batch = model_and_batch
     F = dense_fisher(*functional(model, batch))

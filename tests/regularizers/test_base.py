@@ -161,22 +161,6 @@ def test_fisher_penalty_draws_labels_from_its_own_generator(model, batch):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_mean_fisher_penalty_converges_to_the_trace(model, batch):
-    penalty = FisherPenalty(weight=1.0)
-    penalty.start(model, seed=3)
-    outputs = model(**batch)
-    draws = torch.tensor([float(penalty(model, batch, outputs)[0].detach()) for _ in range(300)])
-    p, norms = per_example_norms(model, batch)
-    assert abs(draws.mean() - float((p * norms).sum(1).mean())) < 4 * draws.std() / math.sqrt(len(draws))
-
-
-@pytest.mark.parametrize("attention", ["flash_attention_2", "flex_attention"])
-def test_fisher_penalty_refuses_attention_without_a_double_backward(model, attention):
-    model.config._attn_implementation = attention
-    with pytest.raises(FlatlingoError, match=f"{attention}.*eager"):
-        FisherPenalty().start(model, seed=0)
-
-
 @pytest.mark.parametrize("anchored", [False, True], ids=["l2", "l2_sp"])
 def test_l2_value_and_gradient(model, anchored):
     model.bert.embeddings.word_embeddings.weight.requires_grad_(False)  # frozen weights are left out

@@ -14,7 +14,6 @@ from flatlingo.regularizers import (
     LNSR,
     R3F,
     R4F,
-    SAM,
     SMART,
     VAT,
     AdversarialEmbedding,
@@ -146,12 +145,6 @@ def test_noise_that_would_change_nothing_is_refused(method):
 def test_noise_that_rounding_would_swallow_is_refused(method, dtype):
     with pytest.raises(FlatlingoError, match="lost in the rounding of .*16 weights; load the model in float32"):
         method.start(build("BERT").to(dtype), seed=0)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_sam_refuses_weights_in_half_precision(dtype):
-    with pytest.raises(FlatlingoError, match="SAM to nearby weights is lost in the rounding"):
-        SAM().check(build("BERT").to(dtype))
 
 
 def encoder_layers(model) -> nn.ModuleList:

@@ -7,9 +7,9 @@ import matplotlib
 matplotlib.use("agg")
 
 import matplotlib.pyplot as plt
-import nbformat
 import pandas as pd
 import pytest
+from cells import execute
 from made_up import made_up_store
 
 from flatlingo import sweep
@@ -77,18 +77,11 @@ def test_panels_say_what_they_lack(store, seeds):
     fig.canvas.draw()
 
 
-def execute(path, parameters):
-    """Run the cells of a notebook here, without a kernel."""
-    names = {}
-    for cell in nbformat.read(path, as_version=4).cells:
-        if cell.cell_type == "code":
-            exec(compile(cell.source, f"{path.stem}: {cell.id}", "exec"), names)
-        if "parameters" in cell.metadata.get("tags", []):
-            names |= parameters
+RUN = [*((1, notebook) for notebook in SAVED), (3, "5_beyond_the_paper")]  # of several seeds nbval has the others
 
 
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")
-@pytest.mark.parametrize("notebook", SAVED)
+@pytest.mark.parametrize(("seeds", "notebook"), RUN, indirect=["seeds"])
 def test_notebooks_run_on_real_rows(notebook, store, seeds, tmp_path, monkeypatch):
     monkeypatch.setattr("flatlingo.report.saving.FIGURES", tmp_path)
     execute(ROOT / "notebooks" / f"{notebook}.ipynb", {"preset": "paper", "store": store, "seeds": seeds, "studies": 1})

@@ -242,8 +242,8 @@ def test_a_worker_that_is_killed_costs_its_run_a_repetition_and_workers_end_with
     assert repeatable(contents(runs.folder)) == repeatable(undisturbed)
 
 
-def test_four_sweeps_at_once_do_200_runs_in_one_store_each_once(configs, preset, tmp_path, monkeypatch):
-    """With the computing left out, everything else of a sweep is done 200 times."""
+def test_four_sweeps_at_once_do_40_runs_in_one_store_each_once(configs, preset, tmp_path, monkeypatch):
+    """With the computing left out, everything else of a sweep is done 40 times."""
     finished = running.run(configs[0], sources_of("nli", preset))
     monkeypatch.setattr(Sources, "check", lambda *_, **options: None)
     store, computed = tmp_path / "store", tmp_path / "computed"
@@ -255,17 +255,17 @@ def test_four_sweeps_at_once_do_200_runs_in_one_store_each_once(configs, preset,
             return finished
 
         launchers.run = instead
-        sweep("nli", preset=preset, seeds=100, store=store, jobs=1, keep_weights=False, progress=False)
+        sweep("nli", preset=preset, seeds=20, store=store, jobs=1, keep_weights=False, progress=False)
 
     processes = [forked(target) for _ in range(4)]
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0] * 4
     runs, by = zip(*(line.split() for line in computed.read_text().splitlines()), strict=True)
-    assert len(runs) == len(set(runs)) == 200
+    assert len(runs) == len(set(runs)) == 40
     assert len(set(by)) > 1
     assert not left_behind(store)
-    assert len(sweep("nli", preset=preset, seeds=100, store=store, progress=False)) == 200
+    assert len(sweep("nli", preset=preset, seeds=20, store=store, progress=False)) == 40
 
 
 def limit(size):

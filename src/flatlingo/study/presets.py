@@ -146,8 +146,8 @@ class SecondStage(_Settings):
     """Further fine-tuning on half of a target language's validation rows, with its own share of redrawn labels.
 
     `rows`: only so many of them, drawn once for all languages and seeds. `regularized`: the regularisers of the
-    condition stay on. `english_control`: the same once more on as many English rows, which separates what more rows
-    give from what the language gives.
+    condition stay on, but for early stopping; else the copy has the encoder's own dropout. `english_control`: the same
+    once more on as many English rows, which separates what more rows give from what the language gives.
     """
 
     languages: tuple[str, ...] = Field(min_length=1)
