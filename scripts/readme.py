@@ -80,12 +80,14 @@ def lead(figures: Path = FIGURES) -> str:
                 f"* {task}: {outcome}, {_alone(question)}: {told[question, outcome]}{_ends(told, question, outcome)}\n"
                 for question, outcome in rest[~rest["verdict"].isin(("undecided", *TOO_FEW))].index
             ]
-    setting = _setting(figures / SETTING)
+    path = figures / SETTING
+    intervention = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    setting = _setting(intervention)
     lines += _set(setting)
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     claims = "; ".join(f"{_tally(said[outcome])} {words}" for outcome, words in CLAIMED.items())
     rest = f"Of {asked} further questions that have an interval, {len(settled)} are decided{':' if settled else '.'}"
-    text = _filled(f"**Over regularisers, {claims}.** {_by_setting(setting)} {_by_target(figures / SETTING)}")
+    text = _filled(f"**Over regularisers, {claims}.** {_by_setting(setting)} {_by_target(intervention)}")
     parts = [text, table.strip(), rest, "".join(settled).strip(), _advice(figures / TECHNIQUE)]
     return "\n" + "\n\n".join(part for part in parts if part) + "\n"
 
@@ -127,9 +129,9 @@ def _alone(question: str) -> str:
     return ALONE.get(question, ASKED.get(question, question))
 
 
-def _setting(path: Path) -> pd.DataFrame:
+def _setting(figure: dict) -> pd.DataFrame:
     """The slopes of plan `intervention`, as they are shown, by what is held and outcome; none if it is not recorded."""
-    rows = json.loads(path.read_text(encoding="utf-8"))["headline"].get("verdicts") if path.is_file() else None
+    rows = figure.get("headline", {}).get("verdicts")
     if not rows:
         return pd.DataFrame()
     found = pd.DataFrame(rows).assign(halvings=math.nan, least=math.nan, most=math.nan)
@@ -166,12 +168,12 @@ def _by_setting(found: pd.DataFrame) -> str:
     )
 
 
-def _by_target(path: Path) -> str:
+def _by_target(figure: dict) -> str:
     """English accuracy where Tr(F) was set, minus that of plain training, target by target from the highest."""
-    if not path.is_file():
+    rows = [row for row in figure.get("data", {}).get("effects", []) if row["outcome"] == "english_accuracy"]
+    if not rows:
         return ""
-    rows = json.loads(path.read_text(encoding="utf-8"))["data"]["effects"]
-    rows = sorted((row for row in rows if row["outcome"] == "english_accuracy"), key=lambda row: -row["trace"])
+    rows.sort(key=lambda row: -row["trace"])
     told = [f"{row['value']:+.1f} at {statistics.rounded(row['trace'])} ({row['verdict']})" for row in rows]
     text = f"whose Tr(F) is {statistics.rounded(rows[0]['plain'])}, by the Tr(F) reached: {_listed(told)}."
     return f"English accuracy minus that of plain training, {text.replace('-', '−')}"

@@ -143,38 +143,31 @@ def test_segmentations_are_compared_row_by_row_by_the_mean_of_both_divergences(o
     assert max(found) > 0
 
 
-def test_a_second_stage_of_fewer_rows_has_the_same_ones_in_every_language(outcome, monkeypatch):
-    spec, sources, _ = outcome
-    stage = spec.setup.second_stage.model_copy(update={"rows": 8})
-    spec = spec.model_copy(update={"setup": spec.setup.model_copy(update={"second_stage": stage})})
-    adapted = []
-
-    def watched(model, tokenizer, rows, **settings):
-        adapted.append(rows["row_id"])
-        return copy.deepcopy(model)
-
-    monkeypatch.setattr(training, "adapt", watched)
-    run(spec, sources)
-    every = sources.load_task(spec.setup, spec.seed).rows("de", "adapt_train")["row_id"]
-    assert len(adapted) == 4
-    assert all(rows == adapted[0] for rows in adapted)
-    assert len(adapted[0]) == 8 < len(every)
-    assert set(adapted[0]) <= set(every)
-
-
 @pytest.fixture
 def adaptations(monkeypatch):
-    """The settings and the dropout of every second stage, none of which is trained."""
+    """The rows, settings and dropout of every second stage, none of which is trained."""
     seen = []
 
     def watched(model, tokenizer, rows, **settings):
         terms = [(term.name, getattr(term, "after", 0)) for term in settings.get("regularizers", [])]
         probabilities = {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
-        seen.append({"terms": terms, "dropout": probabilities} | settings)
+        seen.append({"rows": rows["row_id"], "terms": terms, "dropout": probabilities} | settings)
         return copy.deepcopy(model)
 
     monkeypatch.setattr(training, "adapt", watched)
     return seen
+
+
+def test_a_second_stage_of_fewer_rows_has_the_same_ones_in_every_language(outcome, adaptations):
+    spec, sources, _ = outcome
+    stage = spec.setup.second_stage.model_copy(update={"rows": 8})
+    run(spec.model_copy(update={"setup": spec.setup.model_copy(update={"second_stage": stage})}), sources)
+    every = sources.load_task(spec.setup, spec.seed).rows("de", "adapt_train")["row_id"]
+    adapted = [found["rows"] for found in adaptations]
+    assert len(adapted) == 4
+    assert all(rows == adapted[0] for rows in adapted)
+    assert len(adapted[0]) == 8 < len(every)
+    assert set(adapted[0]) <= set(every)
 
 
 @pytest.mark.parametrize("regularized", [False, True])

@@ -301,7 +301,8 @@ def measure(
         raise FlatlingoError(f"max_examples={max_examples}: Tr(F) needs at least one example")
     measured = selected(model, parameters)
     groups = _Groups(list(measured), _grouping(model, by))
-    rank, processes = _process(batches)
+    check_whole(batches)
+    rank, processes = _process()
     bar = tqdm(batches, desc="Tr(F)", unit="batch", disable=not progress or rank > 0)
     stream = _prepared(bar, model, max_examples)
     first = next(stream, None)
@@ -441,16 +442,14 @@ def check_whole(batches: Iterable) -> None:
     Raises:
         FlatlingoError: naming the fix.
     """
-    split = isinstance(batches, (DataLoaderShard, DataLoaderDispatcher))
-    if split and distributed.is_initialized() and distributed.get_world_size() > 1:
+    if _process()[1] > 1 and isinstance(batches, (DataLoaderShard, DataLoaderDispatcher)):
         raise FlatlingoError("this DataLoader is already split over processes: give the one before accelerator.prepare")
 
 
-def _process(batches: Iterable) -> tuple[int, int]:
+def _process() -> tuple[int, int]:
     """(rank, number of processes), under `accelerate launch` or torchrun."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return 0, 1
-    check_whole(batches)
     return distributed.get_rank(), distributed.get_world_size()
 
 
