@@ -91,6 +91,7 @@ def store(tmp_path_factory):
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
 def test_a_notebook_that_trains_at_preset_smoke_agrees_with_the_reference(notebook, store, tmp_path, monkeypatch):
     monkeypatch.setattr(saving, "FIGURES", tmp_path)
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")  # one run at a time, in this process: tests keep the other core busy
     parameters = {"preset": "smoke", "store": str(store), "seeds": 1}
     if notebook == "5_beyond_the_paper":
         parameters["studies"] = 5
