@@ -31,7 +31,8 @@ from transformers.utils import logging
 
 from flatlingo import devices, hub
 from flatlingo.callbacks import Checkpoints
-from flatlingo.evaluation import accuracy, batches, evaluating, trace_of_rows
+from flatlingo.encoding import batches
+from flatlingo.evaluation import accuracy, evaluating, trace_of_rows
 from flatlingo.fisher import fisher_trace
 from flatlingo.regularizers import L2, FisherPenalty, SubwordConsistency, TracePenalty
 from flatlingo.study.launchers import Job, local

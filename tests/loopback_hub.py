@@ -11,7 +11,7 @@ from threading import Thread
 COMMIT = "c0ffee" + "0" * 34  # what main stands for
 INFO = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)/revision/(main|v1|[0-9a-f]{40})")
 TREE = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)/tree/[0-9a-f]{40}")
-FILE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([0-9a-f]{40})/(.+)")
+FILE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/(main|[0-9a-f]{40})/(.+)")
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -33,7 +33,13 @@ class _Handler(BaseHTTPRequestHandler):
         ).is_file():
             self.server.downloads.append((self.command, match[4]))
             content = path.read_bytes()
-            self._answer(content, {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": match[3]})
+            self._answer(
+                content,
+                {
+                    "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
+                    "X-Repo-Commit": COMMIT if match[3] == "main" else match[3],
+                },
+            )
         else:
             self._answer(b"", {"X-Error-Code": "EntryNotFound"}, status=404)
 

@@ -82,7 +82,7 @@ def test_a_training_goes_on_from_its_last_whole_checkpoint_to_the_same_weights(s
     assert "checkpoint-5 is not whole (SHA256SUMS: No such file" in caplog.text
 
 
-def evaluated(folder, stop):
+def evaluated(folder, stop, minutes=5.0):
     """The losses after each epoch of a training that stops early, and the weights that it keeps."""
     model = make_model()
     log = finetune(
@@ -96,7 +96,7 @@ def evaluated(folder, stop):
         batch_size=4,
         learning_rate=0.05,
         max_length=32,
-        checkpoints=Checkpoints(folder),
+        checkpoints=Checkpoints(folder, minutes=minutes),
         callbacks=[stop],
     )
     weights = torch.cat([p.flatten() for p in model.state_dict().values() if p.is_floating_point()])
@@ -117,12 +117,33 @@ def test_early_stopping_goes_on_counting_where_it_was_killed(tmp_path, where, le
     assert counter.steps == left
 
 
+class StopInEvaluation(TrainerCallback):
+    """Ends the training in the evaluation after the second epoch."""
+
+    def on_prediction_step(self, args, state, control, **kwargs):
+        if state.epoch == 2:
+            raise KeyboardInterrupt
+
+
+def test_an_evaluation_that_was_killed_is_made_up_for(tmp_path):
+    losses, weights = evaluated(tmp_path / "undisturbed", Stop())
+    with pytest.raises(KeyboardInterrupt):
+        evaluated(tmp_path / "killed", StopInEvaluation(), minutes=0)
+    again, kept = evaluated(tmp_path / "killed", Stop(), minutes=0)
+    assert again == losses
+    assert torch.equal(kept, weights)
+
+
 def truncate(path):
     os.truncate(path, path.stat().st_size // 2)
 
 
-@pytest.mark.parametrize("harm", [truncate, os.unlink], ids=["truncated", "absent"])
-@pytest.mark.parametrize("file", ["optimizer.pt", "model.safetensors", "trainer_state.json"])
+def empty(path):
+    os.truncate(path, 0)
+
+
+@pytest.mark.parametrize("harm", [truncate, os.unlink, empty], ids=lambda harm: harm.__name__)
+@pytest.mark.parametrize("file", ["optimizer.pt", "model.safetensors", digests.SUMS])
 def test_a_damaged_checkpoint_is_named_and_never_used(stopped, caplog, file, harm):
     harm(stopped / "checkpoint-4" / file)
     with caplog.at_level(logging.WARNING):
@@ -168,7 +189,7 @@ def test_processes_agree_on_a_checkpoint_in_every_50th_step_only(monkeypatch, tm
     checkpoints = Checkpoints(tmp_path, minutes=0)
     for step in range(1, 121):
         control = TrainerControl()
-        checkpoints.on_step_end(None, TrainerState(global_step=step), control)
+        checkpoints.on_step_end(SimpleNamespace(eval_strategy="no"), TrainerState(global_step=step), control)
         saved += [step] if control.should_save else []
     assert seen == agreements
     assert saved == (agreements or list(range(1, 121)))

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from flatlingo import cli
+from flatlingo.errors import FlatlingoError
 from flatlingo.study.locks import lock
 
 HANGS = 600  # seconds: guards against hanging, on machines however busy
@@ -41,6 +43,21 @@ def test_two_calls_do_not_train_into_one_folder(tmp_path):
     assert done.stderr == "flatlingo: model: another call trains into this folder; wait for it, or give another\n"
 
 
+def test_a_call_that_waited_for_another_does_not_train_what_that_one_has_made(tmp_path):
+    output, work = tmp_path / "model", tmp_path / ".model.work"
+    output.mkdir()
+    with pytest.raises(FlatlingoError, match="model exists; give a new folder"), cli._alone(work, output):
+        pytest.fail("it trains")
+    assert not work.exists()
+
+
+def test_a_home_is_found_behind_an_equals_sign_too(flatlingo, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").mkdir()
+    code, _, message = flatlingo("train", "--output=~/model")
+    assert (code, message) == (2, f"flatlingo: {tmp_path / 'model'} exists; give a new folder\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -50,6 +67,8 @@ def test_two_calls_do_not_train_into_one_folder(tmp_path):
         (["trace", "mini-mbert", "--task", "mini-nli", "--language", "fr"], "fr"),
         (["pretrain", "nowhere.txt", "--output", "o"], "nowhere.txt"),
         (["notebook", "nowhere.ipynb", "o.ipynb"], "no notebook"),
+        (["pretrain", "--mini-world", "--output", "/dev/null/encoder"], "/dev/null/encoder cannot be made: "),
+        (["calibrate", "nli", "--preset", "smoke", "--store", "s", "--output", "."], "is a folder; give the name of a"),
     ],
     ids=lambda value: "-".join(value[:2]) if isinstance(value, list) else None,
 )
@@ -111,6 +130,7 @@ def refused(folder, code, message, says):
         ("joblib", ["sweep", "nli", "--preset", "smoke", "--store", "s"], "study"),
         ("submitit", ["sweep", "nli", "--preset", "smoke", "--store", "s"], "study"),
         ("papermill", ["notebook", "a.ipynb", "b.ipynb"], "notebooks"),
+        ("tensorboard", ["train", "--preset", "smoke", "--output", "o", "--tensorboard", "boards"], "study"),
     ],
 )
 def test_what_an_extra_brings_is_named_where_it_is_not_installed(tmp_path, lacking, arguments, extra):

@@ -25,16 +25,14 @@ from transformers import (
     XLMRobertaForSequenceClassification,
 )
 
-from flatlingo.encoding import largest_length
+from flatlingo.encoding import batches, largest_length
 from flatlingo.errors import FlatlingoError
 from flatlingo.evaluation import (
     accuracy,
-    batches,
     comparison,
     logits,
     margins,
     memorisation,
-    predictions,
     trace_of_rows,
 )
 from flatlingo.fisher import FisherTrace, empirical_fisher, fisher_trace
@@ -61,8 +59,8 @@ def one_by_one(model, rows) -> np.ndarray:
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_predictions_are_in_order_and_do_not_depend_on_padding(model, rows, batch_size):
-    predicted = predictions(model, TOKENIZER, rows, max_length=64, batch_size=batch_size)
-    np.testing.assert_allclose(predicted, one_by_one(model, rows), atol=1e-6)
+    found = torch.from_numpy(logits(model, TOKENIZER, rows, max_length=64, batch_size=batch_size))
+    np.testing.assert_allclose(found.softmax(-1), one_by_one(model, rows), atol=1e-6)
 
 
 def test_accuracy_is_the_share_of_right_rows_in_any_order(model, rows):
@@ -78,9 +76,15 @@ def test_modes_are_restored_module_by_module(model, rows, training):
     model.train(training)
     model.bert.pooler.eval()  # a frozen part stays in eval mode
     before = [module.training for module in model.modules()]
-    first, again = (predictions(model, TOKENIZER, rows, max_length=64) for _ in range(2))
+    first, again = (logits(model, TOKENIZER, rows, max_length=64) for _ in range(2))
     assert [module.training for module in model.modules()] == before
     np.testing.assert_array_equal(first, again)
+
+
+@pytest.mark.parametrize("option", [{"max_examples": 4}, {"tolerance": 0.1}], ids=str)
+def test_the_trace_of_rows_is_not_that_of_the_shortest(model, rows, option):
+    with pytest.raises(FlatlingoError, match=f"{next(iter(option))}: .* only the shortest"):
+        trace_of_rows(model.eval(), TOKENIZER, rows, **option)
 
 
 @pytest.mark.parametrize("measure", [accuracy, memorisation, margins], ids=lambda measure: measure.__name__)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import yaml
 from datasets import ClassLabel, Dataset, Features, Value
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_hub_download
 from loopback_hub import COMMIT, loopback_hub
 from tiny import SIZES, make_model, make_rows, make_tokenizer, write_preset
 
@@ -135,6 +135,40 @@ def test_a_revision_is_asked_for_kept_and_told(folders, online, load, tmp_path):
         load("b" * 40)
 
 
+def test_a_cache_that_has_only_a_part_is_completed_where_the_hub_answers(folders, online):
+    """As another program leaves it, which asked for the weights alone."""
+    with loopback_hub(folders) as server:
+        online(server.endpoint)
+        for name in ("config.json", "model.safetensors"):
+            hf_hub_download(MBERT, name, endpoint=server.endpoint)
+        online(NOBODY)
+        assert hub.load_model(MBERT, 3).num_labels == 3
+        with pytest.raises(FlatlingoError, match="tokenizer"):
+            hub.load_tokenizer(MBERT)
+        online(server.endpoint)
+        assert hub.load_tokenizer(MBERT).get_vocab() == make_tokenizer().get_vocab()
+
+
+def test_rows_in_parts_are_all_of_one_split(folders, online, tmp_path):
+    whole = pd.read_parquet(folders / "datasets" / XNLI / "en" / "validation-00000-of-00001.parquet")
+    folder = tmp_path / "datasets" / XNLI / "en"
+    folder.mkdir(parents=True)
+    for split, rows in {"validation": whole, "validation_mismatched": whole[:3]}.items():
+        for part in (0, 1):
+            rows[part::2].to_parquet(folder / f"{split}-0000{part}-of-00002.parquet")
+    with loopback_hub(tmp_path) as server:
+        online(server.endpoint)
+        name = "en/validation-00001-of-00002.parquet"
+        hf_hub_download(XNLI, name, repo_type="dataset", endpoint=server.endpoint)
+        online(NOBODY)
+        with pytest.raises(FlatlingoError, match="cannot be reached"):
+            hub.load_rows(XNLI, "en", "validation")
+        online(server.endpoint)
+        assert sorted(hub.load_rows(XNLI, "en", "validation")["premise"]) == sorted(whole["premise"])
+    online(NOBODY)
+    assert len(hub.load_rows(XNLI, "en", "validation")) == len(whole)
+
+
 def test_the_commit_of_a_revision_is_that_of_the_hub_and_then_of_the_cache(folders, online):
     with loopback_hub(folders) as server:
         online(server.endpoint)
@@ -179,7 +213,7 @@ def test_a_mistyped_name_fails_fast_with_the_remedy(folders, online, load, kind)
 def test_a_language_that_the_data_set_lacks(folders, online):
     with loopback_hub(folders) as server:
         online(server.endpoint)
-        with pytest.raises(FlatlingoError, match=r"has no file fr/\*validation\*\.parquet"):
+        with pytest.raises(FlatlingoError, match=r"has no file fr/validation-\*\.parquet"):
             hub.load_rows(XNLI, "fr", "validation")
 
 

@@ -13,6 +13,7 @@ from itertools import islice
 import psutil
 import pytest
 import torch
+from transformers import Trainer
 
 from flatlingo import cli, devices, hub, miniworld, pretraining
 from flatlingo.errors import FlatlingoError
@@ -106,6 +107,7 @@ def test_pre_training_goes_on_from_an_encoder(documents, encoder, tmp_path):
     assert facts["held_out_loss"] < before["held_out_loss"]
     assert facts["parameters"] == before["parameters"]  # the sizes are the encoder's own
     kept = json.loads((tmp_path / "on" / "pretraining.json").read_text())
+    assert kept["settings"] == asdict(replace(settings, hidden=32)), "and told so"
     assert kept["start"] == json.loads((folder / "pretraining.json").read_text())
     first, second = (hub.load_tokenizer(path).get_vocab() for path in (folder, tmp_path / "on"))
     assert first == second
@@ -131,20 +133,55 @@ def test_a_killed_call_resumes_to_the_same_weights(documents, encoder, tmp_path)
     script = (
         "import sys; from pathlib import Path; from flatlingo.pretraining import *\n"
         "pretrain(read_texts([Path('texts.txt')]), Path('killed'), Pretraining(layers=1, hidden=32, heads=2,"
-        " vocabulary=1100, epochs=4, batch_size=16, threads=1), description='test', progress=False, save_steps=20)\n"
+        " vocabulary=1100, epochs=4, batch_size=16, threads=1), description='test', progress=False)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path)
-    checkpoints = tmp_path / ".killed.work"
-    while not list(checkpoints.glob("checkpoint-*")):
-        assert process.poll() is None, "ended before its first checkpoint"
+    work, per_epoch = tmp_path / ".killed.work", -(-(len(documents) - 8) // 16)
+    while not any(step > per_epoch + 4 for step in steps_logged(work)):
+        assert process.poll() is None, "ended before its second epoch"
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "killed").exists()
+    (checkpoints,) = work.iterdir()
+    assert pretraining._last_checkpoint(checkpoints).endswith(f"checkpoint-{per_epoch}")
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
     same = (tmp_path / "killed" / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
     assert same
-    assert not checkpoints.exists()
+    assert not work.exists()
+
+
+def steps_logged(work):
+    return [json.loads(line)["step"] for path in work.glob("*/losses.jsonl") for line in path.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("changed", [{}, {"seed": 2}], ids=["the same call", "another seed"])
+def test_a_call_that_failed_in_its_evaluation_leaves_nothing_to_other_calls(documents, tmp_path, monkeypatch, changed):
+    settings = replace(SMALL, epochs=1, **changed)
+
+    def full_disk(_trainer):
+        raise OSError("disk")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Trainer, "evaluate", full_disk)
+        with pytest.raises(OSError, match="disk"):
+            pretrain(documents, tmp_path / "encoder", replace(SMALL, epochs=1), description="test", progress=False)
+    for folder in ("encoder", "undisturbed"):
+        pretrain(documents, tmp_path / folder, settings, description="test", progress=False)
+    for name in ("model.safetensors", "pretraining.json"):
+        first, second = ((tmp_path / folder / name).read_bytes() for folder in ("encoder", "undisturbed"))
+        assert first == second, name
+
+
+@pytest.mark.parametrize(
+    ("changed", "started", "says"),
+    [({"hidden": 100, "heads": 3}, False, "no multiple of 3"), ({"max_length": 256}, True, "has 128 positions")],
+    ids=["heads", "positions"],
+)
+def test_sizes_that_do_not_go_together_are_named(documents, encoder, tmp_path, changed, started, says):
+    start = encoder[0] if started else None
+    with pytest.raises(FlatlingoError, match=says):
+        pretrain(documents, tmp_path / "out", replace(SMALL, **changed), description="", start=start)
 
 
 def test_words_are_never_unknown_and_chinese_ones_have_several_segmentations(documents):

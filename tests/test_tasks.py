@@ -670,20 +670,16 @@ def test_labels_on_the_hub_are_matched_by_the_names_that_it_gives(hub_cache, tmp
     for split in ("train", "validation"):
         rows.to_parquet(hub_cache / "en" / f"{split}-00000-of-00001.parquet")
     source = {"id": "google-research-datasets/paws-x", "revision": load_description("pawsx").hub.revision}
-    path = describe(tmp_path, folder=None, label="label", spellings=None, languages="en", hub=source)
-    assert load_task(path).rows("en", "train")["label"][:3] == [1, 0, 1]
+    asked = {"folder": None, "label": "label", "spellings": None, "languages": "en", "hub": source}
+    assert load_task(describe(tmp_path, **asked)).rows("en", "train")["label"][:3] == [1, 0, 1]
     with pytest.raises(FlatlingoError, match="label 'good' is not one of reviews: poor, fine"):
-        load_task(
-            describe(
-                tmp_path,
-                folder=None,
-                label="label",
-                spellings=None,
-                languages="en",
-                hub=source,
-                labels=["poor", "fine"],
-            )
-        )
+        load_task(describe(tmp_path, **asked | {"labels": ["poor", "fine"]}))
+    numbers = Features({"review": Value("string"), "label": Value("int64")})
+    for known, names in ((rows, None), (rows.cast(numbers), {"good": ["0"], "bad": ["1"]})):
+        nameless = known.add_item({"review": "a review that nobody has judged", "label": None})
+        nameless.to_parquet(hub_cache / "en" / "train-00000-of-00001.parquet")
+        task = load_task(describe(tmp_path, **asked | {"spellings": names}))
+        assert task.rows("en", "train")["label"] == [1, 0] * 4, "and the row without a label is left out"
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,8 @@ class Checkpoints(TrainerCallback):
     ) -> None:
         """Ask for a checkpoint when it is due; the first of several processes decides, in every 50th step."""
         due = [time.monotonic() - self._last >= 60 * self.minutes]
+        if args.eval_strategy != "no" and float(state.epoch).is_integer():
+            due = [False]  # a training that went on from here would miss the evaluation that follows
         if PartialState().num_processes > 1:
             due = broadcast_object_list(due) if state.global_step % AGREE_EVERY == 0 else [False]
         if due[0]:
@@ -318,6 +320,8 @@ def tensorboard(folder: Path) -> TrainerCallback:
     Raises:
         ModuleNotFoundError: if TensorBoard is not installed.
     """
+    import tensorboard  # noqa: F401 (without it transformers raises a RuntimeError)
+
     callback = TensorBoardCallback()
     callback.logging_dir = str(folder)
     return callback

@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from enum import StrEnum
@@ -17,7 +16,7 @@ import typer
 
 from flatlingo.errors import FlatlingoError
 from flatlingo.extras import missing
-from flatlingo.files import replacing
+from flatlingo.files import probe, replacing
 from flatlingo.study.families import FAMILIES
 from flatlingo.study.presets import PLANS, Condition, calibration_seeds, chosen_seeds, load_preset
 from flatlingo.taskfiles import MINI, load_description, validated
@@ -29,16 +28,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+
+def _home(path: Path | None) -> Path | None:
+    """With the `~` of `--store=~/runs`, which a shell leaves as it is, in its meaning."""
+    return path and path.expanduser()
+
+
 TASKS = "xnli, pawsx, mini-nli, mini-paraphrase, or a YAML file that describes a task of your own"
 RowsTaskOption = Annotated[str | None, typer.Option("--task", help=TASKS)]
 TaskOption = Annotated[str | None, typer.Option("--task", help=f"another task than the plan's: {TASKS}")]
 RowsOption = Annotated[
-    Path | None, typer.Option("--rows", help="instead of a task: a .tsv or .jsonl file with text_a and maybe text_b")
+    Path | None,
+    typer.Option(
+        "--rows", callback=_home, help="instead of a task: a .tsv or .jsonl file with text_a and maybe text_b"
+    ),
 ]
 DataOption = Annotated[
     Path | None,
     typer.Option(
-        callback=lambda path: path and path.expanduser().resolve(),
+        callback=lambda path: path and _home(path).resolve(),
         help="folder of rows in XTREME layout (xnli/dev-en.tsv, …); otherwise the Hub",
     ),
 ]
@@ -53,7 +61,10 @@ PresetOption = Annotated[str, typer.Option(help="smoke, quick, mini, small, pape
 CheckpointsOption = Annotated[
     float, typer.Option(min=0, help="minutes between two checkpoints, from which a killed training goes on")
 ]
-BoardOption = Annotated[Path | None, typer.Option(help="also write the training logs for TensorBoard into this folder")]
+BoardOption = Annotated[
+    Path | None,
+    typer.Option(callback=_home, help="also write the training logs for TensorBoard into this folder"),
+]
 
 
 class Output(StrEnum):
@@ -229,7 +240,8 @@ def _json(value) -> str:
 @app.command()
 def train(
     output: Annotated[
-        Path, typer.Option(help="folder for the fine-tuned checkpoint and its result.json; must not exist")
+        Path,
+        typer.Option(callback=_home, help="folder for the fine-tuned checkpoint and its result.json; must not exist"),
     ],
     plan: Annotated[str, typer.Option(help=f"whose task, sizes and measurements: {PLAN_HELP}")] = "nli",
     family: Annotated[str, typer.Option(help=f"one of {', '.join(FAMILIES)}")] = "none",
@@ -252,8 +264,7 @@ def train(
     settings = load_preset(preset)
     settings.plan(plan)
     condition = _condition(family, weight)
-    if os.path.lexists(output):
-        raise FlatlingoError(f"{output} exists; give a new folder")
+    _refuse_existing(output)
     _refuse_unwritable(output)
     from flatlingo import callbacks
     from flatlingo.devices import is_first_process, keep_memory
@@ -313,19 +324,25 @@ def _alone(work: Path, output: Path) -> Iterator[None]:
     work.mkdir(exist_ok=True)
     try:
         with lock(work / "lock"):
+            if os.path.lexists(output):  # another call has ended since this one began
+                shutil.rmtree(work, ignore_errors=True)
+            _refuse_existing(output)
             yield
     except filelock.Timeout:
         raise FlatlingoError(f"{output}: another call trains into this folder; wait for it, or give another") from None
 
 
+def _refuse_existing(output: Path) -> None:
+    if os.path.lexists(output):
+        raise FlatlingoError(f"{output} exists; give a new folder")
+
+
 def _refuse_unwritable(output: Path) -> None:
-    """Find out before training whether the folder can be made."""
+    """Find out before training whether a file or folder can be made."""
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=output.parent, prefix=".flatlingo-"):
-            pass
+        probe(output.parent)
     except OSError as error:
-        raise FlatlingoError(f"{output} cannot be made: {error.strerror}; give another folder") from error
+        raise FlatlingoError(f"{output} cannot be made: {error.strerror}; give another place") from error
 
 
 @app.command()
@@ -333,7 +350,9 @@ def sweep(
     plan: Annotated[str, typer.Argument(help=PLAN_HELP)],
     store: Annotated[
         Path | None,
-        typer.Option(help="folder of finished runs; only what is missing from it is computed; or: recorded"),
+        typer.Option(
+            callback=_home, help="folder of finished runs; only what is missing from it is computed; or: recorded"
+        ),
     ] = None,
     preset: PresetOption = "mini",
     seeds: SeedsOption = None,
@@ -426,8 +445,10 @@ def status(
 @app.command()
 def calibrate(
     plan: Annotated[str, typer.Argument(help="a plan whose preset has a calibration: nli, paraphrase, …")],
-    store: Annotated[Path, typer.Option(help="folder of finished runs; only what is missing from it is computed")],
-    output: Annotated[Path, typer.Option(help="CSV file for the runs and the weights found")],
+    store: Annotated[
+        Path, typer.Option(callback=_home, help="folder of finished runs; only what is missing from it is computed")
+    ],
+    output: Annotated[Path, typer.Option(callback=_home, help="CSV file for the runs and the weights found")],
     preset: PresetOption = "mini",
     task: TaskOption = None,
     data: DataOption = None,
@@ -441,6 +462,8 @@ def calibrate(
     load_preset(preset).plan(plan)
     if model is not None:
         _refuse_missing(model)
+    if output.is_dir():
+        raise FlatlingoError(f"{output} is a folder; give the name of a file, such as calibration.csv")
     _refuse_unwritable(output)
     from flatlingo.study import calibration
 
@@ -462,7 +485,8 @@ def calibrate(
 @app.command()
 def pretrain(
     output: Annotated[
-        Path, typer.Option(help="folder for the encoder; an encoder that is there is replaced at the end")
+        Path,
+        typer.Option(callback=_home, help="folder for the encoder; an encoder that is there is replaced at the end"),
     ],
     texts: Annotated[list[Path] | None, typer.Argument(help="UTF-8 text files, one document per line")] = None,
     mini_world: Annotated[
@@ -478,7 +502,8 @@ def pretrain(
     learning_rate: Annotated[float, typer.Option(min=0)] = 1e-3,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     start: Annotated[
-        Path | None, typer.Option(help="an encoder of this command to go on from, instead of from scratch")
+        Path | None,
+        typer.Option(callback=_home, help="an encoder of this command to go on from, instead of from scratch"),
     ] = None,
     claims: Annotated[
         float | None,
@@ -492,6 +517,7 @@ def pretrain(
         raise FlatlingoError("--claims says what the mini world's corpus is made of; leave it out with text files")
     from flatlingo import pretraining
 
+    _refuse_unwritable(output)
     settings = pretraining.Pretraining(
         layers, hidden, heads, vocabulary, max_length, epochs, batch_size, learning_rate, seed=seed
     )

@@ -15,6 +15,15 @@ class DivergedError(FlatlingoError):
     """A training whose loss is not finite any more: a result of its settings, which a repetition would have too."""
 
 
+def first_line(error: BaseException) -> str:
+    r"""What an error says in one line; its kind if it says nothing.
+
+    >>> first_line(ValueError("no such layer\n  at 3")), first_line(MemoryError())
+    ('no such layer', 'MemoryError')
+    """
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     """The message for a name that is not known, with the nearest known one.
 

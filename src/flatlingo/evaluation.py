@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from flatlingo.encoding import PairCollator, batches, check_length, encode, indexed_batches, padding_id
+from flatlingo.encoding import PairCollator, check_length, encode, indexed_batches, padding_id
 from flatlingo.errors import FlatlingoError
 from flatlingo.fisher import FisherTrace, empirical_fisher, fisher_trace
 from flatlingo.labels import class_order
@@ -21,13 +21,11 @@ from flatlingo.regularizers.perturbations import View
 
 __all__ = [
     "accuracy",
-    "batches",
     "comparison",
     "evaluating",
     "logits",
     "margins",
     "memorisation",
-    "predictions",
     "trace_of_rows",
     "view_logits",
 ]
@@ -117,13 +115,6 @@ def _logits(
             places += positions
             parts.append(model(**inputs).logits.float())  # stays on the device: a GPU need not wait for the next batch
     return torch.cat(parts).cpu().numpy()[np.argsort(places)]
-
-
-def predictions(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Mapping[str, Any]], **settings: int
-) -> np.ndarray:
-    """Class probabilities p(y|x), (rows, classes) in float32; arguments and errors as for `logits`."""
-    return torch.from_numpy(logits(model, tokenizer, rows, **settings)).softmax(-1).numpy()
 
 
 def margins(
@@ -218,11 +209,13 @@ def trace_of_rows(
         max_length: largest number of tokens; longer texts are cut, pairs longest first.
         batch_size: rows per batch.
         measure: `fisher_trace`; or `empirical_fisher`, for which rows need a `label`, matched by name as for `logits`.
-        **options: of `measure`, such as `by` and `progress`.
+        **options: of `measure`, such as `by` and `progress`; it takes all rows.
 
     Raises:
-        FlatlingoError: as `measure` and `logits`.
+        FlatlingoError: as `measure` and `logits`, and for options that stop it before the last row.
     """
+    if early := sorted({"max_examples", "tolerance"} & options.keys()):
+        raise FlatlingoError(f"{early[0]}: of rows in order of length only the shortest would be measured; give fewer")
     items, collate = _encoded(model, tokenizer, rows, max_length)
     classes = class_order(model.config, rows) if measure is empirical_fisher else None
     for item in items:

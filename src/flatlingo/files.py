@@ -90,9 +90,11 @@ def sha256(path: Path) -> str:
 
 def write_sums(folder: Path) -> None:
     """Write the digests of all files of a folder into its file `SHA256SUMS`, as `sha256sum -c` reads it."""
-    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
-    lines = "".join(f"{sha256(folder / name)}  {name}\n" for name in names)
-    (folder / SUMS).write_text(lines, encoding="utf-8")
+    with replacing(folder / SUMS) as temporary:
+        paths = [path for path in folder.rglob("*") if path.is_file() and path.name != SUMS]
+        names = sorted(str(path.relative_to(folder)) for path in paths)
+        lines = "".join(f"{sha256(folder / name)}  {name}\n" for name in names)
+        temporary.write_text(lines, encoding="utf-8")
 
 
 def read_sums(folder: Path) -> dict[str, str]:
@@ -118,6 +120,8 @@ def changed(folder: Path, names: tuple[str, ...] | None = None) -> str | None:
     """
     try:
         sums = read_sums(folder)
+        if not sums:
+            return f"{SUMS} is empty"
         for name in sums if names is None else names:
             if sha256(folder / name) != sums.get(name):
                 return f"{name} is not as it was written (its SHA-256 is not the one in {SUMS})"

@@ -34,13 +34,15 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from flatlingo.errors import FlatlingoError
+from flatlingo.errors import FlatlingoError, first_line
 from flatlingo.files import MINI_MBERT, sha256
 from flatlingo.labels import class_names, label_order
 
 SHIPPED = {"mini-mbert": MINI_MBERT}
 PROBE_SECONDS = 3.0
 CHECKPOINT_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.*", "*.model")
+PART = re.compile(r"-\d{5}-of-(\d{5})\.")  # of a file in parts
 # What a model leaves out as it becomes a classifier: heads for masked words and sentence order, unused pooler, buffers.
 PRETRAINING_ONLY = re.compile(
     r"(cls|lm_head|decoder|pred_layer|sop_classifier|vocab_\w+|\w*predictions|(\w+\.)?pooler)\.|.*\bposition_ids$"
@@ -165,7 +167,7 @@ def load_tokenizer(source: str | Path, *, revision: str | None = None) -> PreTra
                 folder, config=config, local_files_only=True, trust_remote_code=False
             )
     except LOADING_ERRORS as error:
-        raise FlatlingoError(f"{source}: the tokenizer cannot be loaded: {_first_line(error)}") from error
+        raise FlatlingoError(f"{source}: the tokenizer cannot be loaded: {first_line(error)}") from error
     rows, ids = getattr(config.get_text_config(), "vocab_size", None), len(tokenizer)
     if rows is not None and not VOCABULARY_SHARE * rows <= ids <= rows:
         raise FlatlingoError(
@@ -189,13 +191,13 @@ def load_rows(hub_id: str, config: str, split: str, *, revision: str | None = No
     Raises:
         FlatlingoError: if the data set is not in the cache and the Hub cannot be reached (within 5 s) or lacks it.
     """
-    files = f"{config}/*{split}*.parquet"
+    files = f"{config}/{split}-*.parquet"
     options = f'--repo-type dataset --include "{config}/*"'
     folder = _snapshot(hub_id, "dataset", (files,), files, options, revision=revision)
     try:
         return Dataset(pa.concat_tables([parquet.read_table(path) for path in sorted(folder.glob(files))]))
     except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
-        raise FlatlingoError(f"{hub_id}: cannot read {files}: {_first_line(error)}") from error
+        raise FlatlingoError(f"{hub_id}: cannot read {files}: {first_line(error)}") from error
 
 
 def provenance(source: str | Path, revision: str | None = None) -> dict[str, str | None]:
@@ -247,9 +249,8 @@ def commit(hub_id: str, revision: str | None, kind: str) -> str | None:
 def _checkpoint(source: str | Path, revision: str | None = None) -> Path:
     if folder := _folder(source):
         return folder
-    return _snapshot(
-        str(source), "model", CHECKPOINT_FILES, "*.safetensors", "", ignore_patterns="*/*", revision=revision
-    )
+    options = {"besides": TOKENIZER_FILES, "ignore_patterns": "*/*", "revision": revision}
+    return _snapshot(str(source), "model", CHECKPOINT_FILES, "*.safetensors", "", **options)
 
 
 def _folder(source: str | Path) -> Path | None:
@@ -272,16 +273,33 @@ def _folder(source: str | Path) -> Path | None:
     raise FlatlingoError(f"{source}: {reason}; give a folder that holds config.json and model.safetensors, or a Hub id")
 
 
-def _snapshot(hub_id: str, kind: str, files: tuple[str, ...], needed: str, options: str, **filters) -> Path:
-    """The folder of a repository's files: from the cache if those needed are there, else downloaded."""
+def _snapshot(
+    hub_id: str,
+    kind: str,
+    files: tuple[str, ...],
+    needed: str,
+    options: str,
+    *,
+    besides: tuple[str, ...] = ("*",),
+    **filters: str | None,
+) -> Path:
+    """The folder of a repository's files: from the cache if all are there, else downloaded.
+
+    The cache may hold some of them only, because another program asked for no more. Of those `needed` it must have
+    every part; where it has nothing of what belongs `besides`, the Hub is asked if it can be reached.
+    """
     download = partial(
         snapshot_download, hub_id, repo_type=kind, allow_patterns=list(files), endpoint=_endpoint(), **filters
     )
+    cached = None
     with suppress(LocalEntryNotFoundError):
         folder = Path(download(local_files_only=True))
-        if any(folder.glob(needed)):
-            return folder
+        cached = folder if _has_all_parts(folder, needed) else None
+    if cached and any(path for pattern in besides for path in cached.glob(pattern)):
+        return cached
     if not _hub_answers():
+        if cached:
+            return cached
         pinned = f"--revision {filters['revision']}" if filters.get("revision") else ""
         command = " ".join(f"hf download {hub_id} {options} {pinned}".split())
         raise FlatlingoError(
@@ -296,10 +314,17 @@ def _snapshot(hub_id: str, kind: str, files: tuple[str, ...], needed: str, optio
             f"{hub_id}: no such folder, and the Hub has no {kind} of this name, or asks for a login (`hf auth login`)"
         ) from error
     except Exception as error:  # whatever else stops a download, the user needs its reason and not its traceback
-        raise FlatlingoError(f"{hub_id}: the download failed: {_first_line(error)}") from error
+        raise FlatlingoError(f"{hub_id}: the download failed: {first_line(error)}") from error
     if not any(folder.glob(needed)):
         raise FlatlingoError(f"{hub_id}: the {kind} on the Hub has no file {needed}")
     return folder
+
+
+def _has_all_parts(folder: Path, pattern: str) -> bool:
+    """Whether there are files of this pattern; where they are parts, as `train-00000-of-00002.parquet`, all of them."""
+    paths = list(folder.glob(pattern))
+    announced = {int(part[1]) for path in paths if (part := PART.search(path.name))}
+    return len(paths) >= max(announced, default=1)
 
 
 def _endpoint() -> str:
@@ -338,7 +363,7 @@ def _config(folder: Path, source: str | Path) -> PreTrainedConfig:
         with _quiet():
             return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except LOADING_ERRORS as error:
-        raise FlatlingoError(f"{source}: the configuration cannot be read: {_first_line(error)}") from error
+        raise FlatlingoError(f"{source}: the configuration cannot be read: {first_line(error)}") from error
 
 
 def _refuse_code(folder: Path, source: str | Path) -> None:
@@ -354,9 +379,7 @@ def _json(path: Path, source: str | Path) -> dict:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise FlatlingoError(
-            f"{source}: the configuration cannot be read, {path.name}: {_first_line(error)}"
-        ) from error
+        raise FlatlingoError(f"{source}: the configuration cannot be read, {path.name}: {first_line(error)}") from error
 
 
 def _set_dropout(config: PreTrainedConfig, dropout: float) -> None:
@@ -388,8 +411,9 @@ def _load(
                 output_loading_info=True,
             )
     except LOADING_ERRORS as error:
-        raise FlatlingoError(f"{source}: cannot be loaded as a classifier: {_first_line(error)}") from error
-    for name, found, wanted in sorted(info["mismatched_keys"]):
+        raise FlatlingoError(f"{source}: cannot be loaded as a classifier: {first_line(error)}") from error
+    if mismatched := sorted(info["mismatched_keys"]):
+        name, found, wanted = mismatched[0]
         raise FlatlingoError(
             f"{source}: {name} has shape {tuple(found)} in the checkpoint but {tuple(wanted)} was asked for; the "
             "weights are of another vocabulary, size or number of labels"
@@ -500,7 +524,7 @@ def _load_adapter(folder: Path, source: str | Path) -> PreTrainedModel:
             warnings.simplefilter("ignore")
             adapted = PeftModel.from_pretrained(model, folder, is_trainable=True, local_files_only=True)
     except LOADING_ERRORS as error:
-        raise FlatlingoError(f"{source}: the adapter does not fit {base}: {_first_line(error)}") from error
+        raise FlatlingoError(f"{source}: the adapter does not fit {base}: {first_line(error)}") from error
     return adapted.eval()
 
 
@@ -510,7 +534,7 @@ def _shapes(path: Path, source: str | Path) -> dict[str, list[int]]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (no mapping)
     except LOADING_ERRORS as error:
-        raise FlatlingoError(f"{source}: {path.name} cannot be read: {_first_line(error)}") from error
+        raise FlatlingoError(f"{source}: {path.name} cannot be read: {first_line(error)}") from error
 
 
 @contextmanager
@@ -540,7 +564,3 @@ def _quiet() -> Iterator[None]:
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -18,7 +18,7 @@ from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 from nbclient.exceptions import DeadKernelError
 from PIL import Image
 
-from flatlingo.errors import FlatlingoError, unknown
+from flatlingo.errors import FlatlingoError, first_line, unknown
 from flatlingo.files import probe, replacing
 
 # What changes on every execution without the notebook's content changing.
@@ -99,7 +99,7 @@ def _reason(error: Exception) -> str:
         return "lost its kernel: a cell ended it, or the system did, as it does when memory runs out"
     if isinstance(error, NoSuchKernel):
         return f'finds no kernel for {sys.executable}: pip install "flatlingo[notebooks]"'
-    return f"cannot be executed by {sys.executable}: {_first_line(error)}"
+    return f"cannot be executed by {sys.executable}: {first_line(error)}"
 
 
 def _read(source: Path) -> nbformat.NotebookNode:
@@ -112,7 +112,7 @@ def _read(source: Path) -> nbformat.NotebookNode:
         language = notebook.metadata.get("kernelspec", {}).get("language", "python")
     except Exception as error:  # nbformat raises whatever a broken file leads it to
         raise FlatlingoError(
-            f"{source} is not a notebook (a merge conflict, or cut short?): {_first_line(error)}"
+            f"{source} is not a notebook (a merge conflict, or cut short?): {first_line(error)}"
         ) from error
     if language != KERNEL["language"]:
         raise FlatlingoError(f"{source} is written in {language}; only notebooks in Python are executed")
@@ -207,7 +207,3 @@ def _with_few_colours(picture: str) -> str:
 
 def _listing(folder: Path) -> str:
     return ", ".join(sorted(path.name for path in folder.glob("*.ipynb"))) or "none here"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

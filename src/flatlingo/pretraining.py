@@ -3,14 +3,13 @@
 import hashlib
 import json
 import math
-import os
 import random
 import re
 import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from transformers.utils import ModelOutput
 
 from flatlingo import devices, hub, miniworld
 from flatlingo.errors import FlatlingoError
+from flatlingo.files import replacing
 from flatlingo.miniworld.corpus import CLAIMS
 from flatlingo.miniworld.lexicon import FORMS
 from flatlingo.segmentation import WordPieceSampler, share_that_loses_a_word
@@ -68,6 +68,9 @@ class Pretraining:
     strangers: float = 0.5
     seed: int = 0
     threads: int = 1
+
+
+SIZES = ("layers", "hidden", "heads", "vocabulary")  # which an encoder to go on from has already
 
 
 def train_tokenizer(documents: Iterable[str], vocabulary: int) -> BertTokenizer:
@@ -168,7 +171,6 @@ def pretrain(
     description: str,
     start: Path | None = None,
     progress: bool = True,
-    save_steps: int = 500,
 ) -> dict:
     """Train tokenizer and encoder by masked language modelling and write them as one checkpoint folder.
 
@@ -181,8 +183,8 @@ def pretrain(
     asks for BERT's 0.1 in fine-tuning. Matrix products are in bfloat16 where the processor has it (`precision` in the
     facts), weights in float32.
 
-    Checkpoints in a hidden folder beside `output` let a killed call resume where it was. On one machine the same call
-    gives the same bytes.
+    A checkpoint after each epoch, in a hidden folder beside `output`, lets a killed call go on from there when it is
+    repeated. On one machine the same call gives the same bytes, killed or not.
 
     Args:
         documents: one text each; longer ones are cut at `settings.max_length` pieces.
@@ -192,34 +194,36 @@ def pretrain(
         start: an encoder that this function wrote, to go on from with a new learning-rate schedule: vocabulary, sizes
             (not those of `settings`) and weights are its; the heads that pre-training needs begin anew.
         progress: show the Trainer's progress bar.
-        save_steps: steps between checkpoints.
 
     Returns:
         What the model card tells: settings, steps, losses, parameters; those of `start` under `start`.
 
     Raises:
-        FlatlingoError: if there are too few documents to make one batch, `start` is no encoder of this function, or
-            `output` is a folder of something else.
+        FlatlingoError: if there are too few documents to make one batch, the sizes do not go together, `start` is no
+            encoder of this function or too small for `settings.max_length`, or `output` is a folder of something else.
     """
+    before = {} if start is None else {"start": _facts(start)}
+    if start is not None:
+        settings = replace(settings, **{name: before["start"]["settings"][name] for name in SIZES})
+    if settings.hidden % settings.heads:
+        raise FlatlingoError(f"hidden {settings.hidden} is no multiple of {settings.heads} heads; give one that is")
     if len(documents) < settings.batch_size:
         raise FlatlingoError(f"{len(documents)} documents do not fill one batch of {settings.batch_size}")
     if output.exists() and not (output / "pretraining.json").is_file() and not _is_empty(output):
         raise FlatlingoError(f"{output} exists and is no encoder of this command, which would replace it; give another")
     work = output.with_name(f".{output.name}.work")
+    checkpoints = work / _digest([description, asdict(settings), before, documents])
     torch.manual_seed(settings.seed)
-    if start is None:
-        tokenizer, before = train_tokenizer(documents, settings.vocabulary), {}
-    else:
-        tokenizer, before = hub.load_tokenizer(start), {"start": _facts(start)}
+    tokenizer = hub.load_tokenizer(start) if start else train_tokenizer(documents, settings.vocabulary)
     tokenizer.model_max_length = settings.max_length
     half_precision = torch.cuda.is_available() or torch.cpu.get_capabilities().get("avx512_bf16", False)
     held_out = max(1, min(2000, len(documents) // 50))
     rows = _encode(documents, tokenizer, settings)
-    model = _begin(settings, len(tokenizer)) if start is None else _go_on(start)
+    model = _begin(settings, len(tokenizer)) if start is None else _go_on(start, settings)
     trainer = Trainer(
         model=model,
         args=TrainingArguments(
-            output_dir=str(work),
+            output_dir=str(checkpoints),
             num_train_epochs=settings.epochs,
             per_device_train_batch_size=settings.batch_size,
             per_device_eval_batch_size=settings.batch_size,
@@ -230,8 +234,9 @@ def pretrain(
             train_sampling_strategy="group_by_length",
             seed=settings.seed,
             logging_steps=0.02,
-            save_steps=save_steps,
-            save_total_limit=1,
+            # not within an epoch: what a resumed training drew there would not be what the killed one had drawn
+            save_strategy="epoch",
+            save_total_limit=2,
             report_to="none",
             disable_tqdm=not progress,
             bf16=half_precision,
@@ -242,11 +247,11 @@ def pretrain(
         train_dataset=rows.select(range(held_out, len(rows))),
         eval_dataset=rows.select(range(held_out)),
         data_collator=Masking(tokenizer, mlm_probability=settings.masked),
-        callbacks=[_LossLog(work / "losses.jsonl")],
+        callbacks=[_LossLog(checkpoints / "losses.jsonl")],
     )
     started = time.perf_counter()
     with devices.threads(settings.threads):
-        trainer.train(resume_from_checkpoint=_last_checkpoint(work))
+        trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints))
         held_out_loss = trainer.evaluate()["eval_loss"]
     history = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
     facts = {
@@ -430,8 +435,14 @@ def _begin(settings: Pretraining, vocabulary: int) -> _PretrainedBert:
     )
 
 
-def _go_on(start: Path) -> _PretrainedBert:
-    model = _PretrainedBert(BertConfig.from_pretrained(start, **_TRAINING))
+def _go_on(start: Path, settings: Pretraining) -> _PretrainedBert:
+    config = BertConfig.from_pretrained(start, **_TRAINING)
+    if settings.max_length > (positions := config.max_position_embeddings):
+        raise FlatlingoError(
+            f"max_length {settings.max_length}, but {start} has {positions} positions for pieces; give {positions} or "
+            "less"
+        )
+    model = _PretrainedBert(config)
     model.bert.load_state_dict(load_file(start / "model.safetensors"))
     return model
 
@@ -439,9 +450,16 @@ def _go_on(start: Path) -> _PretrainedBert:
 def _facts(start: Path) -> dict:
     """What `pretrain` wrote down of an encoder."""
     try:
-        return json.loads((start / "pretraining.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        facts = json.loads((start / "pretraining.json").read_text(encoding="utf-8"))
+        Pretraining(**facts["settings"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise FlatlingoError(f"{start} is no encoder to go on from: it has no readable pretraining.json") from error
+    return facts
+
+
+def _digest(of: list) -> str:
+    """Tells a call from others, whose checkpoints it must not go on from."""
+    return hashlib.sha256(json.dumps(of).encode()).hexdigest()[:16]
 
 
 def _is_empty(folder: Path) -> bool:
@@ -449,11 +467,14 @@ def _is_empty(folder: Path) -> bool:
 
 
 def _last_checkpoint(work: Path) -> str | None:
-    """The newest checkpoint that was written to its end; `trainer_state.json` is its last file."""
-    complete = (
-        path.parent for path in work.glob("checkpoint-*/trainer_state.json") if path.read_text().endswith("}\n")
-    )
-    newest = max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    """The newest checkpoint that was written to its end and has an epoch left.
+
+    `trainer_state.json` is its last file. After the last epoch, what evaluation draws would be drawn otherwise.
+    """
+    states = {path: path.read_text() for path in work.glob("checkpoint-*/trainer_state.json")}
+    whole = {path.parent: json.loads(text) for path, text in states.items() if text.endswith("}\n")}
+    going = [path for path, state in whole.items() if state["global_step"] < state["max_steps"]]
+    newest = max(going, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
     return newest and str(newest)
 
 
@@ -476,10 +497,9 @@ def _thin(history: list[tuple[int, float]], n: int) -> list[tuple[int, float]]:
 
 def _write(output: Path, model: _PretrainedBert, tokenizer: BertTokenizer, facts: dict) -> None:
     """Write the encoder without its pre-training heads, beside the old folder, then put it in its place."""
-    temporary = output.with_name(f".{output.name}-{os.getpid()}")
     model.config.hidden_dropout_prob = model.config.attention_probs_dropout_prob = 0.1
-    model.bert.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    (temporary / "pretraining.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    shutil.rmtree(output, ignore_errors=True)
-    temporary.rename(output)
+    with replacing(output) as temporary:
+        model.bert.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        (temporary / "pretraining.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        shutil.rmtree(output, ignore_errors=True)

@@ -64,6 +64,8 @@ def _label_reader(description: TaskDescription, feature: object) -> Callable[[ob
             return UNLABELLED
         if isinstance(value, str):
             return description.label_of(value)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)  # pandas turns a column of integers with a null into one of floats
         word = names[value] if names and 0 <= value < len(names) else value
         try:
             return description.label_of(word)

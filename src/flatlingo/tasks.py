@@ -145,7 +145,8 @@ def load_task(
         num_rows: 200
     })
     """
-    description = None if str(task) in MINI else load_description(task)
+    task = str(task)
+    description = None if task in MINI else load_description(task)
     languages = _languages(task, description, languages)
     for option, size in (("train_size", train_size), ("validation_size", validation_size)):
         if size is not None and size < 1:
@@ -161,7 +162,7 @@ def load_task(
         train = _generated(MINI[task], "train", train_size or MINI_ROWS, languages, seed, label_noise)
         validation = _generated(MINI[task], "validation", validation_size or MINI_ROWS, languages, FIXED_SEED, 0.0)
         noise["train"] = 0.0  # has its noise already
-        return _assemble(str(task), labels, languages, train, validation, noise, seed=seed)
+        return _assemble(task, labels, languages, train, validation, noise, seed=seed)
     if folder := data or description.folder:
         train, validation = from_folder(description, languages, Path(folder).expanduser())
     else:
@@ -212,7 +213,8 @@ def provenance(
     Raises:
         FlatlingoError: as `load_task` for the description and for missing files.
     """
-    if str(task) in MINI:
+    task = str(task)
+    if task in MINI:
         _refuse_data(task, data)
         return {
             "source": "generated",
@@ -220,7 +222,7 @@ def provenance(
             "sha256": _sample_sha256(task, _languages(task, None, languages)),
         }
     description = load_description(task)
-    own = [] if str(task) == description.name else [_meaning(description)]
+    own = [] if task == description.name else [_meaning(description)]
     if folder := data or description.folder:
         train, validation = files(description, _languages(task, description, languages), Path(folder).expanduser())
         parts = (path.read_bytes() for path, _ in (*train.values(), *validation.values()))

@@ -139,6 +139,14 @@ def test_second_stages_take_their_own_step_unless_regularisers_stay_on(monkeypat
     assert hours["regularized_second_stage"]["trace_penalty"] == pytest.approx(2 * 3 + 2 * 8)
 
 
+def test_of_a_method_only_its_largest_weight_is_timed_once(monkeypatch, tmp_path):
+    timed = []
+    monkeypatch.setattr("flatlingo.study.estimate._measured", lambda *_: 0.0)
+    monkeypatch.setattr(Clock, "step", lambda _, spec, *__: timed.append(spec.condition.label) or Line(1.0, 0.0))
+    estimate("paraphrase", preset=write_preset(tmp_path, paraphrase={"none": [0], "consistency": [2, 0.6]}), seeds=3)
+    assert timed == ["none", "kl=2"]
+
+
 def test_a_penalty_in_every_second_step_beside_a_method_of_every_step(monkeypatch, tmp_path):
     monkeypatch.setattr("flatlingo.study.estimate._measured", lambda *_: 0.0)
     costs = {"none": 1.0, "consistency": 3.0, "consistency+trace_penalty": 7.0}

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 from submitit.core.job_environment import SignalHandler
 from submitit.core.utils import DelayedSubmission
 from submitit.slurm.slurm import SlurmJobEnvironment
@@ -61,6 +62,17 @@ def test_a_job_keeps_the_memory_of_its_process_before_it_computes(configs, sourc
     monkeypatch.setattr(launchers, "run", lambda *_, **__: order.append("ran"))
     Job(Store(tmp_path), sources, keep_weights=False)(configs[0])
     assert order == ["kept", "ran"]
+
+
+def test_processes_that_are_killed_before_they_begin_end_in_failures(configs, sources, tmp_path, monkeypatch):
+    def killed(_job, asked, *_):
+        assert len(asked) > 0
+        raise TerminatedWorkerError("memory ran out while libraries were loaded")
+        yield
+
+    monkeypatch.setattr(launchers, "_pool", killed)
+    outcomes = list(launchers.local(Job(Store(tmp_path), sources, keep_weights=False), configs, jobs=2))
+    assert outcomes == [Outcome(config, "failed", launchers.KILLED) for config in configs]
 
 
 def test_a_job_leaves_a_run_to_its_owner(configs, sources, tmp_path):

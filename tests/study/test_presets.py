@@ -12,6 +12,7 @@ from flatlingo.errors import FlatlingoError
 from flatlingo.files import MINI_MBERT
 from flatlingo.study import presets
 from flatlingo.study.presets import Condition, RunConfig, expand, load_preset
+from flatlingo.study.sweep import sweep
 from flatlingo.taskfiles import validated
 
 
@@ -190,6 +191,11 @@ def test_ids_identify_configurations():
     assert all(config.run_id.startswith(f"{config.spec.name}-") for config in configs)
 
 
+def test_seeds_are_any_numbers_in_any_order():
+    seeds = [spec.seed for spec in expand("nli", load_preset("smoke"), seeds=range(4, 2, -1))]
+    assert list(dict.fromkeys(seeds)) == [4, 3]
+
+
 def test_seeds_are_the_outer_loop_so_that_every_finished_seed_is_a_study():
     specs = expand("paraphrase", load_preset("smoke"), seeds=2)
     half = len(specs) // 2
@@ -296,9 +302,14 @@ def test_a_preset_may_hold_any_plans(preset_file):
         (lambda: expand("figure1", load_preset("smoke")), "unknown plan"),
         (lambda: expand("nli", load_preset("smoke"), seeds=[1, 1]), "seeds"),
         (lambda: expand("nli", load_preset("smoke"), seeds=[-1]), "seeds"),
+        (lambda: expand("nli", load_preset("smoke"), seeds=0), "seeds must be different numbers, .*got 0"),
+        (lambda: sweep("nli", preset="mini", store="recorded", seeds=0), "seeds must be different numbers, .*got 0"),
         (lambda: resolved("nli", "smoke", model="absent/folder/here"), "absent/folder/here"),
     ],
-    ids=["preset", "preset outside", "preset file", "plan", "seeds twice", "negative seed", "encoder"],
+    ids=[
+        *("preset", "preset outside", "preset file", "plan", "seeds twice", "negative seed", "no seed"),
+        *("no recorded seed", "encoder"),
+    ],
 )
 def test_unknown_names_are_refused(call, says):
     with pytest.raises(FlatlingoError, match=says):
@@ -306,10 +317,17 @@ def test_unknown_names_are_refused(call, says):
 
 
 @pytest.mark.parametrize(
-    "values", [{"family": "magic"}, {"family": "l2", "weight": -1}, {"family": "l2", "weight": "nan"}]
+    ("values", "says"),
+    [
+        ({"family": "magic"}, "condition"),
+        ({"family": "l2", "weight": -1}, "condition"),
+        ({"family": "l2", "weight": "nan"}, "condition"),
+        ({"family": "none", "also": {"sam": 0.05, "asam": 0.5}}, "condition: .*sam is given twice, .*sets the same"),
+    ],
+    ids=["family", "negative", "no number", "two of SAM"],
 )
-def test_an_impossible_condition_is_refused(values):
-    with pytest.raises(FlatlingoError, match="condition"):
+def test_an_impossible_condition_is_refused(values, says):
+    with pytest.raises(FlatlingoError, match=says):
         presets.validated(Condition, values, "condition")
 
 

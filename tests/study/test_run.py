@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from tiny import resolved, sources_of
 
 from flatlingo import evaluation, training
+from flatlingo.encoding import batches
 from flatlingo.errors import FlatlingoError
 from flatlingo.fisher import fisher_trace
 from flatlingo.regularizers import SampledSegmentation, divergences
@@ -88,7 +89,7 @@ def test_the_first_point_of_the_curve_is_the_trace_of_the_model_before_training(
     spec, sources, (result, *_) = outcome
     start, tokenizer = sources.load_model(spec, ["different", "paraphrase"]), sources.load_tokenizer()
     few = validation.select(range(spec.setup.measurement.curve_examples))
-    trace = fisher_trace(start, evaluation.batches(tokenizer, few, max_length=64, batch_size=32))
+    trace = fisher_trace(start, batches(tokenizer, few, max_length=64, batch_size=32))
     first = next(entry for entry in result["history"] if entry["step"] == 0)
     assert first["trace/value"] == pytest.approx(trace.value, rel=1e-4)
     assert first["trace/log_mean"] == pytest.approx(np.log(trace.per_example).mean(), rel=1e-4)

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from flatlingo import devices, hub
-from flatlingo.errors import FlatlingoError
+from flatlingo.errors import FlatlingoError, first_line
 from flatlingo.study import measure
 from flatlingo.study.clock import Clock, Line
 from flatlingo.study.measure import Classifier
@@ -122,7 +122,7 @@ def _stand_in(encoder: Encoder, labels: int) -> tuple[PreTrainedTokenizerBase, P
         raise FlatlingoError(
             f"{encoder.source}: a dry run needs its configuration and tokenizer, and they are neither in a folder nor "
             f'in the Hugging Face cache; run `hf download {encoder.source} --include "*.json" "*.txt" "*.model"`, or '
-            f"give a folder as the model ({str(error).strip().partition(chr(10))[0]})"
+            f"give a folder as the model ({first_line(error)})"
         ) from error
 
 
@@ -137,7 +137,8 @@ def _steps(specs: list[RunSpec], work: Workload, clock: Clock) -> dict[str, Line
         return clock.step(spec, batch_size, length) if adds else plain
 
     lines = {}
-    for spec in sorted(specs, key=lambda spec: spec.condition.weight):
+    largest = {spec.condition.method: spec for spec in sorted(specs, key=lambda spec: spec.condition.weight)}
+    for spec in largest.values():
         whole = timed(_under(spec, spec.condition.model_copy(update={"every": 1})))
         rest = whole if spec.every == 1 else timed(_under(spec, _without_penalties(spec.condition)))
         lines[spec.condition.method] = rest.towards(whole, 1 / spec.every)

@@ -27,7 +27,7 @@ from transformers import TrainerCallback
 from flatlingo import devices
 from flatlingo.callbacks import MINUTES, MinuteLines, tensorboard
 from flatlingo.devices import device_name, keep_memory
-from flatlingo.errors import DivergedError, FlatlingoError
+from flatlingo.errors import DivergedError, FlatlingoError, first_line
 from flatlingo.study.outcome import FAILED, Outcome
 from flatlingo.study.presets import RunConfig
 from flatlingo.study.run import run
@@ -98,7 +98,7 @@ class Job:
                 self.runs.write(config, {"diverged": str(error)}, _environment(started))
             except Exception as error:
                 traceback.print_exc()
-                reason = str(error).strip().partition("\n")[0] or type(error).__name__
+                reason = first_line(error)
                 print(f"{FAILED}{_now()} {reason}")
                 return Outcome(config, "failed", reason)
         log.unlink(missing_ok=True)
@@ -147,6 +147,7 @@ def local(job: Job, configs: list[RunConfig], jobs: int | None = None) -> Iterat
         return
     except TerminatedWorkerError:
         begun = [config for config in left.values() if job.runs.owner(config)]
+        begun = begun or list(left.values())[:1]  # killed before any began
     for config in begun:
         del left[config.run_id]
         try:
@@ -201,8 +202,7 @@ def slurm(
         try:
             yield task.result()
         except (UncompletedJobError, submitit.core.utils.FailedJobError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            yield Outcome(of[task.job_id], "failed", f"{reason} (see {task.paths.stderr})")
+            yield Outcome(of[task.job_id], "failed", f"{first_line(error)} (see {task.paths.stderr})")
 
 
 def _minutes_for_submitit(working: float) -> int:

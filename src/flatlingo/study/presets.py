@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -83,8 +84,9 @@ class Condition(_Settings):
 
     @model_validator(mode="after")
     def _sets_nothing_twice(self) -> "Condition":
-        hows = [(row.changes, row.how) for row, _ in self.parts if row.changes != "nothing"]
-        for (row, _), how in zip(self.parts, hows, strict=False):
+        rows = [row for row, _ in self.parts if row.changes != "nothing"]
+        hows = [(row.changes, row.how) for row in rows]
+        for row, how in zip(rows, hows, strict=True):
             if hows.count(how) > 1:
                 raise ValueError(f"{row.name} is given twice, or with a family that sets the same ({row.how})")
         return self
@@ -380,13 +382,14 @@ def load_preset(name: str) -> Preset:
     return validated(Preset, read_yaml(path, "preset"), f"preset {path.name}")
 
 
-def chosen_seeds(preset: Preset, seeds: int | list[int] | None) -> list[int]:
+def chosen_seeds(preset: Preset, seeds: int | Sequence[int] | None) -> list[int]:
     """The seeds asked for: how many (1, 2, …, n), which, or by default the preset's number.
 
     Raises:
         FlatlingoError: for none, one that is negative, or one twice.
     """
-    chosen = seeds if isinstance(seeds, list) else list(range(1, (seeds or preset.seeds) + 1))
+    number = preset.seeds if seeds is None else seeds
+    chosen = list(range(1, number + 1)) if isinstance(number, int) else list(number)
     if not chosen or min(chosen) < 0 or len(set(chosen)) < len(chosen):
         raise FlatlingoError(f"seeds must be different numbers, 0 or more; got {seeds!r}")
     return chosen

@@ -218,7 +218,7 @@ def _adapted(spec: RunSpec, classifier: Classifier, task: Task, language: str) -
 def _assembled(spec: RunSpec, task: Task, parts: dict[str, Measured], arrays: dict[str, np.ndarray]) -> dict:
     """The numbers of all stages in the shape of `result.json`."""
     numbers = {name: part.numbers for name, part in parts.items()}
-    of = {name: numbers[f"accuracy-{language}"] for language in task.languages for name in [language]}
+    of = {language: numbers[f"accuracy-{language}"] for language in task.languages}
     result = {
         "accuracy": {language: found["accuracy"] for language, found in of.items()},
         "validation_loss": {language: found["loss"] for language, found in of.items()},

@@ -114,11 +114,8 @@ def _state(config: RunConfig, runs: Store) -> tuple[str, float, str]:
     owner = runs.owner(config)
     if owner and owner["alive"]:
         where = f"on {owner['host']}, process {owner['pid'] or '?'}"
-        return (
-            "running",
-            time.time() - owner["since"],
-            f"{where}; {last}" if (last := _last_line(runs.log(config))) else where,
-        )
+        last = _last_line(runs.log(config))
+        return "running", time.time() - owner["since"], f"{where}; {last}" if last else where
     if runs.exists(config):
         if reason := runs.damage(config):
             return "damaged", 0.0, reason

@@ -98,9 +98,9 @@ def finished(
             found.lacking[plan] = f"preset {settings.name} has no plan {plan}"
             continue
         there = recorded_seeds(plan, settings, runs)
-        wanted = [seed for seed in there if not seeds or seed in chosen_seeds(settings, seeds)]
+        wanted = [seed for seed in there if seeds is None or seed in chosen_seeds(settings, seeds)]
         if not wanted:
-            number = f" --seeds {seeds}" if isinstance(seeds, int) and seeds else ""
+            number = f" --seeds {seeds}" if isinstance(seeds, int) else ""
             where = f"data/recorded/{settings.name}" if store in RECORDED_STORE else store
             found.lacking[plan] = (
                 f"plan {plan} of preset {settings.name} is not recorded; this does it: flatlingo sweep {plan} "

@@ -88,7 +88,7 @@ def sweep(
                 f"the recorded results are of preset {settings.name}'s own encoder and rows, not of another "
                 f"{others[0]}; pass a store folder"
             )
-        seeds = seeds or recorded_seeds(plan, settings, runs) or None
+        seeds = (recorded_seeds(plan, settings, runs) or None) if seeds is None else seeds
         configs = _recorded(expand(plan, settings, seeds=seeds), runs, settings)
     else:
         computing = Computing(launcher, jobs, time_limit, keep_weights, checkpoint_minutes, tensorboard, progress)
