@@ -83,8 +83,9 @@ build/$(PRESET)/%-$(SEEDS).swept: $(STAMP) $(SOURCES)
 	flatlingo sweep $* $(SWEEP)
 	mkdir -p $(@D) && touch $@
 
-# Two targets at a time, except where they would share a GPU: theory and estimators keep one core busy, sweeps both.
-MAKEFLAGS += $(if $(filter 0,$(MAKELEVEL)),$(if $(filter quick smoke,$(PRESET))$(RECORDED),-j2))
+# A notebook that fails does not keep the others from being drawn. Two targets at a time, except where they would share a
+# GPU: theory and estimators keep one core busy, sweeps both.
+MAKEFLAGS += -k $(if $(filter 0,$(MAKELEVEL)),$(if $(filter quick smoke,$(PRESET))$(RECORDED),-j2))
 
 # The list of figures, made when any was drawn; a second call has nothing to do, and make says so.
 UNRECORDED = $(if $(RECORDED),$(foreach plan,$(PLANS),$(if $(filter data/recorded/$(PRESET)/$(plan)-none-s1-%,$(RUNS)),,$(plan))))
@@ -92,7 +93,7 @@ build/$(PRESET)/figures-$(SEEDS): $(DRAWN)
 	@$(foreach plan,$(UNRECORDED),echo "left out: plan $(plan) of preset $(PRESET) is not recorded";) ls $(FIGURES)/*.png | tee $@
 
 # What a notebook is given besides the preset.
-ARGS_1_theory  := $(if $(filter smoke,$(PRESET)),-p pairs=10 -p rows=64)
+ARGS_1_theory  := $(if $(filter smoke,$(PRESET)),-p pairs=10 -p rows=64) $(if $(filter paper xlmr,$(PRESET)),-p pairs=30)
 ARGS_4_fisher_estimators := $(if $(filter smoke,$(PRESET)),-p draws=4)
 ARGS_runs := -p store=$(STORE) -p seeds=$(SEEDS)
 ARGS_explore := $(ARGS_runs) $(if $(filter smoke,$(PRESET)),-p epochs=1)

@@ -72,8 +72,16 @@ def test_with_a_gpu_nothing_is_refused(monkeypatch):
 )
 def test_views_are_drawn_beside_a_gpu_by_the_cores_that_are_left_over(monkeypatch, gpu, cores, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    monkeypatch.setattr(devices, "_cores", lambda: cores)
+    monkeypatch.setattr(devices, "cores", lambda: cores)
     assert devices.loading_processes() == expected
+
+
+@pytest.mark.parametrize(("rank", "gpus", "number"), [("3", 4, 3), ("3", 1, 0), (None, 2, 0)])
+def test_each_process_of_a_node_has_a_gpu_of_those_that_it_sees(monkeypatch, rank, gpus, number):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setenv("LOCAL_RANK", rank) if rank else monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert devices.device() == torch.device("cuda", number)
 
 
 TRAINING = """

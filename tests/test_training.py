@@ -787,6 +787,38 @@ def test_terms_with_a_cross_entropy_refuse_another_loss(tmp_path, kind):
         trainer_of(tmp_path, model=model, regularizers=terms, compute_loss_func=lambda outputs, labels, **_: 0)
 
 
+@pytest.mark.parametrize("kind", ["fisher_penalty", "gradient_norm"])
+@pytest.mark.parametrize("setting", ["fp16", "torch_compile"])
+def test_terms_made_of_gradients_refuse_what_loses_them(tmp_path, kind, setting):
+    args = arguments(tmp_path)
+    setattr(args, setting, True)
+    given = {"train_dataset": make_rows(4), "processing_class": TOKENIZER, "regularizers": [KINDS[kind](0.1)]}
+    with pytest.raises(FlatlingoError, match=f"{kind} is made of gradients: .*{setting}"):
+        RegularizedTrainer(make_model(), args, **given)
+
+
+def test_one_process_with_several_gpus_is_refused(tmp_path):
+    args = arguments(tmp_path)
+    args._n_gpu = 2
+    with pytest.raises(FlatlingoError, match="one process sees 2 GPUs, .*accelerate launch"):
+        RegularizedTrainer(make_model(), args, train_dataset=make_rows(4), processing_class=TOKENIZER)
+
+
+def test_terms_begin_where_the_model_is_trained_also_where_it_is_scored_in_half_precision(tmp_path):
+    moved = []
+
+    class Trainer(RegularizedTrainer):
+        def _move_model_to_device(self, model, device):
+            moved.append("moved")
+
+        def _start(self, model):
+            moved.append("begun")
+
+    args = arguments(tmp_path, use_cpu=True, bf16_full_eval=True)
+    Trainer(make_model(), args, train_dataset=make_rows(4), processing_class=TOKENIZER, max_length=64)
+    assert moved == ["moved", "begun"]
+
+
 def test_sam_refuses_fp16(tmp_path):
     args = arguments(tmp_path)
     args.fp16 = True

@@ -14,7 +14,9 @@ from flatlingo.errors import FlatlingoError
 
 def device() -> torch.device:
     """The GPU of this process if there is one, else the CPU."""
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else CPU
+    if not torch.cuda.is_available():
+        return CPU
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % max(1, torch.cuda.device_count()))
 
 
 def device_name() -> str:
@@ -32,10 +34,10 @@ def loading_processes() -> int:
 
     None on CPU, where they would take the time of the training itself. The result is the same with any number.
     """
-    return min(4, _cores() - 1) if torch.cuda.is_available() else 0
+    return min(4, cores() - 1) if torch.cuda.is_available() else 0
 
 
-def _cores() -> int:
+def cores() -> int:
     """The cores that this process may use, of which a SLURM job has one unless it asks for more."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

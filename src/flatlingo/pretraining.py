@@ -216,34 +216,37 @@ def pretrain(
     torch.manual_seed(settings.seed)
     tokenizer = hub.load_tokenizer(start) if start else train_tokenizer(documents, settings.vocabulary)
     tokenizer.model_max_length = settings.max_length
-    half_precision = torch.cuda.is_available() or torch.cpu.get_capabilities().get("avx512_bf16", False)
+    on_gpu = torch.cuda.is_available()
+    half_precision = devices.has_bf16() if on_gpu else torch.cpu.get_capabilities().get("avx512_bf16", False)
     held_out = max(1, min(2000, len(documents) // 50))
     rows = _encode(documents, tokenizer, settings)
     model = _begin(settings, len(tokenizer)) if start is None else _go_on(start, settings)
+    args = TrainingArguments(
+        output_dir=str(checkpoints),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        weight_decay=0.01,
+        warmup_steps=0.06,
+        lr_scheduler_type="linear",
+        train_sampling_strategy="group_by_length",
+        seed=settings.seed,
+        logging_steps=0.02,
+        # not within an epoch: what a resumed training drew there would not be what the killed one had drawn
+        save_strategy="epoch",
+        save_total_limit=2,
+        report_to="none",
+        disable_tqdm=not progress,
+        bf16=half_precision,
+        use_cpu=not torch.cuda.is_available(),
+        prediction_loss_only=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+    args._n_gpu = min(args.n_gpu, 1)  # DataParallel would multiply the batch
     trainer = Trainer(
         model=model,
-        args=TrainingArguments(
-            output_dir=str(checkpoints),
-            num_train_epochs=settings.epochs,
-            per_device_train_batch_size=settings.batch_size,
-            per_device_eval_batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate,
-            weight_decay=0.01,
-            warmup_steps=0.06,
-            lr_scheduler_type="linear",
-            train_sampling_strategy="group_by_length",
-            seed=settings.seed,
-            logging_steps=0.02,
-            # not within an epoch: what a resumed training drew there would not be what the killed one had drawn
-            save_strategy="epoch",
-            save_total_limit=2,
-            report_to="none",
-            disable_tqdm=not progress,
-            bf16=half_precision,
-            use_cpu=not torch.cuda.is_available(),
-            prediction_loss_only=True,
-            dataloader_pin_memory=torch.cuda.is_available(),
-        ),
+        args=args,
         train_dataset=rows.select(range(held_out, len(rows))),
         eval_dataset=rows.select(range(held_out)),
         data_collator=Masking(tokenizer, mlm_probability=settings.masked),

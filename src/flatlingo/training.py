@@ -115,6 +115,8 @@ class RegularizedTrainer(Trainer):
         self.args.logging_nan_inf_filter = False  # waits for the GPU, to leave out what is an error here
         _check_names(self.regularizers)
         self._check_settings()
+        if (self.args.fp16_full_eval or self.args.bf16_full_eval) and not self._is_spread:
+            self._move_model_to_device(self.model, self.args.device)  # else it moves after the terms have begun
         self._start(self.model)
         if isinstance(self.eval_dataset, dict):
             self.eval_dataset = {name: self._encoded(rows) for name, rows in self.eval_dataset.items()}
@@ -277,7 +279,17 @@ class RegularizedTrainer(Trainer):
             return data_collator  # encoded rows have no unused columns: the rest is for the regularisers
         return super()._get_collator_with_removed_columns(data_collator, description)
 
+    @property
+    def _is_spread(self) -> bool:
+        """Whether each weight is spread over processes."""
+        return self.is_deepspeed_enabled or self.is_fsdp_enabled
+
     def _check_settings(self) -> None:
+        if self.args.n_gpu > 1:
+            raise FlatlingoError(
+                f"one process sees {self.args.n_gpu} GPUs, over which transformers would spread each batch "
+                "(DataParallel): start one process per GPU (accelerate launch), or show it one (CUDA_VISIBLE_DEVICES=0)"
+            )
         if not 0 <= self.args.label_smoothing_factor <= 1:
             raise FlatlingoError(
                 "label smoothing is the share of a label that is spread over all classes: give a number from 0 to 1, "
@@ -305,7 +317,13 @@ class RegularizedTrainer(Trainer):
                     f"{regularizer.name} trains on the cross entropy of the labels and cannot know compute_loss_func; "
                     "leave compute_loss_func out"
                 )
-        if self.sam and (self.args.fp16 or self.is_deepspeed_enabled or self.is_fsdp_enabled):
+        for regularizer in self.regularizers:
+            if regularizer.takes_gradients and (self.args.fp16 or self.args.torch_compile or self._is_spread):
+                raise FlatlingoError(
+                    f"{regularizer.name} is made of gradients: fp16 makes small ones 0, torch_compile cannot "
+                    "differentiate them, DeepSpeed and FSDP spread them; use bf16 or float32 without these"
+                )
+        if self.sam and (self.args.fp16 or self._is_spread):
             raise FlatlingoError("SAM does not work with fp16, DeepSpeed or FSDP; use bf16 or float32 without them")
 
     def _check_own_loss(self, loss: Tensor, outputs: Any, inputs: dict[str, Tensor]) -> None:

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from fisher_oracle import padded_batch, per_example_trace, perturbed
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -350,6 +351,42 @@ def test_tf32_is_off_inside_and_as_before_afterwards(model, batch, before):
         torch.set_float32_matmul_precision(original)
     assert seen
     assert all(setting == ["highest", "ieee", "ieee", "ieee"] for setting in seen)
+
+
+def test_tf32_of_the_newer_settings_is_off_inside_too(model, batch):
+    matmul, seen = torch.backends.cuda.matmul, []
+    handle = model.bert.pooler.register_forward_pre_hook(lambda *_: seen.append(matmul.fp32_precision))
+    before = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = "tf32"
+        with pytest.raises(RuntimeError, match="mix of the legacy and new"):
+            torch.get_float32_matmul_precision()
+        fisher_trace(model, [batch])
+        assert matmul.fp32_precision == "tf32"
+    finally:
+        handle.remove()
+        matmul.fp32_precision = before
+    assert set(seen) == {"ieee"}
+
+
+def test_a_model_on_two_devices_is_refused(batch):
+    with FakeTensorMode():
+        weights = torch.nn.ParameterList(torch.empty(2, device=f"cuda:{number}") for number in range(2))
+        with pytest.raises(FlatlingoError, match="spread over cuda:0, cuda:1: load it whole"):
+            fisher_trace(weights.eval(), [batch])
+
+
+def test_running_out_of_memory_is_told_as_it_is(model, batch):
+    tries = []
+
+    def run_out(*_):
+        tries.append(1)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    handle = model.classifier.register_forward_pre_hook(run_out)
+    with handle, pytest.raises(torch.OutOfMemoryError):
+        fisher_trace(model, [batch])
+    assert len(tries) == 1
 
 
 def test_mean_of_logarithms_and_its_standard_error():

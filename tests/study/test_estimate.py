@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import TrainerControl, TrainerState
 from typer.testing import CliRunner
 
+from flatlingo import devices
 from flatlingo.cli import app
 from flatlingo.encoding import EncodedRows, LengthGroupedSampler
 from flatlingo.errors import FlatlingoError
@@ -191,6 +192,13 @@ def test_an_encoder_needs_its_configuration_and_tokenizer_but_no_weights(tmp_pat
     make_model(num_hidden_layers=1).config.save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
     assert f"runs of {tmp_path.name} (" in str(estimate("nli", preset="smoke", model=tmp_path))
+
+
+def test_bf16_is_timed_where_there_is_some(monkeypatch, tmp_path):
+    monkeypatch.setattr(devices, "has_bf16", lambda: False)
+    preset = write_preset(tmp_path, setup={"precision": "bf16"})
+    with pytest.raises(FlatlingoError, match="a dry run times steps in bf16, .* call it where the runs are"):
+        estimate("nli", preset=preset)
 
 
 def test_an_encoder_that_is_not_at_hand_is_told_with_the_command(monkeypatch):

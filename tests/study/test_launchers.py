@@ -120,6 +120,25 @@ def submitted(folder, configs, sources, minutes):
     return DelayedSubmission.load(given), (folder / "bin" / "sbatch.log").read_text()
 
 
+FORKED = """
+import os, signal, sys
+from flatlingo.study import launchers
+signal.signal(signal.SIGUSR2, lambda *_: print("back into the queue", flush=True))
+launchers._answer_alone()
+if child := os.fork():
+    os.waitpid(child, 0)
+    os.kill(os.getpid(), signal.SIGUSR2)
+else:
+    os.kill(os.getpid(), signal.SIGUSR2)
+    os._exit(0)
+"""
+
+
+def test_only_the_job_itself_answers_when_slurm_asks_it_to_stop():
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["back into the queue"]
+
+
 @pytest.mark.parametrize("minutes", [5, 10, 20, 60, 240])
 def test_only_a_job_that_is_stopped_near_its_end_counts_as_out_of_time(cluster, configs, sources, minutes):
     delayed, script = submitted(cluster, configs, sources, minutes)

@@ -10,13 +10,14 @@ from tiny import make_model, make_rows, make_tokenizer
 
 from flatlingo.errors import FlatlingoError
 from flatlingo.fisher import fisher_trace
-from flatlingo.regularizers import SAM, FisherPenalty, SubwordConsistency, TracePenalty
+from flatlingo.regularizers import R3F, SAM, FisherPenalty, SubwordConsistency, TracePenalty
 from flatlingo.training import finetune
 
 TOKENIZER = make_tokenizer()
 TRAININGS = {
     "clean views": lambda: {"regularizers": [SubwordConsistency(TOKENIZER, 0.6, mode="clean")]},
     "batches by length": lambda: {"group_by_length": True},
+    "noise on embeddings": lambda: {"regularizers": [R3F(1.0, epsilon=1e-12)]},  # hardly any
     "SAM, accumulated": lambda: {"sam": SAM(), "gradient_accumulation_steps": 2},
 }
 PENALTIES = {

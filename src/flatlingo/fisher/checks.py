@@ -30,6 +30,10 @@ def check_model(model: nn.Module) -> None:
         )
     if any(parameter.is_meta for parameter in model.parameters()):
         raise FlatlingoError("the model's weights are on the meta device, without values: load it with its weights")
+    if len(devices := {str(parameter.device) for parameter in model.parameters()}) > 1:
+        raise FlatlingoError(
+            f"the model is spread over {', '.join(sorted(devices))}: load it whole, without device_map"
+        )
     by_torch = any(type(module).__module__.startswith("torch.ao.nn.quantized") for module in model.modules())
     if by_torch or getattr(model, "is_quantized", False) or not all(p.is_floating_point() for p in model.parameters()):
         raise FlatlingoError("the model's weights are quantised and have no gradient: load it without quantisation")

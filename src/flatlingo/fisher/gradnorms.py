@@ -185,6 +185,8 @@ class GradientNorms:
         try:
             with torch.enable_grad(), self._attention(), uncached_casts():
                 now.logits = logits_of(self.model, batch)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError:
             if not now.spread:
                 raise

@@ -265,8 +265,8 @@ def softmax_factor(logits: Tensor) -> tuple[Tensor, Tensor]:
 def sampled_labels(logits: Tensor, start: int, seed: int) -> Tensor:
     """One label per example, (B,), from the model's probabilities."""
     uniform = [np.random.default_rng((seed, start + i)).random() for i in range(len(logits))]
-    below = logits.double().softmax(1).cumsum(1)[:, :-1] < torch.tensor(uniform, device=logits.device)[:, None]
-    return below.sum(1)
+    below = logits.double().softmax(1).cpu().cumsum(1)[:, :-1] < torch.tensor(uniform)[:, None]  # on a GPU not the same
+    return below.sum(1).to(logits.device)
 
 
 def score_direction(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -372,14 +372,19 @@ def full_float32() -> Iterator[None]:
     backends = torch.backends
     kinds = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
     kinds += (backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn)
-    before, settings = torch.get_float32_matmul_precision(), [kind.fp32_precision for kind in kinds]
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # it was set in the newer way, kind by kind, which this older one cannot tell
+        before = None
+    settings = [kind.fp32_precision for kind in kinds]
     torch.set_float32_matmul_precision("highest")
     try:
         for kind in kinds:
             kind.fp32_precision = "ieee"
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        if before is not None:
+            torch.set_float32_matmul_precision(before)
         for kind, setting in zip(kinds, settings, strict=True):
             kind.fp32_precision = setting
 

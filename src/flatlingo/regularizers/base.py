@@ -61,6 +61,10 @@ class Regularizer(Resumable):
     recomputable: bool = True
     """Whether its passes may be run again in the backward pass, as activation checkpointing does."""
 
+    takes_gradients: bool = False
+    """Whether the term is made of gradients of the weights: they must lie whole in one place, and in a range of numbers
+    in which small ones do not become 0."""
+
     uses_labels: bool = False
     """Whether the term holds the cross entropy of the labels, which must then be that of the task loss."""
 

@@ -29,6 +29,7 @@ class GradientNormPenalty(Regularizer):
     """
 
     name = "gradient_norm"
+    takes_gradients = True
     uses_labels = True
     recomputable = False  # checkpointed passes have no double backward
 

@@ -15,6 +15,9 @@ class L2(Regularizer):
     The term is part of the loss, so AdamW rescales its gradient λθ like any other; decoupled weight decay, which is
     not a loss, is the trainer's `weight_decay`. Logs `squared_distance`, Σ_j θ_j².
 
+    In several processes (DDP) freeze parameters that the model's forward does not use: DDP takes them for done before
+    the term's gradient comes.
+
     Args:
         weight: λ, at least 0.
     """

@@ -33,6 +33,8 @@ class PeriodicPenalty(Regularizer):
         FlatlingoError: if an argument is not as above or, in training, the logits are not finite.
     """
 
+    takes_gradients = True
+
     logged: str
     """What the value that `penalty` logs is called."""
 

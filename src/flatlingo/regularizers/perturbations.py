@@ -290,6 +290,7 @@ class EmbeddingNoise(TokenNoise):
     def __call__(self, model: nn.Module, inputs: Mapping[str, Tensor], view: Mapping[str, Tensor], outputs: Any) -> Any:
         """Run the model with noise on its embeddings."""
         draw = self.normal if self.distribution == "normal" else self.uniform
+        model = extract_model_from_parallel(model)  # DDP would take the embeddings for unused, which the task trains
         with self.added(lambda _ids, embedded: self.epsilon * draw(embedded), fixed=True):
             return model(**inputs)
 

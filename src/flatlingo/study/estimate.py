@@ -83,6 +83,11 @@ def estimate(
     stored = [] if runs is None else [f"{len(asked) - len(specs)} of {len(asked)} runs are stored"]
     if not specs:
         return Estimate(pd.DataFrame(columns=COLUMNS), 0, f"{plan}, preset {chosen.name}: {stored[0]}: nothing to do")
+    if specs[0].setup.precision == "bf16" and not devices.has_bf16():
+        raise FlatlingoError(
+            f"a dry run times steps in bf16, which {devices.device_name()} would only emulate: call it where the runs "
+            "are to be computed, on a cluster by srun"
+        )
     rows = sources.load_task(specs[0].setup, specs[0].seed)
     tokenizer, classifier = _stand_in(sources.encoder, len(rows.labels))
     lengths = Lengths(rows, tokenizer, specs[0].setup.training.max_length)

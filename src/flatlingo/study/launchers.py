@@ -1,8 +1,10 @@
 """How the runs of a sweep get to processes: on this machine, or as array jobs of a SLURM cluster."""
 
+import functools
 import itertools
 import math
 import os
+import signal
 import socket
 import tempfile
 import threading
@@ -38,6 +40,7 @@ PACKAGES = ("flatlingo", "torch", "transformers", "tokenizers", "datasets", "acc
 POLL_SECONDS = 5
 # A job is asked to stop 90 s before its time is over; SLURM may ask 60 s earlier, and the run takes some to begin.
 STOPPING_MINUTES = 4
+STOP = getattr(signal, f"SIG{os.environ.get('SUBMITIT_PREEMPT_SIGNAL', 'USR2')}")  # what submitit has SLURM send
 KILLED = "its process was killed, as the system does when memory runs out, or its GPU failed twice (its log tells)"
 
 
@@ -77,13 +80,17 @@ class Job:
 
     def _compute(self, config: RunConfig) -> Outcome:
         keep_memory()
+        _answer_alone()
         if self.runs.exists(config):
             self.runs.set_aside(config)
         log = self.runs.log(config)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w", buffering=1, encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
             try:
-                print(f"{_now()} {config.run_id} on {socket.gethostname()}, process {os.getpid()}, {device_name()}")
+                print(
+                    f"{_now()} {config.run_id} on {socket.gethostname()}, process {os.getpid()}, {device_name()}, "
+                    f"cores: {devices.cores()}"
+                )
                 started = time.perf_counter()
                 finished = run(
                     config.spec,
@@ -108,6 +115,17 @@ class Job:
         """What is written while a run trains: a line per minute into its log, and for TensorBoard if asked for."""
         boards = [tensorboard(self.tensorboard / config.run_id)] if self.tensorboard else []
         return [MinuteLines(), *boards]
+
+
+@functools.cache
+def _answer_alone() -> None:
+    """Leave the signal by which SLURM asks a job to stop to this process.
+
+    Those that it forks, which draw views for a GPU, would inherit submitit's answer and put the job back into the queue
+    in its place.
+    """
+    if callable(signal.getsignal(STOP)):
+        os.register_at_fork(after_in_child=lambda: signal.signal(STOP, signal.SIG_IGN))
 
 
 def _environment(started: float) -> dict:

@@ -184,7 +184,8 @@ def _kept_on(spec: RunSpec, tokenizer: PreTrainedTokenizerBase) -> dict:
     """What of a condition stays on in a second stage, from its first step on; no rows are kept for early stopping."""
     setup = spec.setup.model_copy(update={"trace_target_after": 0})
     changes = {name: value for name, value in settings(spec.condition).items() if name != "patience"}
-    return {"regularizers": terms(spec.model_copy(update={"setup": setup}), tokenizer), **changes}
+    kept = terms(spec.model_copy(update={"setup": setup}), tokenizer)
+    return {"regularizers": kept, "workers": loading_processes(), **changes}
 
 
 def _adapted(spec: RunSpec, classifier: Classifier, task: Task, language: str) -> Measured:
