@@ -23,9 +23,10 @@ JOBS   ?=
 # Folder of rows in XTREME layout, for presets of real rows; by default the Hub's.
 DATA   ?=
 PARAMS ?=
-# Where figures go: committed are those of presets mini (figures/) and small (figures/small/); others lie beside them.
+# Where figures go: committed are those of presets mini (figures/) and small (figures/small/) as they are recorded; others
+# lie beside them, those of these presets and a store of one's own in figures/mini-own and figures/small-own.
 FLATLINGO_FIGURES ?= $(abspath figures)
-FIGURES = $(FLATLINGO_FIGURES)$(if $(filter-out mini,$(PRESET)),/$(PRESET))
+FIGURES = $(FLATLINGO_FIGURES)$(if $(filter mini-recorded,$(PRESET)-$(STORE)),,/$(PRESET)$(if $(filter mini small,$(PRESET)),$(if $(RECORDED),,-own)))
 # What make installs: everything, at the versions of the lock.
 INSTALL := -c requirements.lock -e '.[study,notebooks,dev]'
 
@@ -75,11 +76,17 @@ SWEPT_3_figure2 := $(call swept,$(PLANS))
 SWEPT_5_beyond_the_paper := $(call swept,nli paraphrase regularized_second_stage)
 # Notebook 6 computes nothing: it shows what is recorded, or what the store has when the others' plans are swept.
 SWEPT_6_using_the_trace := $(SWEPT_5_beyond_the_paper)
-SWEPT_explore := $(call swept,nli)
+SWEPT_explore := $(call swept,nli paraphrase)
 SWEEP := --preset $(PRESET) --seeds $(SEEDS) --store $(STORE) $(if $(JOBS),--jobs $(JOBS)) $(if $(DATA),--data $(DATA)) \
     $(if $(filter quick smoke,$(PRESET)),,--discard-weights)
+# What a notebook or a sweep is asked for besides, in a file that changes when it does (but not in a dry run, -n).
+ASKED := build/$(PRESET)/asked-$(SEEDS)
+$(ASKED): ;
+$(if $(findstring n,$(firstword -$(MAKEFLAGS))),,$(shell mkdir -p $(dir $(ASKED)); \
+    echo '$(STORE) $(PLANS) $(DATA) $(PARAMS)' > $(ASKED).new; \
+    cmp -s $(ASKED).new $(ASKED) && rm $(ASKED).new || mv $(ASKED).new $(ASKED)))
 .PRECIOUS: build/$(PRESET)/%-$(SEEDS).swept
-build/$(PRESET)/%-$(SEEDS).swept: $(STAMP) $(SOURCES)
+build/$(PRESET)/%-$(SEEDS).swept: $(STAMP) $(SOURCES) $(ASKED)
 	flatlingo sweep $* $(SWEEP)
 	mkdir -p $(@D) && touch $@
 
@@ -96,14 +103,17 @@ build/$(PRESET)/figures-$(SEEDS): $(DRAWN)
 ARGS_1_theory  := $(if $(filter smoke,$(PRESET)),-p pairs=10 -p rows=64) $(if $(filter paper xlmr,$(PRESET)),-p pairs=30)
 ARGS_4_fisher_estimators := $(if $(filter smoke,$(PRESET)),-p draws=4)
 ARGS_runs := -p store=$(STORE) -p seeds=$(SEEDS)
-ARGS_explore := $(ARGS_runs) $(if $(filter smoke,$(PRESET)),-p epochs=1)
+ARGS_explore := $(ARGS_runs) $(if $(DATA),-p data=$(abspath $(DATA))) $(if $(filter smoke,$(PRESET)),-p epochs=1)
 ARGS_2_figure1 := $(ARGS_runs) -p plans="$(PLANS)" $(if $(DATA),-p data=$(abspath $(DATA)))
 ARGS_3_figure2 := $(ARGS_2_figure1)
 ARGS_5_beyond_the_paper := $(ARGS_runs) $(if $(DATA),-p data=$(abspath $(DATA))) $(if $(filter smoke,$(PRESET)),-p studies=5)
 ARGS_6_using_the_trace := $(ARGS_runs)
+# What it reads besides.
+READ_0_start_here := $(wildcard benchmarks/results/steps.json data/recorded/mini/methods-*/SHA256SUMS)
+READ_2_figure1 := $(wildcard data/recorded/mini-regimes.csv)
 # A notebook is executed under another name and moved when it succeeded, so that a failed one is built again.
 .SECONDEXPANSION:
-build/$(PRESET)/%-$(SEEDS).ipynb: notebooks/%.ipynb $(STAMP) $(SOURCES) $(RUNS) $$(SWEPT_$$*)
+build/$(PRESET)/%-$(SEEDS).ipynb: notebooks/%.ipynb $(STAMP) $(SOURCES) $(RUNS) $(ASKED) $$(SWEPT_$$*) $$(READ_$$*)
 	FLATLINGO_FIGURES=$(FIGURES) flatlingo notebook $< $@ -p preset=$(PRESET) $(ARGS_$*) $(PARAMS)
 
 # Files in the order of tests/conftest.py, where the longest goes first.

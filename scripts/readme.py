@@ -66,7 +66,11 @@ def lead(figures: Path = FIGURES) -> str:
     for preset, folder in _folders(figures).items():
         for plan in _recorded(folder):
             figure = json.loads((folder / FILES[plan][0]).read_text(encoding="utf-8"))
-            runs, found = pd.DataFrame(figure["data"]), _printed(figure["headline"]["verdicts"])
+            runs = pd.DataFrame(figure["data"])
+            if not figure["headline"]["verdicts"]:
+                lines.append([f"{runs['task'].iloc[0]}: nothing is decided", *[""] * len(HEADS)])
+                continue
+            found = _printed(figure["headline"]["verdicts"])
             told, task = found.apply(_told, axis=1), runs["task"].iloc[0]
             gap = _without_gap(plan) if preset == "mini" else ""
             number = found.loc["slope", "conditions"].iloc[0]
@@ -87,7 +91,8 @@ def lead(figures: Path = FIGURES) -> str:
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
     claims = "; ".join(f"{_tally(said[outcome])} {words}" for outcome, words in CLAIMED.items())
     rest = f"Of {asked} further questions that have an interval, {len(settled)} are decided{':' if settled else '.'}"
-    text = _filled(f"**Over regularisers, {claims}.** {_by_setting(setting)} {_by_target(intervention)}")
+    setting = " ".join([_by_setting(setting), _by_target(intervention), _besides(intervention)])
+    text = _filled(f"**Over regularisers, {claims}.** {setting}")
     parts = [text, table.strip(), rest, "".join(settled).strip(), _advice(figures / TECHNIQUE)]
     return "\n" + "\n\n".join(part for part in parts if part) + "\n"
 
@@ -179,6 +184,26 @@ def _by_target(figure: dict) -> str:
     return f"English accuracy minus that of plain training, {text.replace('-', '−')}"
 
 
+def _besides(figure: dict) -> str:
+    """What the term that sets Tr(F) does besides, at equal Tr(F)."""
+    rows = [row for row in figure.get("headline", {}).get("besides", []) if row["held"] == ""]
+    if not rows:
+        return ""
+    known = [row for row in rows if row["value"] is not None and row["low"] is not None]
+    told = [f"{slopes.OUTCOMES[row['outcome']]} {_interval(row)} ({row['verdict']})" for row in known]
+    return (
+        f"With a target minus plain training, at equal Tr(F) on the line of the targets: {_listed(told)}."
+        if told
+        else ""
+    )
+
+
+def _interval(row: dict) -> str:
+    """`−0.8 [−1.4, −0.3]`."""
+    value, low, high = (f"{row[name]:+.1f}".replace("-", "−") for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
 def _listed(names: list[str]) -> str:
     """`a, b and c`."""
     return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
@@ -263,6 +288,8 @@ def _gains(adapted: pd.DataFrame) -> str:
 
 def _hanging(rows: list[dict]) -> str:
     """Between which values a slope stays whichever condition is left out."""
+    if not rows:
+        return ""
     found = _printed(rows)
     parts = [
         f"of {outcome} from {row['least']} to {row['most']}"
@@ -321,8 +348,23 @@ def _told(row: pd.Series) -> str:
 
 
 def calibration(folder: Path = RECORDED / "small", figures: Path = FIGURES / "small") -> str:
-    """The weights that bring Tr(F) to each share of the unregularised model's, a table for each calibrated plan."""
-    return "\n".join(_of_calibration(path, figures) for path in sorted(folder.glob("calibration-*.csv")))
+    """The weights that bring Tr(F) to each share of the unregularised model's, a table for each calibrated plan.
+
+    And how many seeds of each plan are recorded.
+    """
+    tables = [_of_calibration(path, figures) for path in sorted(folder.glob("calibration-*.csv"))]
+    return "\n".join([*tables, f"**{_progress('small', figures)}.**\n"])
+
+
+def _progress(preset: str, folder: Path) -> str:
+    """`Of plan nli 2 of 3 seeds are recorded, of plan paraphrase none`."""
+    told = []
+    for plan, (first, _) in FILES.items():
+        runs = folder / first
+        table = pd.DataFrame(json.loads(runs.read_text(encoding="utf-8"))["data"]) if runs.is_file() else None
+        there = "none" if table is None else _seeds(table, preset, plan).replace(" seeds", " planned seeds")
+        told.append(f"of plan `{plan}` {there}")
+    return f"Recorded: {', '.join(told)}"
 
 
 def _reached(figure: Path) -> dict[tuple[str, float], str]:

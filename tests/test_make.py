@@ -75,6 +75,21 @@ def test_a_second_call_has_nothing_to_do_and_says_so(checkout):
     assert "Nothing to be done for 'figures'" in done.stdout
 
 
+def test_another_store_or_plan_is_drawn_anew_and_not_over_the_recorded_figures(checkout):
+    assert make(checkout, "figure1")[1] == ["2_figure1.ipynb"]
+    assert make(checkout, "figure1", "PLANS=nli")[1] == ["2_figure1.ipynb"]
+    assert make(checkout, "figure1", "PLANS=nli")[1] == []
+    for preset in ("mini", "small"):
+        done, executed = make(checkout, "figure1", f"PRESET={preset}", "STORE=build/own", "SEEDS=2")
+        assert executed == ["2_figure1.ipynb"]
+        assert "sweeping nli" in done.stdout
+    places = {str(path.parent.relative_to(checkout)) for path in checkout.glob("figures/**/figure1.png")}
+    assert places == {"figures", "figures/mini-own", "figures/small-own"}
+    done, executed = make(checkout, "figure1", "PRESET=mini", "STORE=build/other", "SEEDS=2")
+    assert executed == ["2_figure1.ipynb"]
+    assert "sweeping nli" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("touched", "rebuilt"),
     [

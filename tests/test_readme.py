@@ -76,7 +76,8 @@ def test_a_level_that_no_competent_model_reaches_says_so(tmp_path):
     (tmp_path / "figure1.json").write_text(json.dumps({"data": runs}), encoding="utf-8")
     levels = "level,l2,0.02,,,,0.9,0.5,ok\nlevel,l2,,,,,0.6,0.25,not competent\n"
     (tmp_path / "calibration-nli.csv").write_text(table + levels, encoding="utf-8")
-    head, _, row = readme.calibration(tmp_path, tmp_path).splitlines()
+    head, _, row, *_, progress = readme.calibration(tmp_path, tmp_path).splitlines()
+    assert progress == "**Recorded: of plan `nli` 1 of 3 planned seeds, of plan `paraphrase` none.**"
     assert head == "| Tr(F) of plan `nli`, of 400 | 0.5 of it | 0.25 of it |"
     assert row == "| L2 to zero | 0.02 (0.30) | not competent |"
 

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from flatlingo.errors import FlatlingoError
-from flatlingo.report import choosing, competence, decisions, judging, matched, slopes
+from flatlingo.report import choosing, competence, decisions, judging, marks, matched, panels, slopes
 from flatlingo.report.simulation import CONDITIONS, TRUTHS, design, right_verdicts, simulated_study, verdict_rates
 
 OUTCOME = "english_accuracy"
@@ -509,6 +509,39 @@ def test_a_study_is_made_up_with_as_much_spread_as_a_recorded_one(own):
         assert np.sqrt((found["condition_sd"] ** 2).mean()) == pytest.approx(own, rel=0.15)
     else:  # a variance below 0 is none, so that half of them are above
         assert found["condition_sd"].median() < 0.5
+
+
+def test_a_made_up_study_is_scored_on_as_many_rows_as_the_recorded_one():
+    studies = [design(simulated_study(seed, seeds=5, rows=100, run_sd=0.0)) for seed in range(20)]
+    assert {study["rows"] for study in studies} == {100}
+    assert np.mean([study["run_sd"] for study in studies]) < 2, "less the error of scoring, four points"
+
+
+def test_the_gain_beyond_the_control_is_of_the_seeds_that_have_one():
+    table = simulated_study(0, seeds=3)
+    table.loc[table["seed"] == 2, ["control", "control_gain"]] = np.nan
+    assert (matched.gains(table)["seeds"] == 2).all()
+
+
+def test_pairs_at_equal_trace_are_those_of_competent_runs():
+    """One that is at equal Tr(F) only with a run that learnt nothing is no pair to show as one that counts."""
+    traces = {"none": [100] * 3, "kl=1": [7.5] * 3, "fpen=1": [10, 10, 6]}
+    family = {"none": "none", "kl=1": "consistency", "fpen=1": "fisher_penalty"}
+    rows = [(label, seed, trace) for label, of in traces.items() for seed, trace in enumerate(of, start=1)]
+    runs = pd.DataFrame(rows, columns=["label", "seed", "trace"]).assign(able=True)
+    runs["family"] = runs["label"].map(family)
+    question = "consistency minus Fisher penalty at equal Tr(F)"
+    assert panels._asked(runs)[question] == {"0.1": ("kl=1", "fpen=1")}
+    runs.loc[runs["trace"] == 6, "able"] = False
+    assert panels._asked(runs)[question] == {}
+    runs.loc[runs["label"] == "fpen=1", "able"] = False
+    assert panels._asked(runs)[question] == {"0.1": ("kl=1", "fpen=1")}, "hollow"
+
+
+def test_what_seeds_differ_by_is_taken_from_runs_that_learnt():
+    table = pd.DataFrame({"label": list("abab"), "seed": [1, 1, 2, 2], "y": [1.0, 2.0, 3.0, -9.0]})
+    table = table.assign(able=[True, True, True, False])
+    assert marks.seeds_aligned(table, ["y"])["y"].tolist() == [2.0, 3.0, 2.0, -10.0]
 
 
 def test_all_runs_count_where_competence_cannot_be_judged():

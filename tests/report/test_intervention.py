@@ -55,6 +55,19 @@ def test_an_effect_of_the_trace_is_told_from_one_of_the_fit():
     assert row["low"] < 1.5 < row["high"]
 
 
+@pytest.mark.parametrize("costs", [0.0, 2.0])
+def test_what_the_term_does_besides_is_told_from_what_its_trace_does(costs):
+    runs = table(per_loss=0.0)
+    runs.loc[runs["family"] == "trace_target", "english_accuracy"] -= costs / 100
+    found = intervention.besides(runs).set_index(["outcome", "held"])
+    row = found.loc["english_accuracy", ""]
+    assert row["low"] < -costs < row["high"]
+    assert row["verdict"] == ("lower" if costs else "no difference")
+    assert found.loc[("zero_shot_accuracy", ""), "verdict"] == "no difference"
+    slopes = intervention.per_halving(runs).set_index(["outcome", "held"]).loc["english_accuracy", ""]
+    assert slopes["low"] < 1.5 < slopes["high"], "whatever the term costs"
+
+
 def test_a_loss_that_does_not_vary_cannot_be_held():
     found = intervention.per_halving(table().assign(train_loss=0.1)).set_index(["outcome", "held"])
     assert found.loc[("english_accuracy", "at equal loss"), "verdict"] == "undetermined"

@@ -54,6 +54,19 @@ def test_levels_are_the_compute_of_the_recipes(table):
     assert runs.loc[runs["label"] == "kl=1.4", "compute"].unique() == [spec.compute]
 
 
+def test_a_length_that_a_seed_lacks_is_none_to_compare_with(table):
+    twice = technique.with_level(table).query("level == 2")["label"]
+    lacking = table[(table["seed"] != 3) | ~table["label"].isin(twice)]
+    assert 2 not in set(technique.reference(technique.with_level(lacking), 3))
+    assert len(technique.differences(lacking))
+    assert len(technique.chosen(lacking))
+
+
+def test_the_line_of_what_was_chosen_says_how_often(table):
+    shown = technique.printed(technique.chosen(table))
+    assert "chosen on English (kl=1.4 in 10 of 10)" in shown.index.get_level_values("recipe")
+
+
 @pytest.mark.parametrize(("level", "label"), [(1, "kl=1.4+length=0.5"), (2, "kl=1.4"), (3, "kl=1.4+length=1.5")])
 def test_a_recipe_is_compared_with_plain_fine_tuning_of_equal_compute(table, level, label):
     plain = "none" if level == 1 else f"none+length={level}"

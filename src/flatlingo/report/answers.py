@@ -14,7 +14,7 @@ ADAPTED = ("gain", "adapted")  # of the second stage
 
 
 def decided(table: pd.DataFrame, **options) -> pd.DataFrame:
-    """`decisions.verdicts`, or a table without rows where nothing can be decided (`marks.undecidable` says why)."""
+    """`decisions.verdicts`, or a table without rows where nothing can be decided; `competence.undecidable` says why."""
     return pd.DataFrame(columns=decisions.COLUMNS) if undecidable(table) else decisions.verdicts(table, **options)
 
 
@@ -25,7 +25,7 @@ def verdict_text(table: pd.DataFrame, found: pd.DataFrame, ys: tuple[str, ...]) 
 
 
 def trace_falls(table: pd.DataFrame) -> pd.DataFrame:
-    """In how many seeds Tr(F) falls from each weight of a family to the next larger one.
+    """In how many seeds Tr(F) of competent runs falls from each weight of a family to the next larger one.
 
     Returns:
         Indexed by the title of each family of two weights or more: `weights`, and `falls in seeds`, as "2 of 3".
@@ -35,7 +35,7 @@ def trace_falls(table: pd.DataFrame) -> pd.DataFrame:
     {'L2 to zero': '1 of 1'}
     """
     rows = []
-    for name, part in per_run(table[table["weight"] > 0]).groupby("family", sort=False):
+    for name, part in per_run(counted(table).query("weight > 0")).groupby("family", sort=False):
         traces = part.pivot(index="seed", columns="weight", values="trace").dropna()
         if traces.shape[1] > 1:
             falls = (np.diff(traces.to_numpy(), axis=1) < 0).all(axis=1)

@@ -37,13 +37,22 @@ class Runs:
         preset: whose runs.
         store: "recorded", or a folder of finished runs.
         seeds: how many seeds; the preset's number by default.
+        data: folder of the rows they were trained on, as for `sweep`.
 
     Raises:
         FlatlingoError: as `sweep`.
     """
 
-    def __init__(self, plan: str, *, preset: str = "mini", store: str = "recorded", seeds: int | None = None):
-        table = sweep(plan, preset=preset, store=store, seeds=seeds)
+    def __init__(
+        self,
+        plan: str,
+        *,
+        preset: str = "mini",
+        store: str = "recorded",
+        seeds: int | None = None,
+        data: str | None = None,
+    ):
+        table = sweep(plan, preset=preset, store=store, seeds=seeds, data=data)
         self._runs = open_store(store, load_preset(preset).name)
         self.configs = {run_id: self._config(run_id) for run_id in table["run_id"].unique()}
         self.two_stages = "adapted" in table

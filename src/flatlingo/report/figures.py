@@ -35,6 +35,7 @@ from flatlingo.report.marks import (
     limits,
     names_of,
     off_the_axes,
+    seeds_aligned,
     weight_text,
 )
 from flatlingo.report.saving import STYLE
@@ -188,7 +189,8 @@ def _dashes(ax: Axes, table: pd.DataFrame, conditions: pd.DataFrame, control: st
     if not control or control not in table or table[control].isna().all():
         return np.empty(0)
     able = conditions[conditions["able"]]
-    means = able["label"].map(100 * table[table["able"]].groupby("label")[control].mean()).dropna()
+    aligned = seeds_aligned(table.dropna(subset=[control]), [control])
+    means = able["label"].map(100 * aligned[aligned["able"]].groupby("label")[control].mean()).dropna()
     ax.plot(able.loc[means.index, "x"], means, color="0.35", zorder=1, label="_control", **DASH)
     return means.to_numpy()
 
@@ -220,14 +222,18 @@ def _facets(fig: Figure, place, table: pd.DataFrame) -> dict[str, Axes]:
 
 
 def _trace_against_weight(axes: dict[str, Axes], table: pd.DataFrame) -> None:
-    """Means over seeds joined, runs as small dots, those without a regulariser as a band; an axis for each unit."""
+    """Means over seeds joined, runs as small dots, those without a regulariser as a band; an axis for each unit.
+
+    Means are of the runs of a condition that are able or, if none is, of all.
+    """
     if "" in axes:
         lacks(axes[""], "Tr(F) against the weight: no family has two weights")
         return
     baseline = table.loc[table["family"] == "none", "trace"]
     for i, (name, ax) in enumerate(axes.items()):
         look, runs = family(name).drawn, table[(table["family"] == name) & (table["weight"] > 0)]
-        means = statistics.condition_means(runs).sort_values("weight")
+        counts = runs["able"] | ~runs.groupby("label")["able"].transform("any")
+        means = statistics.condition_means(runs[counts]).sort_values("weight")
         ax.set(xscale="log", yscale="log", xlabel=family(name).weight or "weight")
         dots = {"marker": ".", "markersize": 3, "linestyle": "none", "alpha": 0.55}
         ax.plot(runs["weight"], runs["trace"], color=look.colour, **dots)

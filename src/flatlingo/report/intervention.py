@@ -83,17 +83,27 @@ def per_halving(table: pd.DataFrame) -> pd.DataFrame:
         FlatlingoError: as for `effects`.
     """
     runs = _runs(table)
-    runs = runs[runs["family"] == FAMILY].assign(x=lambda t: -np.log2(t["trace"]))
-    number = {"targets": runs["weight"].nunique(), "seeds": runs["seed"].nunique()}
-    rows = []
-    for held, columns in HELD.items():
-        found = [_slope(runs, y, columns) for y in outcomes(runs)]
-        for y, one, p in zip(outcomes(runs), found, holm([one[3] for one in found]), strict=True):
-            few = TOO_FEW_SEEDS if number["seeds"] < FEWEST_SEEDS else UNDETERMINED
-            verdict = judge(*one[:3], p, too_few=few)
-            interval = dict(zip(("value", "low", "high"), one[:3], strict=True))
-            rows.append({"outcome": y, "held": held} | interval | {"p": p} | number | {"verdict": verdict})
-    return pd.DataFrame(rows)
+    return _judged(runs[runs["target"] == 1], ["x"])
+
+
+def besides(table: pd.DataFrame) -> pd.DataFrame:
+    """What the term does besides setting Tr(F): runs with a target minus plain training, at equal Tr(F).
+
+    The least-squares coefficient δ of y = a_seed - β log₂ Tr(F) + δ [with a target] (+ γ training loss) over all runs.
+    It rests on the line of the targets at the Tr(F) of plain training, which is to lie between theirs. Intervals and
+    p-values are those of `per_halving`.
+
+    Args:
+        table: as for `effects`.
+
+    Returns:
+        As `per_halving`, in points; positive where the term does good. `verdict`: higher, lower, no difference (within
+        ± half a point), undecided.
+
+    Raises:
+        FlatlingoError: as for `effects`.
+    """
+    return _judged(_runs(table), ["target", "x"], words=WORDS)
 
 
 def intervention_figure(table: pd.DataFrame) -> Figure:
@@ -138,18 +148,33 @@ def _runs(table: pd.DataFrame) -> pd.DataFrame:
     if (runs["family"] != FAMILY).all():
         raise FlatlingoError("no run has a target of Tr(F); give the table of plan intervention")
     with_baseline(runs, "trace")
+    runs = runs.assign(x=-np.log2(runs["trace"]), target=(runs["family"] == FAMILY).astype(float))
     return runs.reset_index(drop=True)
+
+
+def _judged(runs: pd.DataFrame, columns: list[str], **words: tuple[str, str, str]) -> pd.DataFrame:
+    """The coefficient of the first column for each outcome, as it is and at equal loss, with interval and verdict."""
+    number = {"targets": runs.loc[runs["target"] == 1, "weight"].nunique(), "seeds": runs["seed"].nunique()}
+    few = TOO_FEW_SEEDS if number["seeds"] < FEWEST_SEEDS else UNDETERMINED
+    rows = []
+    for held, also in HELD.items():
+        found = [_estimate(runs, y, [*columns, *also]) for y in outcomes(runs)]
+        for y, one, p in zip(outcomes(runs), found, holm([one[3] for one in found]), strict=True):
+            interval = dict(zip(("value", "low", "high"), one[:3], strict=True))
+            verdict = judge(*one[:3], p, too_few=few, **words)
+            rows.append({"outcome": y, "held": held} | interval | {"p": p} | number | {"verdict": verdict})
+    return pd.DataFrame(rows)
 
 
 def _geometric(values: pd.Series) -> float:
     return float(np.exp(np.log(values).mean()))
 
 
-def _slope(runs: pd.DataFrame, y: str, held: tuple[str, ...]) -> tuple[float, float, float, float]:
-    """The coefficient of x, its jackknife interval over seeds, and its p-value."""
+def _estimate(runs: pd.DataFrame, y: str, columns: list[str]) -> tuple[float, float, float, float]:
+    """The coefficient of the first column, its jackknife interval over seeds, and its p-value."""
     seeds = runs["seed"].unique()
-    value = _coefficient(runs, y, held)
-    left = np.array([_coefficient(runs[runs["seed"] != seed], y, held) for seed in seeds if len(seeds) > 1])
+    value = _coefficient(runs, y, columns)
+    left = np.array([_coefficient(runs[runs["seed"] != seed], y, columns) for seed in seeds if len(seeds) > 1])
     if len(seeds) < FEWEST_SEEDS or np.isnan([value, *left]).any():
         return value, math.nan, math.nan, math.nan
     error = math.sqrt((len(seeds) - 1) / len(seeds) * ((left - left.mean()) ** 2).sum())
@@ -158,10 +183,9 @@ def _slope(runs: pd.DataFrame, y: str, held: tuple[str, ...]) -> tuple[float, fl
         return value, value - half, value + half, float(2 * stats.t.sf(np.abs(value) / error, len(seeds) - 1))
 
 
-def _coefficient(runs: pd.DataFrame, y: str, held: tuple[str, ...]) -> float:
-    """Of x in the regression of y (points) on it, on the seed as a factor, and on what is held; NaN if undetermined."""
-    columns = runs[["x", *held]].to_numpy(dtype=float)
-    design = np.column_stack([columns, pd.get_dummies(runs["seed"]).to_numpy(dtype=float)])
+def _coefficient(runs: pd.DataFrame, y: str, columns: list[str]) -> float:
+    """Of the first column in the regression of y (points) on all and on the seed as a factor; NaN if undetermined."""
+    design = np.column_stack([runs[columns].to_numpy(dtype=float), pd.get_dummies(runs["seed"]).to_numpy(dtype=float)])
     if len(runs) <= design.shape[1] or np.linalg.matrix_rank(design) < design.shape[1]:
         return math.nan
     return float(np.linalg.lstsq(design, 100 * runs[y].to_numpy())[0][0])

@@ -21,14 +21,15 @@ DIRECTIONS = (0, 180, 90, 270, 45, 135, 225, 315)
 def seeds_aligned(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     """The table with columns less what their seeds differ by, so that the seeds of a condition lie on each other.
 
-    Each seed's mean is moved to the mean of all; it is taken over the conditions that every seed has (over all, where
-    there are none). Means of such conditions stay as they are.
+    Each seed's mean is moved to the mean of all; it is taken over the conditions that are `able` in every seed (over
+    all runs, where there are none). Means of such conditions stay as they are.
 
     >>> runs = pd.DataFrame({"label": ["a", "b", "a", "b"], "seed": [1, 1, 2, 2], "y": [1.0, 2.0, 3.0, 4.0]})
-    >>> seeds_aligned(runs, ["y"])["y"].tolist()
+    >>> seeds_aligned(runs.assign(able=True), ["y"])["y"].tolist()
     [2.0, 3.0, 2.0, 3.0]
     """
-    everywhere = table.groupby("label")["seed"].transform("nunique") == table["seed"].nunique()
+    seeds = table["seed"].where(table["able"]).groupby(table["label"]).transform("nunique")
+    everywhere = seeds == table["seed"].nunique()
     means = (table[everywhere] if everywhere.any() else table).groupby("seed")[columns].mean()
     return table.assign(**(table[columns] - means.loc[table["seed"]].to_numpy() + means.mean()))
 

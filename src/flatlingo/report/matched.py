@@ -2,8 +2,8 @@
 
 If two conditions differ at the same Tr(F), then Tr(F) is not what makes the difference. Intervals are 95 % t intervals
 over seeds; they speak of these conditions and these validation rows, which all runs share, not of other weights of
-their families: where each condition has a peculiarity of its own (0.5 points in `simulation.simulated_study`), a
-question about families is answered wrongly in three of ten studies.
+their families: where each condition has a peculiarity of its own, a question about families is often answered wrongly
+(notebook 5 simulates how often).
 """
 
 import math
@@ -129,8 +129,8 @@ def compare(table: pd.DataFrame, y: str, pairs: dict[str, tuple[str, str]]) -> p
 
     Over all pairs, the differences are averaged within a seed first.
 
-    On simulated studies the interval over all pairs covers the true difference in 89-97 % of cases: it does not know of
-    what the matching left (`halvings` times the slope), nor of what one condition has that others of its family lack.
+    The interval over all pairs does not know of what the matching left (`halvings` times the slope), nor of what one
+    condition has that others of its family lack.
 
     Args:
         table: one row per run, or per run and target language (then the mean over languages counts).
@@ -189,7 +189,7 @@ def gains(table: pd.DataFrame) -> pd.DataFrame:
             "low": beyond.low,
             "high": beyond.high,
             "p": t_test(part["beyond"]),
-            "seeds": part["seed"].nunique(),
+            "seeds": beyond.n,
         }
         rows[label] = (100 * part[columns].mean()).to_dict() | interval
     return pd.DataFrame.from_dict(rows, orient="index")

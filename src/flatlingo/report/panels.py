@@ -151,9 +151,13 @@ def families_figure(table: pd.DataFrame, found: pd.DataFrame, ys: tuple[str, ...
 
 
 def _asked(runs: pd.DataFrame) -> dict[str, dict[str, tuple[str, str]]]:
-    """The pairs of each question; those of competent conditions go before others at the same level."""
+    """The pairs of competent runs of each question; at other levels those with a condition that has no such run."""
     every, able = matched.questions(runs), matched.questions(runs[runs["able"]])
-    return {question: pairs | able[question] for question, pairs in every.items()}
+    learnt = set(runs.loc[runs["able"], "label"])
+    return {
+        question: {name: pair for name, pair in pairs.items() if not learnt.issuperset(pair)} | able[question]
+        for question, pairs in every.items()
+    }
 
 
 def _forest(

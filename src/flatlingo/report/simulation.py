@@ -95,6 +95,7 @@ def simulated_study(
         "label": [f"{family[c]}={share[c]:g}" if family[c] != "none" else "none" for c, _ in places],
         "seed": np.tile(np.arange(1, seeds + 1), n),
         "classes": 3.0,
+        "validation_rows": rows,
         "trace": trace.ravel(),
         "english_accuracy": english.ravel(),
         "zero_shot_accuracy": np.mean([*zero_shot.values()], axis=0).ravel(),
@@ -115,7 +116,7 @@ def simulated_study(
     return table.assign(gain=table["adapted"] - before, control_gain=table["control"] - before)
 
 
-def design(table: pd.DataFrame, *, rows: int = 4000) -> dict:
+def design(table: pd.DataFrame) -> dict:
     """What makes up a study like a recorded one, as `simulated_study` takes it: its conditions, seeds and spread.
 
     A condition's share is the geometric mean over seeds of its Tr(F) by the unregularised model's. `run_sd` is what
@@ -126,13 +127,12 @@ def design(table: pd.DataFrame, *, rows: int = 4000) -> dict:
 
     Args:
         table: of competent runs, one row per run or per run and target language.
-        rows: English validation rows that accuracies are of.
 
     >>> found = design(simulated_study(0, seeds=6, run_sd=2.0, condition_sd=3.0))
     >>> found["seeds"], len(found["conditions"]["consistency"]), 1.5 < found["run_sd"] < 2.5 < found["condition_sd"] < 4
     (6, 4, True)
     """
-    runs = (per_run(table) if "language" in table else table).copy()
+    runs, rows = per_run(table), int(table["validation_rows"].iloc[0])
     logarithm = np.log(runs["trace"])
     none = logarithm[runs["family"] == "none"].groupby(runs["seed"]).mean()
     shares = np.exp((logarithm - runs["seed"].map(none)).groupby(runs["label"], sort=False).mean())
@@ -188,7 +188,8 @@ def verdict_rates(studies: int = 200, *, seed: int = 0, n_permutations: int = 49
         For the slope, the slope within families, and consistency minus the Fisher penalty at equal trace: the shares of
         studies judged `up`, `down`, `none` and `undecided` (also where there is no interval), and `covered`, whose
         interval holds the true value; and the median `half_width` of the interval in points. With family effects the
-        slope across families has no true value.
+        slope across families has no true value. English accuracy is judged alone, without the correction for the other
+        outcomes that is made in a study (`decisions.verdicts`), so that fewer are decided there.
     """
     effects = study.get("family_effects") or {}
     contrast = effects.get("consistency", 0.0) - effects.get("fisher_penalty", 0.0)

@@ -108,8 +108,9 @@ def chosen(table: pd.DataFrame) -> pd.DataFrame:
     """What choosing the recipe by English validation accuracy gains over plain fine-tuning (`reference`).
 
     In each seed the recipe is that of the highest mean English accuracy over the *other* seeds, of all recipes that
-    take as much compute or less, plain fine-tuning among them; so no seed both chooses and judges. (The choices of two
-    seeds share most of the runs they rest on, which the t interval over seeds does not know of.)
+    take as much compute or less and that every seed has, plain fine-tuning among them; so no seed both chooses and
+    judges. (The choices of two seeds share most of the runs they rest on, which the t interval over seeds does not know
+    of.)
 
     Args:
         table: as for `with_level`.
@@ -128,7 +129,9 @@ def chosen(table: pd.DataFrame) -> pd.DataFrame:
         gaps = minus_reference(runs, level)
         gaps["recipe"] += _less(gaps["level"], level)
         english = gaps.assign(english_accuracy=runs["english_accuracy"])
-        english = english.pivot(index="seed", columns="recipe", values="english_accuracy").dropna(axis=1)
+        english = english.pivot(index="seed", columns="recipe", values="english_accuracy").dropna(
+            axis=1
+        )  # else no mean
         gaps = gaps.set_index(["seed", "recipe"])
         by_seed = {seed: english.drop(index=seed).mean().idxmax() for seed in english.index if len(english) > 1}
         everywhere = english.mean().idxmax()
@@ -152,7 +155,13 @@ def recommendation(found: pd.DataFrame) -> str:
 
 
 def printed(found: pd.DataFrame) -> pd.DataFrame:
-    """What `differences` or `chosen` found, to show: a line for each level and recipe, a column for each outcome."""
+    """What `differences` or `chosen` found, to show: a line for each level and recipe, a column for each outcome.
+
+    What was chosen is a mean over recipes, since other seeds may choose another; the line says which most often.
+    """
+    if "agree" in found:
+        number = found["agree"].astype(str) + " of " + found["seeds"].astype(str)
+        found = found.assign(recipe=f"{CHOSEN} (" + found["recipe"] + " in " + number + ")")
     text = found.apply(lambda row: f"{_interval(row)} {row['verdict']}".strip(), axis=1)
     cells = found.assign(text=text).pivot(index=["level", "recipe"], columns="outcome", values="text")
     order = pd.MultiIndex.from_frame(found[["level", "recipe"]].drop_duplicates())
@@ -219,15 +228,15 @@ def _scale(y: str) -> float:
 def reference(runs: pd.DataFrame, level: int) -> pd.Series:
     """The plain fine-tuning that recipes of a level are held against, by seed, as its level.
 
-    Of those that the budget can buy the one that is most accurate in English in the *other* seeds; with one seed that
-    of the level itself.
+    Of those that the budget can buy, and that every seed has, the one that is most accurate in English in the *other*
+    seeds; with one seed that of the level itself.
 
     Args:
         runs: as `with_level` gives them.
         level: of the budget.
     """
     plain = runs[(runs["recipe"] == "plain") & (runs["level"] <= level)]
-    english = plain.pivot(index="seed", columns="level", values="english_accuracy")
+    english = plain.pivot(index="seed", columns="level", values="english_accuracy").dropna(axis=1)
     best = {seed: english.drop(index=seed).mean().idxmax() for seed in english.index if len(english) > 1}
     return pd.Series(best or level, index=english.index)
 

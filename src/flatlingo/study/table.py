@@ -78,6 +78,11 @@ def _row(config: RunConfig, result: dict) -> dict:
         "seed": config.seed,
         "compute": config.compute,
         "classes": result["classes"],
+        "validation_rows": next(
+            counted["rows"]
+            for counted in result["rows"]
+            if (counted["language"], counted["split"]) == ("en", "validation")
+        ),
         "english_accuracy": accuracy["en"],
         "zero_shot_accuracy": sum(others.values()) / len(others) if others else math.nan,
         **{f"accuracy_{language}": value for language, value in others.items()},
