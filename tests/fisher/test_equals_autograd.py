@@ -1,6 +1,7 @@
 """What is measured equals plain autograd, whatever the model does with its layers, or is refused with the reason."""
 
 import warnings
+from types import SimpleNamespace
 
 import pandas as pd
 import peft
@@ -323,6 +324,62 @@ class MyRMSNorm(nn.Module):
 
     def forward(self, x):
         return self.weight**2 * x / (x.square().sum(-1, keepdim=True) + self.eps).sqrt()
+
+
+class BareRMSNorm(nn.Module):
+    """A norm without a weight, as some backbones have."""
+
+    eps = 1e-6
+
+    def forward(self, x):
+        return x * (x.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+
+
+def test_a_norm_without_a_weight():
+    model = Classifier()
+    model.layer = BareRMSNorm()
+    assert measure(perturbed(model), [rows(7, 4, 5)]) == []
+
+
+def test_a_model_that_changes_its_attention_for_short_rows_keeps_it():
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = transformers.BigBirdConfig(vocab_size=30, block_size=2, num_random_blocks=1, num_labels=3, **sizes)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.BigBirdForSequenceClassification(config).eval()
+    fisher_trace(model, [rows(32, 6)])
+    assert model.bert.attention_type == "block_sparse"
+
+
+def test_a_configuration_of_ones_own():
+    class Own(Classifier):
+        config = SimpleNamespace(pad_token_id=0)
+
+        def between(self, x, ids):
+            return x + ids.shape[1]
+
+    with pytest.warns(UserWarning, match="the padding of a row changes its logits in Own"):
+        fisher_trace(perturbed(Own()), [rows(7, 4)])
+
+
+def test_small_gradients_of_float16_weights_are_not_lost():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = [nn.Embedding(20, 8), nn.Linear(8, 8), nn.Linear(8, 3)]
+        model = nn.Sequential(*layers[:2], Mean(), layers[2]).eval()
+        batch = {"input": torch.randint(0, 20, (4, 6))}
+    with torch.no_grad():
+        layers[2].weight *= 0.003
+    expected = fisher_trace(model.half().float(), [batch], by="parameter").groups
+    found = fisher_trace(model.half(), [batch], by="parameter").groups
+    assert found == pytest.approx(expected, rel=0.05)
+
+
+class Mean(nn.Module):
+    """Over tokens."""
+
+    def forward(self, x):
+        return x.mean(1)
 
 
 def test_a_norm_that_is_another_than_its_name_says():

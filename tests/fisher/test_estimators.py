@@ -1,6 +1,7 @@
 """Estimates of Tr(F): what they converge to, how they spread, and what the look-alikes measure instead."""
 
 import math
+from functools import partial
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -40,6 +41,14 @@ def test_estimates_converge_to_the_exact_trace(model_and_batch, estimator):
     assert found.draws == 1000
     assert found.standard_error < 0.06 * exact
     assert found.value == pytest.approx(exact, abs=4 * found.standard_error)
+
+
+@pytest.mark.parametrize("ask", [partial(penalty_estimate, draws=2, seed=0), argmax_penalty])
+def test_gradients_are_taken_under_no_grad_too(model_and_batch, ask):
+    model, batch = model_and_batch
+    expected = ask(model, batch)
+    with torch.no_grad():
+        assert ask(model, batch) == expected
 
 
 def test_variance_of_hutchinson(model_and_batch):

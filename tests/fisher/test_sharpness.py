@@ -46,6 +46,18 @@ def slowly(model, batches, rho):
         return float(loss(moved, batches) - start), float(norm)
 
 
+def test_under_autocast_the_step_is_taken_too():
+    model = perturbed(
+        torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 3)).eval()
+    ).float()
+    inputs = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    batches = [{"input": inputs, "labels": torch.arange(6) % 3}]
+    expected = sam_sharpness(model, batches, rho=0.5)
+    assert expected > 0.05
+    with torch.autocast("cpu", torch.bfloat16):
+        assert sam_sharpness(model, batches, rho=0.5) == pytest.approx(expected, rel=0.1)
+
+
 @pytest.mark.parametrize("rho", [0.01, 0.05, 0.5])
 def test_it_is_the_rise_of_the_loss_at_the_end_of_one_step_along_the_gradient(model, batches, rho):
     assert sam_sharpness(model, batches, rho) == pytest.approx(slowly(model, batches, rho)[0], rel=1e-10)

@@ -108,6 +108,12 @@ def test_kl_of_far_and_equal_distributions():
     assert kl(p, torch.tensor([[800.0, 0.0]])).item() == pytest.approx(400 - np.log(2))
 
 
+def test_kl_of_distributions_that_share_nothing_is_finite():
+    apart = torch.tensor([[800.0, 0.0]]), torch.tensor([[0.0, 800.0]])
+    assert float(kl(*apart)) == pytest.approx(800)
+    assert float(kl(torch.tensor([[0.0, 0.0]]), torch.tensor([[30.0, 0.0]]))) == pytest.approx(15 - np.log(2), rel=1e-9)
+
+
 def test_mean_kl_over_small_noise_is_half_the_variance_times_the_trace(logits_and_theta):
     logits, theta = logits_and_theta
     C = 1e-6

@@ -214,6 +214,12 @@ def test_lnsr_refuses_layers_that_share_their_weights_and_layers_that_are_skippe
         term(model, rows | {"labels": torch.tensor([0, 1, 2])}, outputs)
 
 
+def test_noise_between_layers_is_refused_where_no_module_is_a_layer():
+    config = transformers.XLMConfig(vocab_size=64, emb_dim=16, n_layers=3, n_heads=2, num_labels=3)
+    with pytest.raises(FlatlingoError, match="parts of its layers in lists side by side"):
+        HiddenNoise().start(transformers.XLMForSequenceClassification(config), seed=0)
+
+
 @every_kind
 def test_r4f_normalises_the_output_layer_of_every_head(kind):
     model, columns = build(kind), batch() | {"labels": torch.tensor([0, 1, 2])}

@@ -53,6 +53,50 @@ def slow_trace(model, batch):
     return total / len(batch["input_ids"])
 
 
+class TwoBiases(torch.nn.Module):
+    """The sum of two parameters is added, so that autograd gives one tensor as the gradient of both."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = torch.nn.Linear(4, 5), torch.nn.Linear(5, 3)
+        self.first, self.second = (torch.nn.Parameter(torch.randn(5)) for _ in range(2))
+        self.unused = torch.nn.Linear(2, 2)
+
+    def forward(self, x):
+        return SimpleNamespace(logits=self.head(torch.tanh(self.layer(x) + (self.first + self.second))))
+
+
+@pytest.fixture
+def two_biases():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = TwoBiases().double()
+        return model, {"x": torch.randn(6, 4).double()}
+
+
+def test_finite_differences_of_gradients_that_are_one_tensor(two_biases):
+    model, batch = two_biases
+    model.unused.requires_grad_(False)
+    found = {}
+    for method, radius in (("exact", {}), ("finite-difference", {"radius": 1e-5})):
+        term = FisherPenalty(1.0, method=method, **radius)
+        term.start(model, seed=0)
+        with term.forward_context():
+            outputs = model(**batch)
+        loss, _ = term(model, batch, outputs)
+        found[method] = torch.autograd.grad(loss, [model.first, model.second, model.layer.bias])
+    for exact, approximate in zip(*found.values(), strict=True):
+        torch.testing.assert_close(approximate, exact, rtol=1e-3, atol=1e-6)
+
+
+def test_a_penalty_on_parameters_that_count_nothing_is_zero(two_biases):
+    model, batch = two_biases
+    term = FisherPenalty(1.0, parameters=["unused.weight"])
+    term.start(model, seed=0)
+    loss, logged = term(model, batch, model(**batch))
+    assert (float(loss), *map(float, logged.values())) == (0, 0)
+
+
 # The trace penalty
 
 

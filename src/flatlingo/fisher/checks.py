@@ -141,7 +141,9 @@ def check_padding(model: nn.Module, batch: Mapping[str, Tensor], row: int, padde
     if agree(padded, alone, padded.dtype):
         return
     used = batch["input_ids"][row][batch["attention_mask"][row] == 0].unique().tolist()
-    pad = model.config.get_text_config().pad_token_id if hasattr(model, "config") else None
+    config = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    pad = getattr(config, "pad_token_id", None)
     if pad is not None and used != [pad]:
         raise FlatlingoError(
             f"a row is padded with token {used[0]}, and the model takes {pad} (pad_token_id), so that its padding is "

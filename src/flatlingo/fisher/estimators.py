@@ -28,6 +28,7 @@ from flatlingo.fisher.theory import Estimate, estimate, functional, quadratic_fo
 from flatlingo.fisher.trace import Batch, FisherTrace, measure, score_direction
 
 
+@torch.enable_grad()
 def penalty_estimate(model: nn.Module, batch: Mapping[str, Tensor], *, draws: int, seed: int) -> Estimate:
     r"""B‖ḡ‖², the estimate of Tr(F_batch) that the Fisher penalty makes.
 
@@ -104,6 +105,7 @@ def argmax_trace(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> F
     return measure(model, batches, directions)
 
 
+@torch.enable_grad()
 def argmax_penalty(model: nn.Module, batch: Mapping[str, Tensor]) -> float:
     r"""B‖ḡ‖² with the most probable labels: what published code computes for Tr(F) (up to the factor B).
 

@@ -112,7 +112,8 @@ def _key(x: Tensor) -> tuple:
 
 
 def _gram(x: Tensor) -> Tensor:
-    """X Xᵀ over the tokens of each example, folded, from (B, T, d)."""
+    """X Xᵀ over the tokens of each example, folded, from (B, T, d); products of float16 numbers would become 0."""
+    x = x.float() if x.dtype == torch.float16 else x
     if torch.is_grad_enabled() and x.requires_grad:
         return _at_least_float32(_Gram.apply(x)).flatten(1)
     return _folded(x, lambda rows, columns: _at_least_float32(x[:, rows] @ x[:, columns].mT))
@@ -274,7 +275,11 @@ def roles_of(module: nn.Module) -> dict[str, Role]:
         return {"weight": _SCALE, "bias": _BIAS}
     if forward is nn.Embedding.forward and module.max_norm is None and not module.scale_grad_by_freq:
         return {"weight": _TABLE}
-    if type(module).__name__.endswith("RMSNorm") and (hasattr(module, "eps") or hasattr(module, "variance_epsilon")):
+    scaled = isinstance(getattr(module, "weight", None), nn.Parameter)
+    named = type(module).__name__.endswith("RMSNorm") and (
+        hasattr(module, "eps") or hasattr(module, "variance_epsilon")
+    )
+    if named and scaled:
         return {"weight": _SCALE}
     return {}
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from flatlingo.errors import FlatlingoError
 from flatlingo.fisher.checks import LABEL_KEYS, check_batch, check_gold, check_model, checked_logits
-from flatlingo.fisher.gradnorms import logits_of
+from flatlingo.fisher.gradnorms import logits_of, uncached_casts
 from flatlingo.fisher.trace import padding_is_checked
 
 
@@ -61,14 +61,14 @@ def sam_sharpness(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], rho
         raise FlatlingoError(
             f"weights of {low[0]} cannot hold so small a step: call model.float() before measuring sharpness"
         )
-    with torch.enable_grad():
+    with torch.enable_grad(), uncached_casts():
         start, gradient = _loss_and_gradient(model, parameters, batches)
     norm = float(sum(part.double().square().sum() for part in gradient)) ** 0.5
     if not 0 < norm < float("inf"):
         raise FlatlingoError(f"the gradient of the loss has norm {norm:g}: there is no direction to go up")
     kept = [parameter.detach().clone() for parameter in parameters]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), uncached_casts():
             for parameter, part in zip(parameters, gradient, strict=True):
                 parameter.add_(part, alpha=rho / norm)
             end = sum(float(loss) for loss in _losses(model, batches))

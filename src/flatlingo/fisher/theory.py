@@ -119,7 +119,8 @@ def kl_per_example(logits_p: Tensor, logits_q: Tensor) -> Tensor:
     small = step.abs().amax(1, keepdim=True) < 1
     near = step - torch.log1p((p * torch.expm1(torch.where(small, step, 0))).sum(1, keepdim=True))
     delta = torch.where(small, near, logits_q.double().log_softmax(1) - log_p)
-    return (p * _exp_remainder(delta)).sum(1)
+    large = logits_q.double().softmax(1) - p - p * delta  # the same, of numbers that neither cancel nor overflow there
+    return torch.where(delta > 1, large, p * _exp_remainder(delta.clamp(max=1))).sum(1)
 
 
 def _exp_remainder(x: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ def squared_norm_by_finite_differences(
     for parameter in shifted.values():
         parameter.requires_grad_()
     differences = torch.autograd.grad(F.cross_entropy(shifted_pass(shifted), labels), list(shifted.values()))
-    torch._foreach_sub_(differences, list(gradients.values()))
+    differences = torch._foreach_sub(differences, list(gradients.values()))  # not in place: two may be one tensor
     scale = 2 * norm / radius
     finite = (torch.stack(torch._foreach_norm(differences)) * scale).isfinite().all()
     if is_seen(~finite):

@@ -184,4 +184,4 @@ def squared_gradient_norm(
     parameters = [parameter for parameter in parameters if parameter.requires_grad]
     loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
     gradients = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
-    return sum(squared_norm(gradient) for gradient in gradients if gradient is not None)
+    return sum((squared_norm(gradient) for gradient in gradients if gradient is not None), logits.new_zeros(()))

@@ -467,6 +467,11 @@ class HiddenNoise(Noise):
         stacks = [module for module in encoder.modules() if isinstance(module, nn.ModuleList) and len(module) == count]
         if not stacks:
             raise FlatlingoError(f"{type(self._model).__name__} has no list of encoder layers to put noise between")
+        if any(sum(child in stacks for child in module.children()) > 1 for module in encoder.modules()):
+            raise FlatlingoError(
+                f"{type(self._model).__name__} keeps the parts of its layers in lists side by side, so that no module "
+                "is a layer to put noise behind"
+            )
         highest = count - (self.compare == "hidden")
         if not 1 <= self.layer <= highest:
             raise FlatlingoError(f"noise at layer {self.layer}: this needs a layer from 1 to {highest} of the {count}")
@@ -484,8 +489,8 @@ class HiddenNoise(Noise):
             perturbed = model(**inputs)
         if self._outputs is None:
             raise FlatlingoError(
-                f"a pass of {type(self._model).__name__} skips its layer {self.layer}, so it has no noise; set the "
-                "probability of skipping layers (layerdrop) to 0"
+                f"a pass of {type(self._model).__name__} skips its layer {self.layer}, or calls it by another way: "
+                "it has no noise; if there is a probability of skipping layers (layerdrop), set it to 0"
             )
         if self.compare == "hidden" and not self._checked:
             self._check(self._states(perturbed), inputs)
