@@ -1,8 +1,8 @@
 """Inference: does the first sentence entail the second, contradict it, or neither?
 
 The hypothesis is drawn first, and used only if all three labels can be had for it; the premise is then made from it by
-one or two edits (`edits`). So hypotheses are distributed alike under every label and tell nothing about it. Premises do:
-which quantifier they have, and whether they are negated or say where and when, goes with the edit.
+one or two edits (`edits`). So hypotheses are distributed alike under every label and tell nothing about it. Premises
+do: which quantifier they have, and whether they are negated or say where and when, goes with the edit.
 """
 
 import random

@@ -153,9 +153,10 @@ class Translation(View):
 class CodeSwitching(View):
     """Words replaced by translations from a bilingual lexicon, drawn for each row and epoch.
 
-    Every word that the lexicon knows, as it is written or in lower case, is replaced with probability `ratio` by one of
-    its translations, all equally likely. A word is a run of letters, so texts written without spaces are hardly
-    switched, and words of scripts with vowel signs (Hindi, Thai) are not found. xTune (Zheng et al. 2021) uses ratios of 0.3 (XNLI) and 0.5 (PAWS-X).
+    Every word that the lexicon knows, as it is written or in lower case, is replaced with probability `ratio` by one
+    of its translations, all equally likely. A word is a run of letters, so texts written without spaces are hardly
+    switched, and words of scripts with vowel signs (Hindi, Thai) are not found. xTune (Zheng et al. 2021) uses ratios
+    of 0.3 (XNLI) and 0.5 (PAWS-X).
 
     Args:
         tokenizer: tokenizer of the model.
