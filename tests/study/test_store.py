@@ -67,7 +67,7 @@ def test_runs_from_several_encoders_of_one_name_are_not_mixed_up(configs, tmp_pa
 def test_what_was_not_measured_is_nan_in_the_table(configs):
     trace = {"value": 2.0, "standard_error": 0.1, "groups": {"head": 1.0}}
     result = {"accuracy": {"en": 0.5}, "train_accuracy": 1.0, "trace": trace, "empirical_fisher": 3.0, "seconds": 1}
-    result["classes"] = 3
+    result |= {"classes": 3, "rows": [{"language": "en", "split": "validation", "rows": 10}]}
     (row,) = table(configs[:1], [result | {"noisy_fitted": None}]).to_dict("records")
     missing = {name for name, value in row.items() if value != value}
     assert missing >= {"noisy_fitted", "early_trace", "distance", "scale_aware", "zero_shot_accuracy", "margin"}
@@ -76,7 +76,8 @@ def test_what_was_not_measured_is_nan_in_the_table(configs):
 
 
 def test_a_table_has_the_means_and_differences_of_a_result(configs):
-    rows = [{"language": "de", "split": s, "rows": n} for s, n in (("validation", 10), ("adapt_validation", 6))]
+    sizes = {("en", "validation"): 20, ("de", "validation"): 10, ("de", "adapt_validation"): 6}
+    rows = [{"language": language, "split": split, "rows": n} for (language, split), n in sizes.items()]
     trace = {"value": 2.0, "standard_error": 0.1, "log_mean": -0.3, "groups": {"head": 0.5, "embeddings": 0.25}}
     result = {
         "accuracy": {"en": 0.9, "de": 0.7, "es": 0.5},
@@ -93,6 +94,7 @@ def test_a_table_has_the_means_and_differences_of_a_result(configs):
     assert row["zero_shot_accuracy"] == pytest.approx(0.6)
     assert (row["log_trace"], row["head_trace"], row["early_trace"]) == (-0.3, 0.5, 4.0)
     assert row["trace_without_embeddings"] == pytest.approx(1.75)
+    assert row["validation_rows"] == 20
     assert row["gain"] == pytest.approx(1 / 6)
     assert row["control_gain"] == pytest.approx(0.9 - 5 / 6)
     assert row["start"] == pytest.approx(2 / 4), "of ten rows seven are right, five of them among the six held out"

@@ -15,7 +15,7 @@ def table(configs: list[RunConfig], results: list[dict]) -> pd.DataFrame:
     Accuracies and shares lie in 0..1, losses are in nats, traces in nats²; NaN where something was not measured.
 
     Columns of every table: `run_id, plan, task, encoder, family, weight, label, seed, classes, seconds`; `compute`
-    (`RunSpec.compute`, of plain fine-tuning for the setup's epochs 1);
+    (`RunSpec.compute`, of plain fine-tuning for the setup's epochs 1); `validation_rows` (English);
     `english_accuracy`, `accuracy_<language>` and `zero_shot_accuracy`, the mean over the other languages;
     `train_accuracy`, `train_loss`, `clean_train_accuracy`, `clean_train_loss`, `noisy_fitted` (of the wrong training
     labels, the share reproduced); `trace`, `trace_se`, `log_trace` (mean over examples of the logarithm),
@@ -78,11 +78,7 @@ def _row(config: RunConfig, result: dict) -> dict:
         "seed": config.seed,
         "compute": config.compute,
         "classes": result["classes"],
-        "validation_rows": next(
-            counted["rows"]
-            for counted in result["rows"]
-            if (counted["language"], counted["split"]) == ("en", "validation")
-        ),
+        "validation_rows": _sizes(result)["en", "validation"],
         "english_accuracy": accuracy["en"],
         "zero_shot_accuracy": sum(others.values()) / len(others) if others else math.nan,
         **{f"accuracy_{language}": value for language, value in others.items()},
@@ -101,11 +97,15 @@ def _row(config: RunConfig, result: dict) -> dict:
     }
 
 
+def _sizes(result: dict) -> dict[tuple[str, str], int]:
+    """Rows of each language and split."""
+    return {(counted["language"], counted["split"]): counted["rows"] for counted in result["rows"]}
+
+
 def _with_second_stage(row: dict, result: dict) -> list[dict]:
     if "second_stage" not in result:
         return [row]
-    sizes = {(counted["language"], counted["split"]): counted["rows"] for counted in result["rows"]}
-    rows = []
+    sizes, rows = _sizes(result), []
     for language, accuracy in result["second_stage"].items():
         start, control = accuracy["zero_shot"], _number(accuracy.get("control"))
         gains = {"gain": accuracy["adapted"] - start, "control": control, "control_gain": control - start}
