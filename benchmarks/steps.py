@@ -180,7 +180,9 @@ def prepared(options, name):
     model, optimiser = trained(options.size, "eager" if name == "Fisher penalty, as published" else "sdpa")
     clean, view = (make_batch(options.size, options.tokens, options.batch, seed=seed) for seed in (0, 1))
     clean["labels"] = torch.arange(options.batch) % model.config.num_labels
-    return step_of(model, optimiser, clean, view, methods(SIZES[options.size][0])[name].make())
+    step = step_of(model, optimiser, clean, view, methods(SIZES[options.size][0])[name].make())
+    step.moments = 2 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad) / 2**20
+    return step
 
 
 def main() -> None:
@@ -195,8 +197,8 @@ def main() -> None:
     torch.set_num_threads(1)
     if options.memory:
         step = prepared(options, options.memory)
-        step()  # the optimiser's moments are every method's
-        print(json.dumps({"peak MiB": peak_memory(step)}))
+        peak = peak_memory(lambda: [step() for _ in range(2)])  # from the loaded model on, without gradients
+        print(json.dumps({"peak MiB": peak - step.moments}))  # the optimiser's moments are every method's
         return
 
     measured = methods(SIZES[options.size][0])
@@ -225,7 +227,8 @@ def save(report: dict, output: Path) -> None:
     columns |= {"seconds": ".3g", "memory": ".2f", "peak MiB": ".0f"}
     note = (
         "Time and memory are ratios to a plain training step on the same batch; the floor is the passes a method "
-        "needs. Weight decay, label smoothing, dropout and early stopping are plain steps.\n"
+        "needs. Memory is the peak of two steps over the loaded model, gradients with it, without the optimiser's "
+        "moments. Weight decay, label smoothing, dropout and early stopping are plain steps.\n"
     )
     write_report(output, report, [heading("Training steps", report), note, markdown(report["rows"], columns)])
 

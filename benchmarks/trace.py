@@ -162,7 +162,7 @@ def main() -> None:
         model, batch = make_model(options.sizes[0]), make_batch(options.sizes[0], options.tokens[0])
         METHODS[options.memory](model, make_batch(options.sizes[0], 8, 2))()  # what is allocated once
         model.zero_grad()
-        print(json.dumps({"peak MiB": peak_memory(METHODS[options.memory](model, batch))}))
+        print(json.dumps({"peak MiB": peak_memory(lambda: METHODS[options.memory](model, batch)())}))
         return
     methods = list(dict.fromkeys(["floor_full", "floor_act", *options.methods]))
     report = read_report(options.output.with_suffix(".json"), environment(*PEERS), lists=("rows", "lengths"))

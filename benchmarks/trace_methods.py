@@ -14,6 +14,7 @@ from torch.func import functional_call, grad, vmap
 
 from flatlingo.fisher import fisher_trace, softmax_factor
 from flatlingo.fisher.gradnorms import GradientNorms
+from flatlingo.fisher.trace import CHECKED
 
 CALL = 4  # batches
 
@@ -56,8 +57,9 @@ def training_step(model, batch):
 
 
 def flatlingo(model, batch):
+    few = {name: values[:CHECKED] for name, values in batch.items()}  # as `fisher_trace` looks at the model first
     with torch.no_grad():
-        engine = GradientNorms(model, dict(model.named_parameters()), batch, model(**batch).logits)
+        engine = GradientNorms(model, dict(model.named_parameters()), few, model(**few).logits)
 
     def once():
         weights, directions = softmax_factor(engine.forward(batch))
