@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
@@ -320,8 +321,7 @@ def tensorboard(folder: Path) -> TrainerCallback:
     Raises:
         ModuleNotFoundError: if TensorBoard is not installed.
     """
-    import tensorboard  # noqa: F401 (without it transformers raises a RuntimeError)
-
+    import_module("tensorboard")  # without it transformers raises a RuntimeError
     callback = TensorBoardCallback()
     callback.logging_dir = str(folder)
     return callback

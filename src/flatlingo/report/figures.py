@@ -29,6 +29,7 @@ from flatlingo.report.drawing import (
 )
 from flatlingo.report.marks import (
     condition_marks,
+    counting,
     draw_marks,
     half_widths,
     label_marks,
@@ -232,8 +233,7 @@ def _trace_against_weight(axes: dict[str, Axes], table: pd.DataFrame) -> None:
     baseline = table.loc[table["family"] == "none", "trace"]
     for i, (name, ax) in enumerate(axes.items()):
         look, runs = family(name).drawn, table[(table["family"] == name) & (table["weight"] > 0)]
-        counts = runs["able"] | ~runs.groupby("label")["able"].transform("any")
-        means = statistics.condition_means(runs[counts]).sort_values("weight")
+        means = statistics.condition_means(counting(runs)).sort_values("weight")
         ax.set(xscale="log", yscale="log", xlabel=family(name).weight or "weight")
         dots = {"marker": ".", "markersize": 3, "linestyle": "none", "alpha": 0.55}
         ax.plot(runs["weight"], runs["trace"], color=look.colour, **dots)

@@ -34,6 +34,11 @@ def seeds_aligned(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     return table.assign(**(table[columns] - means.loc[table["seed"]].to_numpy() + means.mean()))
 
 
+def counting(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs that a condition's mean is of: those that are able or, if none of it is, all."""
+    return runs[runs["able"] | ~runs.groupby("label")["able"].transform("any")]
+
+
 def condition_marks(table: pd.DataFrame, y: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Runs and their conditions as they are drawn against Tr(F): y in per cent, seeds laid on each other.
 
@@ -47,7 +52,7 @@ def condition_marks(table: pd.DataFrame, y: str) -> tuple[pd.DataFrame, pd.DataF
     """
     runs = table.dropna(subset=[y]).assign(x=lambda t: np.log(t["trace"]), y=lambda t: 100 * t[y])
     runs = seeds_aligned(runs, ["x", "y"])
-    counted = runs[runs["able"] | ~runs.groupby("label")["able"].transform("any")].groupby("label")
+    counted = counting(runs).groupby("label")
     means = counted[["x", "y"]].mean().assign(able=counted["able"].any(), n=counted.size())
     conditions = in_order(runs).join(means, on="label").reset_index(drop=True)
     return runs.assign(x=np.exp(runs["x"])), conditions.assign(x=np.exp(conditions["x"]))

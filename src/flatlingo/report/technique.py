@@ -129,9 +129,7 @@ def chosen(table: pd.DataFrame) -> pd.DataFrame:
         gaps = minus_reference(runs, level)
         gaps["recipe"] += _less(gaps["level"], level)
         english = gaps.assign(english_accuracy=runs["english_accuracy"])
-        english = english.pivot(index="seed", columns="recipe", values="english_accuracy").dropna(
-            axis=1
-        )  # else no mean
+        english = english.pivot(index="seed", columns="recipe", values="english_accuracy").dropna(axis=1)
         gaps = gaps.set_index(["seed", "recipe"])
         by_seed = {seed: english.drop(index=seed).mean().idxmax() for seed in english.index if len(english) > 1}
         everywhere = english.mean().idxmax()
