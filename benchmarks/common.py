@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
+from flatlingo.devices import cpu_name
 from flatlingo.files import replacing
 
 RESULTS = Path(__file__).parent / "results"
 LABELS = 3
+CPU = cpu_name()
 # layers, hidden size, heads, vocabulary, examples per batch; "micro" and "mini" are for trying a benchmark out
 SIZES = {
     "micro": (1, 32, 2, 500, 4),
@@ -128,13 +130,7 @@ def environment(*packages: str) -> dict[str, str]:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "-"
-    return {"cpu": cpu(), "threads": str(torch.get_num_threads()), "python": platform.python_version(), **versions}
-
-
-def cpu() -> str:
-    """The make of this machine's CPU, as Linux tells it, or else its architecture."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return {"cpu": CPU, "threads": str(torch.get_num_threads()), "python": platform.python_version(), **versions}
 
 
 def read_report(path: Path, where: dict[str, str], *, lists: tuple[str, ...] = ("rows",)) -> dict:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from common import RESULTS, cpu, environment, heading, markdown, read_report, replaced, status_mib, write_report
+from common import CPU, RESULTS, environment, heading, markdown, read_report, replaced, status_mib, write_report
 from transformers.utils import logging
 
 from flatlingo import devices, hub
@@ -212,12 +212,12 @@ def steps(pair: Pair, options: argparse.Namespace) -> list[dict]:
     def row(work: str, which: Callable[[tuple], bool]) -> dict:
         chosen = [found for piece, found in zip(works, least, strict=True) if which(piece)]
         plain, kept = (1e3 * sum(found[k] for found in chosen) / len(chosen) for k in range(2))
-        return {"cpu": cpu(), "work": work, "ms": plain, "ms, memory kept": kept, "kept / not": kept / plain}
+        return {"cpu": CPU, "work": work, "ms": plain, "ms, memory kept": kept, "kept / not": kept / plain}
 
     rows = []
     for setting in settings:
         if setting in failed:
-            rows.append({"cpu": cpu(), "work": str(setting), "note": failed[setting].splitlines()[0][:120]})
+            rows.append({"cpu": CPU, "work": str(setting), "note": failed[setting].splitlines()[0][:120]})
             continue
         found = row(str(setting), lambda piece, setting=setting: piece[1] == setting)
         if setting.compiled:
@@ -241,7 +241,7 @@ def throughput(pair: Pair, options: argparse.Namespace) -> list[dict]:
     works |= {f"Tr(F), {attention}, batches of {size}": ("trace", size, attention) for size, attention in TRACED}
     least = pair.seconds(max(1, options.rounds - 1), list(works.values()))
     return [
-        {"cpu": cpu(), "work": work, "rows/s": options.rows / plain, "rows/s, memory kept": options.rows / kept}
+        {"cpu": CPU, "work": work, "rows/s": options.rows / plain, "rows/s, memory kept": options.rows / kept}
         for work, (plain, kept) in zip(works, least, strict=True)
     ]
 
@@ -262,7 +262,7 @@ def main() -> None:
     report = read_report(options.output.with_suffix(".json"), environment(), lists=("steps", "throughput"))
     settings = {"batch": BATCH, "batches": options.batches, "rounds": options.rounds, "rows": options.rows}
     settings |= {"beside": options.note} if options.note else {}
-    report.setdefault("settings", {})[cpu()] = {key: str(value) for key, value in settings.items()}
+    report.setdefault("settings", {})[CPU] = {key: str(value) for key, value in settings.items()}
     for name, measure in {"steps": steps, "throughput": throughput}.items():
         found = measure(pair, options)
         print(json.dumps(found, indent=1), flush=True)

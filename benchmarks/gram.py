@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import torch
-from common import RESULTS, cpu, environment, heading, markdown, read_report, replaced, write_report
+from common import CPU, RESULTS, environment, heading, markdown, read_report, replaced, write_report
 
 from flatlingo.fisher import roles
 
@@ -41,7 +41,7 @@ def measured(shape: tuple[int, int, int], rounds: int) -> dict:
         for name, block in BLOCKS.items():
             found[name].append(milliseconds(x, block, 12))
     base = min(found["32"])
-    row = {"cpu": cpu(), **dict(zip(("examples", "tokens", "size"), shape, strict=True)), "ms": base}
+    row = {"cpu": CPU, **dict(zip(("examples", "tokens", "size"), shape, strict=True)), "ms": base}
     return row | {name: min(values) / base for name, values in found.items()}
 
 

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 from common import (
+    CPU,
     RESULTS,
-    cpu,
     environment,
     heading,
     in_own_process,
@@ -146,7 +146,7 @@ def main() -> None:
     rows = []
     for name in METHODS:
         row = {
-            "cpu": cpu(),
+            "cpu": CPU,
             "method": name,
             "seconds": statistics.median(seconds[name]),
             "time": ratio(seconds, name, "plain"),
@@ -167,7 +167,7 @@ def main() -> None:
             row["memory"] = row["peak MiB"] / rows[0]["peak MiB"]
     report = read_report(options.output.with_suffix(".json"), environment())
     settings = {key: str(value) for key, value in vars(options).items() if key not in ("output", "memory")}
-    report.setdefault("settings", {})[cpu()] = settings
+    report.setdefault("settings", {})[CPU] = settings
     report["rows"] = replaced(report["rows"], rows, ())
     save(report, options.output)
 

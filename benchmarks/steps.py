@@ -24,9 +24,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from common import (
+    CPU,
     RESULTS,
     SIZES,
-    cpu,
     environment,
     heading,
     in_own_process,
@@ -205,7 +205,7 @@ def main() -> None:
     seconds = interleaved({name: prepared(options, name) for name in measured}, options.rounds)
     rows = []
     for name, method in measured.items():
-        row = {"cpu": cpu(), "method": name, "family": method.family, "seconds": statistics.median(seconds[name])}
+        row = {"cpu": CPU, "method": name, "family": method.family, "seconds": statistics.median(seconds[name])}
         row |= {"time": ratio(seconds, name, PLAIN), "floor": method.passes / measured[PLAIN].passes}
         row["time / floor"] = row["time"] / row["floor"]
         arguments = ("--size", options.size, "--tokens", options.tokens, "--batch", options.batch, "--memory", name)
@@ -216,7 +216,7 @@ def main() -> None:
             row["memory"] = row["peak MiB"] / rows[0]["peak MiB"]
     report = read_report(options.output.with_suffix(".json"), environment())
     settings = {key: str(value) for key, value in vars(options).items() if key not in ("output", "memory")}
-    report.setdefault("settings", {})[cpu()] = settings
+    report.setdefault("settings", {})[CPU] = settings
     report["rows"] = replaced(report["rows"], rows, ())
     save(report, options.output)
 

@@ -30,9 +30,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from common import (
+    CPU,
     RESULTS,
     SIZES,
-    cpu,
     environment,
     in_own_process,
     interleaved,
@@ -90,7 +90,7 @@ def setting(size: str, tokens: int, methods: list[str], rounds: int, quality: di
     seconds = interleaved(working, rounds, slow=SLOW)
     rows = []
     for name in methods:
-        row = {"cpu": cpu(), "size": size, "T": tokens, "B": len(batch["input_ids"]), "method": name, **quality[name]}
+        row = {"cpu": CPU, "size": size, "T": tokens, "B": len(batch["input_ids"]), "method": name, **quality[name]}
         if name in working:
             row |= {"memory failed" if key == "failed" else key: value for key, value in memory[name].items()}
             median = statistics.median(seconds[name])
@@ -136,7 +136,7 @@ def lengths(size: str, rounds: int) -> list[dict]:
     seconds = interleaved({name: partial(fisher_trace, model, made) for name, made in ways.items()}, rounds)
     return [
         {
-            "cpu": cpu(),
+            "cpu": CPU,
             "size": size,
             "batches": name,
             "real tokens": float(drawn.sum() / sum(batch["input_ids"].numel() for batch in made)),
@@ -166,7 +166,7 @@ def main() -> None:
         return
     methods = list(dict.fromkeys(["floor_full", "floor_act", *options.methods]))
     report = read_report(options.output.with_suffix(".json"), environment(*PEERS), lists=("rows", "lengths"))
-    report.setdefault("GFLOP/s", {})[cpu()] = {
+    report.setdefault("GFLOP/s", {})[CPU] = {
         str(dtype).removeprefix("torch."): product_rate(dtype) for dtype in (torch.float32, torch.bfloat16)
     }
     for size in options.sizes:

@@ -54,6 +54,22 @@ def test_what_needs_a_gpu_is_refused_with_the_reason_and_the_remedy(unusable, me
     assert ("too old" in str(refused.value)) is (message is TOO_OLD)
 
 
+AMD = "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\nflags\t\t: fpu"
+ARM = "processor\t: 0\nBogoMIPS\t: 50.00\nCPU implementer\t: 0x41"
+
+
+@pytest.mark.parametrize(
+    ("told", "name"),
+    [(f"{AMD}\n\n{AMD.replace('17', '1')}\n", "AMD EPYC, family 25, model 17, AVX9"), (ARM, "arm64, AVX9")],
+    ids=["the first core's", "no name"],
+)
+def test_a_cpu_is_named_by_its_make_and_the_instructions_in_use(monkeypatch, told, name):
+    monkeypatch.setattr(devices.Path, "read_text", lambda _path, **_options: told)
+    monkeypatch.setattr(platform, "machine", lambda: "arm64")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX9")
+    assert devices.cpu_name.__wrapped__() == name
+
+
 def test_one_may_ask_for_the_cpu(unusable, monkeypatch):
     unusable("No CUDA GPUs are available")
     monkeypatch.setenv("FLATLINGO_CPU", "1")

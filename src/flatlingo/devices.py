@@ -1,11 +1,13 @@
 """Which device and which of several processes this is; asked here and nowhere else."""
 
 import ctypes
+import functools
 import os
 import platform
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -20,8 +22,22 @@ def device() -> torch.device:
 
 
 def device_name() -> str:
-    """`cpu`, or the name of the GPU in use."""
-    return torch.cuda.get_device_name(device()) if torch.cuda.is_available() else "cpu"
+    """The name of the GPU in use, or the make of the CPU."""
+    return torch.cuda.get_device_name(device()) if torch.cuda.is_available() else cpu_name()
+
+
+@functools.cache
+def cpu_name() -> str:
+    """The make of this machine's CPU and the instructions that PyTorch uses: on one make runs repeat bit for bit.
+
+    Linux tells the make, with numbers since one name is given to several generations (`AMD EPYC, family 25, model 1,
+    AVX2`); on other systems it is the architecture (`arm64, DEFAULT`).
+    """
+    told = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
+    first = dict(re.findall(r"^(.+?)\s*: (.+)$", told.partition("\n\n")[0], re.MULTILINE))
+    numbers = [f"{name.removeprefix('cpu ')} {first[name]}" for name in ("cpu family", "model") if name in first]
+    make = [first.get("model name", platform.machine()), *numbers]
+    return ", ".join([*make, torch.backends.cpu.get_cpu_capability()])
 
 
 def runs_ahead(where: torch.device) -> bool:
