@@ -4,7 +4,6 @@ Run by `make record`; tests compare the README with both.
 """
 
 import json
-import math
 import subprocess
 import tempfile
 import textwrap
@@ -15,7 +14,7 @@ import pandas as pd
 
 from flatlingo.errors import FlatlingoError
 from flatlingo.files import RECORDED, ROOT, replacing
-from flatlingo.report import competence, decisions, judging, slopes, statistics
+from flatlingo.report import answers, competence, decisions, judging, slopes, statistics
 from flatlingo.report.drawing import LANGUAGES
 from flatlingo.report.matched import TOO_FEW_SEEDS
 from flatlingo.report.regimes import regime
@@ -37,20 +36,22 @@ ASKED = {  # how the table puts a question that prose asks in other words
     "slope within families": "… within families",
     "gain minus gain from English rows": "gain minus that from as many English rows",
 }
-ALONE = {"slope within families": "per halving of Tr(F) within families"}  # where no line stands above it
 HEADS = {  # outcome: over the column of points per halving of Tr(F)
     "English accuracy": "English accuracy (figure 1)",
     "zero-shot accuracy": "zero-shot accuracy",
     "gain": "gain of a second stage (figure 2)",
     "accuracy after adaptation": "accuracy after it",
 }
-CLAIMED = {
-    "English accuracy": "that flatter models are more accurate",
-    "gain": "that they gain more from a second stage",
+WEIGHT = "weight"
+ROWS = HEADS | {WEIGHT: "does Tr(F) fall with the weight?"}
+SAID = {  # of one outcome, of several
+    "rises": ("rises", "rise"),
+    "falls": ("falls", "fall"),
+    "no effect": ("stays the same", "stay the same"),
 }
 SEEDS = {("small", "nli"): 3, ("small", "paraphrase"): 2}  # planned; of preset mini ten
-SETTING, TECHNIQUE = "using_intervention.json", "using_technique.json"
-TOO_FEW = (TOO_FEW_SEEDS, judging.TOO_FEW)
+SETTING, TECHNIQUE, POWER = "using_intervention.json", "using_technique.json", "beyond.json"
+OPEN = ("undecided", TOO_FEW_SEEDS, judging.TOO_FEW)
 UNITS = {"wrong labels reproduced": ""}  # of the regimes; the others are in points
 
 
@@ -60,52 +61,76 @@ def results(figures: Path = FIGURES) -> str:
 
 
 def lead(figures: Path = FIGURES) -> str:
-    """What is said of the paper's claims, a line for each plan recorded; and which further questions are decided."""
-    lines, settled, asked = [["points per halving of Tr(F)", *HEADS.values()], ["---"] * (len(HEADS) + 1)], [], 0
-    said = {outcome: [] for outcome in CLAIMED}
+    """What is said of the paper's claims: in two sentences, study by study, and what an open answer means."""
+    columns, found = {"points per halving of Tr(F)": ROWS}, {}
     for preset, folder in _folders(figures).items():
         for plan in _recorded(folder):
-            figure = json.loads((folder / FILES[plan][0]).read_text(encoding="utf-8"))
+            figure = _read(folder / FILES[plan][0])
             runs = pd.DataFrame(figure["data"])
-            if not figure["headline"]["verdicts"]:
-                lines.append([f"{runs['task'].iloc[0]}: nothing is decided", *[""] * len(HEADS)])
-                continue
-            found = _printed(figure["headline"]["verdicts"])
-            told, task = found.apply(_told, axis=1), runs["task"].iloc[0]
+            task, encoder = runs[["task", "encoder"]].iloc[0]
+            found[task] = _printed(figure["headline"]["verdicts"])
             gap = _without_gap(plan) if preset == "mini" else ""
-            number = found.loc["slope", "conditions"].iloc[0]
-            title = f"{task}, {runs['encoder'].iloc[0]}: {number} conditions, {_seeds(runs, preset, plan)}{gap}"
-            lines.append([title, *(told.get(("slope", outcome), "") for outcome in HEADS)])
-            for outcome in {*CLAIMED} & {*found.loc["slope"].index}:
-                said[outcome].append(found.loc[("slope", outcome), "verdict"])
-            rest = found[(found["low"] != "") & (found.index.get_level_values("question") != "slope")]
-            asked += len(rest)
-            settled += [
-                f"* {task}: {outcome}, {_alone(question)}: {told[question, outcome]}{_ends(told, question, outcome)}\n"
-                for question, outcome in rest[~rest["verdict"].isin(("undecided", *TOO_FEW))].index
-            ]
-    path = figures / SETTING
-    intervention = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+            title = f"{task}, {encoder}, {_seeds(runs, preset, plan)}{gap}"
+            columns[title] = _column(found[task], "slope") | _weights(runs)
+    intervention = _read(figures / SETTING)
     setting = _setting(intervention)
-    lines += _set(setting)
-    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    claims = "; ".join(f"{_tally(said[outcome])} {words}" for outcome, words in CLAIMED.items())
-    rest = f"Of {asked} further questions that have an interval, {len(settled)} are decided{':' if settled else '.'}"
-    setting = " ".join([_by_setting(setting), _by_target(intervention), _besides(intervention)])
-    text = _filled(f"**Over regularisers, {claims}.** {setting}")
-    parts = [text, table.strip(), rest, "".join(settled).strip(), _advice(figures / TECHNIQUE)]
-    return "\n" + "\n\n".join(part for part in parts if part) + "\n"
+    if len(setting):
+        title = f"mini-nli, Tr(F) set by one term, {setting['seeds'].iloc[0]} of 10 seeds"
+        columns[title] = _column(setting, "")
+    everything = pd.concat(found)
+    slope = everything.index.get_level_values("question") == "slope"
+    summary = f"{_over_regularisers(everything[slope])} {_by_setting(setting)}".strip()
+    table = pd.DataFrame(columns).reindex([*ROWS]).fillna("")
+    notes = [_by_target(intervention), _besides(intervention), _power(_read(figures / POWER))]
+    notes += [_advice(_read(figures / TECHNIQUE)), _further(everything[~slope])]
+    listed = "\n".join(textwrap.indent(_filled(note), "  ").replace("  ", "* ", 1) for note in notes if note)
+    return f"\n{_filled(f'**{summary}**')}\n\n{_markdown(table)}\n{listed}\n"
 
 
-def _advice(path: Path) -> str:
-    """What to do with more compute, as notebook 6 found it in plan `technique`; nothing where that is not recorded."""
-    if not path.is_file():
+def _read(path: Path) -> dict:
+    """A figure's JSON file; nothing where it is not there."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    """A table in Markdown, the names of its columns on top."""
+    lines = [[*table.columns], ["---"] * table.shape[1], *table.to_numpy().tolist()]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _column(found: pd.DataFrame, question: str) -> dict[str, str]:
+    """A study's cells, by outcome: what is found of a question, without the p-value."""
+    rows = found[found.index.get_level_values("question") == question].droplevel("question")
+    return {outcome: _told(row) for outcome, row in rows.assign(p="").iterrows()}
+
+
+def _weights(runs: pd.DataFrame) -> dict[str, str]:
+    """In how many seeds Tr(F) falls with the weight, of the two families that the paper asks this of."""
+    falls = answers.trace_falls(runs).reindex([family(name).title for name in NAMED])["falls in seeds"].dropna()
+    return {WEIGHT: "; ".join(f"{title}: in {number} seeds" for title, number in falls.items())}
+
+
+def _over_regularisers(found: pd.DataFrame) -> str:
+    """What comparing regularisers decides: how many slopes of how many, and which."""
+    verdicts = found["verdict"].droplevel("question")
+    told = [f"{outcome} {SAID[word][0]} ({task})" for (task, outcome), word in verdicts.items() if word in SAID]
+    which = f": as Tr(F) falls, {_listed(told)}" if told else ""
+    return f"Comparing regularisers decides {len(told) or 'none'} of {len(found)} slopes so far{which}."
+
+
+def _further(found: pd.DataFrame) -> str:
+    """How many questions beside the slopes have an answer."""
+    known = found.loc[found["low"] != "", "verdict"]
+    decided = (~known.isin(OPEN)).sum()
+    return f"Of {len(known)} further questions that have an interval, {decided} are decided ([below](#results))."
+
+
+def _advice(figure: dict) -> str:
+    """What to do with more compute, as notebook 6 found it in plan `technique`."""
+    if not figure:
         return ""
-    figure = json.loads(path.read_text(encoding="utf-8"))
     seeds = max(row["seeds"] for row in figure["data"]["chosen"])
-    return _filled(
-        f"**What to do with more compute** (mini-nli, {seeds} of 10 seeds): {figure['headline']['recommendation']}"
-    )
+    return f"With more compute (mini-nli, {seeds} of 10 seeds): {figure['headline']['recommendation']}"
 
 
 def _seeds(runs: pd.DataFrame, preset: str, plan: str) -> str:
@@ -113,88 +138,71 @@ def _seeds(runs: pd.DataFrame, preset: str, plan: str) -> str:
     return f"{runs['seed'].nunique()} of {SEEDS.get((preset, plan), 10)} seeds"
 
 
-def _tally(verdicts: list[str]) -> str:
-    """How many studies say what: `of 3 studies none confirms and none refutes`."""
-    numbers = [sum(verdict == word for verdict in verdicts) for word in ("rises", "falls", "no effect")]
-    confirm, refute, nothing = (str(number) if number else "none" for number in numbers)
-    more = f" ({nothing} says that there is no effect)" if numbers[2] else ""
-    studies = "1 study" if len(verdicts) == 1 else f"{len(verdicts)} studies"
-    return f"of {studies} {confirm} confirms and {refute} refutes{more}"
-
-
-def _ends(told: pd.Series, question: str, outcome: str) -> str:
-    """A gain is read beside where it starts and ends."""
-    both = [(question, other) for other in ("zero-shot accuracy", "accuracy after adaptation")]
-    if outcome != "gain" or not all(key in told for key in both):
-        return ""
-    return f" (zero-shot accuracy {told[both[0]]}; accuracy after adaptation {told[both[1]]})"
-
-
-def _alone(question: str) -> str:
-    return ALONE.get(question, ASKED.get(question, question))
-
-
 def _setting(figure: dict) -> pd.DataFrame:
     """The slopes of plan `intervention`, as they are shown, by what is held and outcome; none if it is not recorded."""
     rows = figure.get("headline", {}).get("verdicts")
     if not rows:
         return pd.DataFrame()
-    found = pd.DataFrame(rows).assign(halvings=math.nan, least=math.nan, most=math.nan)
+    found = pd.DataFrame(rows)
     found = found.assign(question=found["held"], outcome=found["outcome"].map(slopes.OUTCOMES))
     return _printed(found.to_dict("records"))
-
-
-def _set(found: pd.DataFrame) -> list[list[str]]:
-    """The lines of the table on runs whose Tr(F) was set."""
-    if found.empty:
-        return []
-    told = found.apply(_told, axis=1)
-    title = f"mini-nli, Tr(F) set: {found['targets'].iloc[0]} targets, {found['seeds'].iloc[0]} of 10 seeds"
-    titles = {"": title, "at equal loss": "… at equal training loss"}
-    return [[titles[held], *(told.get((held, outcome), "") for outcome in HEADS)] for held in titles]
 
 
 def _by_setting(found: pd.DataFrame) -> str:
     """The outcomes that rise, fall or stay the same as Tr(F) falls by being set, and what of it holds at equal loss."""
     if found.empty:
         return ""
-    words = {"rises": "rise", "falls": "fall", "no effect": "stay the same"}
     said = {held: dict(part["verdict"].droplevel("question")) for held, part in found.groupby("question")}
-    settled = {name: said[""][name] for name in HEADS if said[""].get(name) in words}
+    settled = {name: said[""][name] for name in HEADS if said[""].get(name) in SAID}
     if not settled:
-        return "Where one and the same term sets Tr(F), its effect is undecided too."
-    parts = {word: [name for name, verdict in settled.items() if verdict == word] for word in words}
-    effects = "; ".join(f"{_listed(names)} {words[word]}" for word, names in parts.items() if names)
-    too = [name for name, verdict in settled.items() if said["at equal loss"].get(name) == verdict]
+        return "Setting Tr(F) by one term (mini-nli) is undecided too."
+    parts = {word: [name for name, verdict in settled.items() if verdict == word] for word in SAID}
+    effects = "; ".join(f"{_listed(names)} {SAID[word][len(names) > 1]}" for word, names in parts.items() if names)
+    held = [name for name, verdict in settled.items() if said["at equal loss"].get(name) == verdict]
+    too = "the same holds at equal training loss"
+    too += "" if [*settled] == held else f" of {_listed(held)}"
     return (
-        f"Where one and the same term sets Tr(F) in the second half of training, above and below that of plain "
-        f"training, {effects} as it falls; "
-        f"at equal training loss {f'the same holds of {_listed(too)}' if too else 'this is undecided'}."
+        f"Setting Tr(F) by one term (mini-nli) decides {len(settled)} of {len(said[''])}: as it falls, {effects}; "
+        f"{too if held else 'at equal training loss this is undecided'}."
     )
 
 
 def _by_target(figure: dict) -> str:
-    """English accuracy where Tr(F) was set, minus that of plain training, target by target from the highest."""
-    rows = [row for row in figure.get("data", {}).get("effects", []) if row["outcome"] == "english_accuracy"]
+    """Zero-shot accuracy where Tr(F) was set, minus that of plain training, target by target from the highest."""
+    rows = [row for row in figure.get("data", {}).get("effects", []) if row["outcome"] == "zero_shot_accuracy"]
     if not rows:
         return ""
     rows.sort(key=lambda row: -row["trace"])
     told = [f"{row['value']:+.1f} at {statistics.rounded(row['trace'])} ({row['verdict']})" for row in rows]
-    text = f"whose Tr(F) is {statistics.rounded(rows[0]['plain'])}, by the Tr(F) reached: {_listed(told)}."
-    return f"English accuracy minus that of plain training, {text.replace('-', '−')}"
+    plain = statistics.rounded(rows[0]["plain"])
+    return (
+        f"Zero-shot accuracy where Tr(F) was set, minus that of plain training at {plain}, by the Tr(F) reached: "
+        f"{_listed(told).replace('-', '−')} points ([6](notebooks/6_using_the_trace.ipynb))."
+    )
 
 
 def _besides(figure: dict) -> str:
-    """What the term that sets Tr(F) does besides, at equal Tr(F)."""
-    rows = [row for row in figure.get("headline", {}).get("besides", []) if row["held"] == ""]
-    if not rows:
+    """What the term that sets Tr(F) does besides, at equal Tr(F), to zero-shot accuracy."""
+    rows = [row for row in figure.get("headline", {}).get("besides", []) if row["outcome"] == "zero_shot_accuracy"]
+    if not rows or rows[0]["low"] is None:
         return ""
-    known = [row for row in rows if row["value"] is not None and row["low"] is not None]
-    told = [f"{slopes.OUTCOMES[row['outcome']]} {_interval(row)} ({row['verdict']})" for row in known]
+    verdicts = {row["held"]: row["verdict"] for row in rows}
     return (
-        f"With a target minus plain training, at equal Tr(F) on the line of the targets: {_listed(told)}."
-        if told
-        else ""
+        "What that term does by itself: at equal Tr(F), runs with a target minus plain training differ by "
+        f"{_interval(rows[0])} points of zero-shot accuracy ({verdicts['']}; at equal training loss too: "
+        f"{verdicts['at equal loss']})."
+    )
+
+
+def _power(figure: dict) -> str:
+    """How often a true slope of one point would be found by a study like that of mini-nli."""
+    known = figure.get("headline", {}).get("one point per halving")
+    if not known:
+        return ""
+    return (
+        "*Undecided* is no evidence against: of made-up studies as small and as scattered as that of mini-nli, in "
+        f"which accuracy does rise by one point per halving, {100 * known['right']:.0f} % find it "
+        "([5](notebooks/5_beyond_the_paper.ipynb))."
     )
 
 
@@ -226,53 +234,26 @@ def _recorded(folder: Path) -> list[str]:
 
 
 def _of_plan(preset: str, folder: Path, plan: str) -> str:
-    first, second = (folder / name for name in FILES[plan])
-    figure = json.loads(first.read_text(encoding="utf-8"))
+    figure, second = (_read(folder / name) for name in FILES[plan])
     runs, headline = pd.DataFrame(figure["data"]), figure["headline"]
-    means = statistics.condition_means(competence.counted(runs)).set_index("label")
-    sentences = [_traces(means), _accuracies(means)]
-    if second.is_file():
-        sentences.append(_gains(pd.DataFrame(json.loads(second.read_text(encoding="utf-8"))["data"])))
-    if preset == "mini":
-        sentences.append(_missed(plan))
+    able = competence.counted(runs)
     task, encoder = runs[["task", "encoder"]].iloc[0]
-    title = (
-        f"**{task}**, {encoder} (preset `{preset}`, plan `{plan}`; {runs['label'].nunique()} conditions, "
-        f"{_seeds(runs, preset, plan)})"
-    )
-    sentences += [headline["left_out"], _hanging(headline["verdicts"])]
-    text = _filled(f"{title}. {' '.join(sentences)}")
-    return f"{text}\n{_verdicts(headline['verdicts'])}"
+    number = f"{able['label'].nunique()} of {runs['label'].nunique()} conditions count"
+    title = f"**{task}**, {encoder} (preset `{preset}`, plan `{plan}`): {number}, {_seeds(runs, preset, plan)}."
+    sentences = [title, _missed(plan) if preset == "mini" else "", headline["left_out"]]
+    sentences += [_gains(pd.DataFrame(second["data"]))] if second else []
+    text = _filled(" ".join([*sentences, _hanging(headline["verdicts"])]))
+    return f"{text}\n\n{_conditions(able, second.get('data'))}\n{_verdicts(headline['verdicts'])}"
 
 
-def _traces(means: pd.DataFrame) -> str:
-    parts = [f"{statistics.rounded(means.trace['none'])} without a regulariser"]
-    for name in NAMED:
-        family_means = means[means["family"] == name].sort_values("weight")
-        if len(family_means):
-            ends = [
-                f"{statistics.rounded(family_means.trace[label])} at `{label}`" for label in family_means.index[[0, -1]]
-            ]
-            parts.append(f"{family(name).title} {' to '.join(dict.fromkeys(ends))}")
-    return f"Tr(F), mean over seeds: {'; '.join(parts)}."
-
-
-def _accuracies(means: pd.DataFrame) -> str:
-    parts = [_accuracy(means.loc["none"], "without a regulariser")]
-    for name in NAMED:
-        family_means = means[means["family"] == name]
-        if len(family_means):
-            best = family_means["english_accuracy"].idxmax()
-            parts.append(
-                _accuracy(
-                    means.loc[best], f"with the {family(name).title} that is best in English on these rows (`{best}`)"
-                )
-            )
-    return f"Accuracy in English and, zero-shot, in the other languages: {'; '.join(parts)}."
-
-
-def _accuracy(row: pd.Series, what: str) -> str:
-    return f"{100 * row['english_accuracy']:.1f} and {100 * row['zero_shot_accuracy']:.1f} % {what}"
+def _conditions(able: pd.DataFrame, adapted: list[dict] | None) -> str:
+    """Tr(F), accuracies and gain of every condition that counts, mean and standard deviation over its seeds."""
+    columns = ["trace", "english_accuracy", "zero_shot_accuracy"]
+    if adapted:
+        means = statistics.language_means(pd.DataFrame(adapted))[["run_id", "gain", "control_gain"]]
+        able, columns = able.merge(means, on="run_id"), [*columns, "gain", "control_gain"]
+    shown = statistics.summary(able, columns)
+    return _markdown(shown.drop(columns="runs").rename_axis("condition").reset_index())
 
 
 def _gains(adapted: pd.DataFrame) -> str:
@@ -321,8 +302,9 @@ def _missed(plan: str) -> str:
 
 
 def _printed(rows: list[dict]) -> pd.DataFrame:
-    """Verdicts as they are shown, from a figure's headline."""
-    return decisions.printed(pd.DataFrame(rows).astype(dict.fromkeys(("value", "low", "high", "p"), float)))
+    """Verdicts as they are shown, from a figure's headline; no row where nothing can be judged."""
+    table = pd.DataFrame(rows, columns=decisions.COLUMNS)
+    return decisions.printed(table.astype(dict.fromkeys(("value", "low", "high", "p"), float)))
 
 
 def _verdicts(rows: list[dict]) -> str:
@@ -340,11 +322,12 @@ def _verdicts(rows: list[dict]) -> str:
 
 
 def _told(row: pd.Series) -> str:
-    """`undecided: +0.31 [+0.10, +0.52], p .06`."""
+    """`undecided: +0.31 [+0.10, +0.52], p .06`; what is decided is bold."""
     value = f": {row['value']}" if row["value"] else ""
     interval = f" [{row['low']}, {row['high']}]" if row["low"] else ""
     p = f", p {row['p'].removeprefix('0')}" if row["p"] and interval else ""
-    return f"{row['verdict']}{value}{interval}{p}"
+    text = f"{row['verdict']}{value}{interval}{p}"
+    return text if row["verdict"] in OPEN else f"**{text}**"
 
 
 def calibration(folder: Path = RECORDED / "small", figures: Path = FIGURES / "small") -> str:
@@ -386,7 +369,8 @@ def _of_calibration(path: Path, figures: Path) -> str:
     weights = [f"{row.weight:g}{reached.get((row.family, row.weight), '')}" for row in levels.itertuples()]
     text = pd.Series(weights, levels.index).where(levels["weight"].notna(), levels["verdict"])
     cells = levels.assign(text=text).pivot(index="family", columns="level", values="text").iloc[:, ::-1]
-    head = [f"Tr(F) of plan `{plan}`, of {statistics.rounded(none)}", *(f"{level:g} of it" for level in cells.columns)]
+    head = [f"share of Tr(F) = {statistics.rounded(none)} that is asked for, plan `{plan}`"]
+    head += [f"{level:g}" for level in cells.columns]
     lines = [head, ["---"] * len(head)]
     lines += [[family(name).title, *cells.loc[name]] for name in levels["family"].unique()]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

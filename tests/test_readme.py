@@ -5,6 +5,7 @@ import importlib.util
 import json
 import re
 
+import pandas as pd
 import pytest
 from made_up import intervention_table
 
@@ -30,33 +31,47 @@ def test_it_opens_with_what_is_decided():
 
 
 def test_the_lead_names_what_is_decided(tmp_path):
-    table = simulated_study(6, slope=2.0).assign(task="xnli", encoder="e5", weight=1.0)
+    table = simulated_study(6, slope=2.0).assign(task="xnli", encoder="e5")
+    table["weight"] = 1 - pd.to_numeric(table["label"].str.partition("=")[2], errors="coerce").fillna(1)
     found = decisions.verdicts(table, n_permutations=99)
     runs = intervention_table(-1.5, 0.0, seeds=8)
     set_to = {"headline": {"verdicts": intervention.per_halving(runs)}, "data": {"effects": intervention.effects(runs)}}
     (tmp_path / "using_intervention.json").write_text(json.dumps(saving.plain(set_to)), encoding="utf-8")
+    power = {"headline": {"one point per halving": {"right": 0.12}}}
+    (tmp_path / "beyond.json").write_text(json.dumps(power), encoding="utf-8")
     advice = {"headline": {"recommendation": "None stands."}, "data": {"chosen": [{"seeds": 3}]}}
     (tmp_path / "using_technique.json").write_text(json.dumps(advice), encoding="utf-8")
     first = {"data": per_run(table), "headline": {"left_out": "", "verdicts": found}}
     (tmp_path / "figure1.json").write_text(json.dumps(saving.plain(first)), encoding="utf-8")
     lead = readme.lead(tmp_path)
     text = " ".join(lead.split())
-    assert "Over regularisers, of 1 study 1 confirms and none refutes that flatter models are more accurate;" in text
-    assert "English accuracy and zero-shot accuracy rise as it falls; at equal training loss the same holds" in text
+    slopes = found[found["question"] == "slope"]
+    number = slopes["verdict"].isin(["rises", "falls", "no effect"]).sum()
+    assert f"**Comparing regularisers decides {number} of {len(slopes)} slopes so far: as Tr(F) falls, English" in text
+    assert "as it falls, English accuracy and zero-shot accuracy rise; the same holds at equal training loss" in text
     reached = re.search(
-        r"plain training, whose Tr\(F\) is (\d+), by the Tr\(F\) reached: −2.\d at (\d+) \(lower\),", text
+        r"minus that of plain training at (\d+), by the Tr\(F\) reached: −2.\d at (\d+) \(lower\),", text
     )
     assert [float(number) for number in reached.groups()] == pytest.approx([200, 700], rel=0.2)
-    assert text.endswith("**What to do with more compute** (mini-nli, 3 of 10 seeds): None stands.")
-    start = "| xnli, e5: 14 conditions, 3 of 10 seeds | rises: +"
-    (line,) = (line for line in lead.splitlines() if line.startswith(start))
-    assert line.count("|") == 6
-    assert "| mini-nli, Tr(F) set: 4 targets, 8 of 10 seeds | rises: +1." in text
-    assert "| … at equal training loss | rises: +1." in text
+    assert "* With more compute (mini-nli, 3 of 10 seeds): None stands." in text
+    assert "in which accuracy does rise by one point per halving, 12 % find it" in text
+    head = "| points per halving of Tr(F) | xnli, e5, 3 of 10 seeds | mini-nli, Tr(F) set by one term, 8 of 10 seeds |"
+    assert head in lead.splitlines()
+    (line,) = (line for line in lead.splitlines() if line.startswith("| English accuracy (figure 1) |"))
+    assert re.fullmatch(r"\| .* \| \*\*rises: \+\d.\d\d \[.*\]\*\* \| \*\*rises: \+1.\d\d \[.*\]\*\* \|", line)
+    assert "| does Tr(F) fall with the weight? | consistency: in " in text
     known = found[found["low"].notna() & (found["question"] != "slope")]
     decided = known[~known["verdict"].isin(["undecided", "too few seeds", "too few conditions"])]
-    assert f"Of {len(known)} further questions that have an interval, {len(decided)} are decided:" in text
-    assert lead.count("* xnli:") == len(decided) > 0
+    assert f"Of {len(known)} further questions that have an interval, {len(decided)} are decided" in text
+
+
+def test_the_lead_says_where_nothing_is_decided(tmp_path):
+    table = simulated_study(6, seeds=1).assign(task="xnli", encoder="e5", weight=0.0)
+    figure = {"data": per_run(table), "headline": {"left_out": "Nothing is decided.", "verdicts": []}}
+    (tmp_path / "figure1.json").write_text(json.dumps(saving.plain(figure)), encoding="utf-8")
+    lead = readme.lead(tmp_path)
+    assert "**Comparing regularisers decides none of 0 slopes so far.**" in " ".join(lead.split())
+    assert "Nothing is decided." in readme.results(tmp_path)
 
 
 @pytest.mark.parametrize("folder", [readme.FIGURES, readme.FIGURES / "small"], ids=lambda folder: folder.name)
@@ -78,7 +93,7 @@ def test_a_level_that_no_competent_model_reaches_says_so(tmp_path):
     (tmp_path / "calibration-nli.csv").write_text(table + levels, encoding="utf-8")
     head, _, row, *_, progress = readme.calibration(tmp_path, tmp_path).splitlines()
     assert progress == "**Recorded: of plan `nli` 1 of 3 planned seeds, of plan `paraphrase` none.**"
-    assert head == "| Tr(F) of plan `nli`, of 400 | 0.5 of it | 0.25 of it |"
+    assert head == "| share of Tr(F) = 400 that is asked for, plan `nli` | 0.5 | 0.25 |"
     assert row == "| L2 to zero | 0.02 (0.30) | not competent |"
 
 
@@ -95,13 +110,15 @@ def test_a_preset_of_real_rows_goes_first_with_its_verdicts_in_words(tmp_path):
     small, mini = readme.results(tmp_path).split("preset `mini`")
     assert "preset `small`, plan `nli`" in small
     none = table[table["family"] == "none"]
-    english, others = (100 * none[name].mean() for name in ("english_accuracy", "zero_shot_accuracy"))
-    assert f"{english:.1f} and {others:.1f} % without a regulariser" in " ".join(small.split())
+    row = next(line for line in small.splitlines() if line.startswith("| none |"))
+    english, others = (100 * per_run(none)[name].mean() for name in ("english_accuracy", "zero_shot_accuracy"))
+    assert f"| {english:.1f} ± " in row
+    assert f"| {others:.1f} ± " in row
     gain, control = 100 * none.loc[none["language"] == "es", ["gain", "control_gain"]].mean()
     gain = f"{gain:.1f} points in Spanish ({control:.1f} from as many English"
     assert gain in " ".join(small.split())
     (line,) = (line for line in small.splitlines() if line.startswith("| per halving of Tr(F)"))
-    assert line.startswith("| per halving of Tr(F) | rises: +")
+    assert line.startswith("| per halving of Tr(F) | **rises: +")
     assert small.count("| consistency minus dropout at equal Tr(F) |") == mini.count("| both views minus none |") == 1
 
 

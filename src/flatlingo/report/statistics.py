@@ -35,6 +35,7 @@ HEADINGS = {
     "zero_shot_accuracy": "zero-shot accuracy (%)",
     "adapted": "adapted accuracy (%)",
     "gain": "gain (points)",
+    "control_gain": "gain from as many English rows (points)",
 }
 
 

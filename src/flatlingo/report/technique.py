@@ -276,8 +276,8 @@ def _advice(found: pd.DataFrame, outcome: str) -> str:
     )
     if not stands:
         return (
-            f"For {outcome} none stands: over the best plain fine-tuning of as much compute or less, the recipe of the "
-            f"highest English accuracy in other seeds gains {others} points."
+            f"For {outcome} none stands: the recipe most accurate in English in other seeds gains {others} points over "
+            "the best plain fine-tuning of no more compute."
         )
     advice = ", ".join(
         f"{_times(row['level'])} {row['recipe']} (chosen in {row['agree']} of {row['seeds']} seeds; {_interval(row)} "
@@ -286,8 +286,8 @@ def _advice(found: pd.DataFrame, outcome: str) -> str:
     )
     rest = f"; none stands at {others}" if others else ""
     return (
-        f"For {outcome}, with so many times the compute of plain fine-tuning, the recipe of the highest English "
-        f"accuracy in other seeds beats the best plain fine-tuning of as much compute or less: {advice}{rest}."
+        f"For {outcome}, the recipe most accurate in English in other seeds beats the best plain fine-tuning of no "
+        f"more compute: {advice}{rest}."
     )
 
 
