@@ -63,3 +63,10 @@ def test_a_panel_alone_has_no_letter_and_no_empty_place_beside_it():
 def test_a_cloud_of_a_column_that_is_missing_is_refused():
     with pytest.raises(FlatlingoError, match="distance"):
         beyond_figure([cloud(y="distance")], {})
+
+
+@pytest.mark.parametrize(("labels", "shown"), [(["a", "b"], False), (["a", "c"], True)], ids=["the same", "others"])
+def test_lines_of_two_panels_are_named_once_if_they_say_the_same(labels, shown):
+    fig = beyond_figure([], {"plan nli": FOREST, "plan paraphrase": FOREST.assign(label=labels)})
+    fig.draw_without_rendering()
+    assert [any(label.get_visible() for label in ax.get_yticklabels()) for ax in fig.axes] == [True, shown]

@@ -75,6 +75,9 @@ def beyond_figure(clouds: Sequence[Cloud], forests: dict[str, pd.DataFrame]) -> 
             ax.set_xlabel(name)
         for ax in panels:
             ax.set_axis_off()
+        for left, right in axes if columns > 1 else ():  # lines that say the same are named once
+            names = [[label.get_text() for label in ax.get_yticklabels()] for ax in (left, right)]
+            right.tick_params(labelleft=bool(clouds) or names[0] != names[1])
         for ax, letter in zip(axes.flat[: len(lines)] if len(lines) > 1 else (), "abcdefgh", strict=False):
             ax.set_title(letter, loc="left", fontweight="bold")
         if clouds:
