@@ -1,12 +1,16 @@
 """What the benchmarks share: models and batches, paired timing, memory of a process of its own, reports by machine."""
 
+import argparse
+import hashlib
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -14,6 +18,7 @@ import numpy as np
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
+import flatlingo
 from flatlingo.devices import cpu_name
 from flatlingo.files import replacing
 
@@ -26,7 +31,7 @@ SIZES = {
     "mini": (2, 64, 2, 2400, 4),
     "tiny": (2, 128, 2, 30522, 32),
     "minilm": (6, 384, 12, 30522, 16),
-    "mbert": (12, 768, 12, 119547, 4),
+    "mbert": (12, 768, 12, 119547, 16),
 }
 
 
@@ -66,6 +71,53 @@ def make_batch(size: str, tokens: int, examples: int | None = None, *, seed: int
     }
 
 
+def has_bf16() -> bool:
+    """Whether this CPU multiplies bf16 matrices itself; others emulate it, slower than float32, so none times them."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last: ARM
+
+
+def without_bf16(makes: list[str]) -> list[str]:
+    """What a report says of makes of CPU on which bf16 was left out."""
+    return [f"{make} has no bf16 of its own: it is not measured there.\n" for make in makes]
+
+
+def gradient_of(model, batch, method=None, view=None) -> Callable[[], None]:
+    """A function that adds the gradient of task loss and of a method's term to the parameters'.
+
+    Args:
+        model: in train mode.
+        batch: with labels.
+        method: the regulariser; none by default.
+        view: the columns that its `features` would make of each row.
+    """
+    if method is None:
+        return lambda: model(**batch).loss.backward()
+    method.start(model, seed=0)
+    columns = batch | {f"{method.name}/{column}": values for column, values in (view or {}).items()}
+
+    def gradient():
+        with method.training_context(model):
+            with method.forward_context(), method.shared_context(model, columns):
+                outputs = model(**batch)
+            (outputs.loss + method(model, columns, outputs)[0]).backward()
+
+    return gradient
+
+
+def cpu_seconds(function: Callable[[], object]) -> float:
+    """CPU seconds of a call."""
+    start = time.process_time()
+    function()
+    return time.process_time() - start
+
+
+def product_rate(n: int, dtype: torch.dtype, seconds=cpu_seconds, device="cpu") -> float:
+    """FLOP/s of a product of two n × n matrices, the most that is to be had in a precision; `seconds` times a call."""
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    return 2 * n**3 / min([seconds(lambda: a @ b) for _ in range(9)][1:])
+
+
 def interleaved(functions: dict, rounds: int, *, slow: tuple[str, ...] = ()) -> dict[str, list[float]]:
     """CPU seconds of each function, one after another in every round; slow ones in the first two rounds only.
 
@@ -75,12 +127,11 @@ def interleaved(functions: dict, rounds: int, *, slow: tuple[str, ...] = ()) -> 
     seconds = {name: [] for name in functions}
     for number in range(-1, rounds):
         for name, function in functions.items():
-            if name in slow and number not in (0, 1):
+            if name in slow and number > 1:
                 continue
-            start = time.process_time()
-            function()
+            taken = cpu_seconds(function)
             if number >= 0:
-                seconds[name].append((time.process_time() - start) / getattr(function, "times", 1))
+                seconds[name].append(taken / getattr(function, "times", 1))
     return seconds
 
 
@@ -110,27 +161,42 @@ def status_mib(key: str) -> float:
 
 
 def in_own_process(script: str, *arguments: object) -> dict:
-    """Call a benchmark with arguments in a fresh process; its last line of output is JSON."""
+    """Call a benchmark with arguments in a fresh process; its last line of output is JSON. Without it, why."""
+    # All that is freed goes back to the system: else a call is served from what a warm-up left in the heap, and its
+    # peak over what was held before says too little.
+    given_back = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
     done = subprocess.run(
         [sys.executable, script, *map(str, arguments)],
         capture_output=True,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | given_back | {"OMP_NUM_THREADS": "1"},
     )
+    if done.returncode < 0:  # as the system does for want of memory
+        return {"killed": f"killed by {signal.Signals(-done.returncode).name}"}
     if done.returncode:
         return {"failed": (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1][:200]}
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def environment(*packages: str) -> dict[str, str]:
-    """The machine and the versions of packages, `-` for those that are not installed."""
+    """The machine, versions of packages (`-` for those that are not installed), a digest of the code measured."""
     versions = {}
     for package in ("flatlingo", "torch", "transformers", *packages):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "-"
-    return {"cpu": CPU, "threads": str(torch.get_num_threads()), "python": platform.python_version(), **versions}
+    here = {"cpu": CPU, "threads": str(torch.get_num_threads()), "python": platform.python_version()}
+    return here | versions | {"code": code()}
+
+
+def code() -> str:
+    """A digest of what is measured, which a version does not tell: between releases it changes and that does not."""
+    digest = hashlib.sha256()
+    for folder in ("fisher", "regularizers"):
+        for path in sorted((Path(flatlingo.__file__).parent / folder).glob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 def read_report(path: Path, where: dict[str, str], *, lists: tuple[str, ...] = ("rows",)) -> dict:
@@ -162,11 +228,28 @@ def replaced(rows: list[dict], found: list[dict], keys: tuple[str, ...], order=N
     keys = ("cpu", *keys)
     settings = {tuple(row[key] for key in keys) for row in found}
     rows = [row for row in rows if tuple(row[key] for key in keys) not in settings] + found
+
+    def line(row):
+        """What a row is about, whatever the make."""
+        return tuple(row.get(key) for key in (*keys[1:], "method", "batches"))
+
     first = {}
     for row in rows:
-        first.setdefault(tuple(row.get(key) for key in (*keys[1:], "method", "batches")), len(first))
-    rows = sorted(rows, key=lambda row: first[tuple(row.get(key) for key in (*keys[1:], "method", "batches"))])
+        first.setdefault(line(row), len(first))
+    rows = sorted(rows, key=lambda row: first[line(row)])
     return sorted(rows, key=order) if order else rows
+
+
+def updated(options: argparse.Namespace, rows: list[dict]) -> dict:
+    """The report at `options.output` with rows of one setting, and with their memory relative to the first's."""
+    for row in rows:
+        if "peak MiB" in row and "peak MiB" in rows[0]:
+            row["memory"] = row["peak MiB"] / rows[0]["peak MiB"]
+    report = read_report(options.output.with_suffix(".json"), environment())
+    settings = {key: str(value) for key, value in vars(options).items() if key not in ("output", "memory")}
+    report.setdefault("settings", {})[CPU] = settings
+    report["rows"] = replaced(report["rows"], rows, ())
+    return report
 
 
 def write_report(path: Path, report: dict, text: list[str]) -> None:

@@ -20,7 +20,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from common import CPU, RESULTS, environment, heading, markdown, read_report, replaced, status_mib, write_report
+from common import (
+    CPU,
+    RESULTS,
+    environment,
+    has_bf16,
+    heading,
+    markdown,
+    read_report,
+    replaced,
+    status_mib,
+    without_bf16,
+    write_report,
+)
 from transformers.utils import logging
 
 from flatlingo import devices, hub
@@ -29,7 +41,7 @@ from flatlingo.evaluation import evaluating, trace_of_rows
 from flatlingo.study.presets import load_preset
 from flatlingo.tasks import load_task
 
-BATCH, EPOCH, MAX_LENGTH = 16, 50, 128
+BATCH, EPOCH, MAX_LENGTH, VALIDATION = 16, 50, 128, 512
 
 
 class Setting(NamedTuple):
@@ -62,6 +74,7 @@ OPTIMIZERS = {
 }
 PREDICTED = (16, 64)
 TRACED = ((16, "sdpa"), (32, "sdpa"), (32, "eager"))
+FEWEST_ROWS = 4 * max(*PREDICTED, *(size for size, _ in TRACED))  # fewer make no batches to be sorted into
 
 
 class Bench:
@@ -69,7 +82,7 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace):
         task = load_task(
-            "xnli", data=options.data, languages=("en",), train_size=EPOCH * BATCH, validation_size=512, seed=1
+            "xnli", data=options.data, languages=("en",), train_size=EPOCH * BATCH, validation_size=VALIDATION, seed=1
         )
         self.tokenizer = hub.load_tokenizer(options.model)
         self.model = hub.load_model(options.model, task.labels, seed=1)
@@ -166,6 +179,7 @@ class Pair:
         for keeps in (False, True):
             here, there = context.Pipe()
             context.Process(target=serve, args=(there, options, keeps), daemon=True).start()
+            there.close()  # so that its end is that of the process: one that dies is an EOFError, no endless wait
             self.ends.append(here)
             here.recv()
 
@@ -183,11 +197,17 @@ class Pair:
             end.send(None)
 
     def seconds(self, rounds: int, works: list[tuple]) -> list[list[float]]:
-        """Of each piece of work the least seconds over rounds, (works, 2); all pieces take turns."""
+        """Of each piece of work the least seconds over rounds, (works, 2); all pieces take turns.
+
+        Raises:
+            RuntimeError: a piece failed, whose seconds would say nothing.
+        """
         least = [[float("inf")] * 2 for _ in works]
         for _ in range(rounds):
             for work, found in zip(works, least, strict=True):
-                for k, (seconds, _) in enumerate(self(*work)):
+                for k, (seconds, reason) in enumerate(self(*work)):
+                    if reason is not None:
+                        raise RuntimeError(f"{' '.join(map(str, work))}: {reason}")
                     found[k] = min(found[k], seconds)
         return least
 
@@ -196,11 +216,12 @@ def steps(pair: Pair, options: argparse.Namespace) -> list[dict]:
     """Rows of the table of a step: milliseconds, without and with memory kept."""
     works, failed, first = [], {}, {}
     settings = [setting for setting in GRADIENTS if options.compile or not setting.compiled]
+    settings = [setting for setting in settings if has_bf16() or setting.precision != "bf16"]
     for setting in settings:
         answers = [pair("gradient", setting, number) for number in range(options.batches)]  # warms up, and compiles
         first[setting] = sum(seconds for (seconds, _), _ in answers)
-        if reason := answers[0][0][1]:
-            failed[setting] = reason
+        if reasons := [reason for answer in answers for _, reason in answer if reason]:
+            failed[setting] = reasons[0]
         else:
             works += [("gradient", setting, number) for number in range(options.batches)]
     least = pair.seconds(options.rounds, works)
@@ -252,11 +273,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of rows in XTREME layout")
     parser.add_argument("--batches", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--rows", type=int, default=48, help="validation rows to predict and to trace")
+    parser.add_argument("--rows", type=int, default=FEWEST_ROWS, help="validation rows to predict and to trace")
     parser.add_argument("--compile", action="store_true", help="also torch.compile, which takes minutes")
     parser.add_argument("--note", default="", help="what ran beside it, for the report")
     parser.add_argument("--output", type=Path, default=RESULTS / "encoder", help="path without ending")
     options = parser.parse_args()
+    if not FEWEST_ROWS <= options.rows <= VALIDATION:
+        parser.error(f"--rows must be {FEWEST_ROWS} (four of the largest batches) to {VALIDATION}")
     torch.set_num_threads(1)
     pair = Pair(options)
     report = read_report(options.output.with_suffix(".json"), environment(), lists=("steps", "throughput"))
@@ -276,10 +299,12 @@ def save(report: dict, output: Path) -> None:
     """Write the report as JSON and as Markdown."""
     columns = {"work": "", "cpu": "", "ms": ".0f", "ms, memory kept": ".0f", "kept / not": ".2f", "speed": ".2f"}
     rates = {"work": "", "cpu": "", "rows/s": ".1f", "rows/s, memory kept": ".1f"}
+    timed = {make: [row["work"] for row in report["steps"] if row["cpu"] == make] for make in report["environments"]}
     text = [
         heading("A training step of preset small's encoder", report),
         "Gradient and clipping of a batch of 16 XNLI rows, and the optimiser's step; the speed of the first row is 1. "
         "Preset small trains under bf16, grouped by length, with attention of products, AdamW fused, memory kept.\n",
+        *without_bf16([make for make, works in timed.items() if not any(work.startswith("bf16") for work in works)]),
         markdown(report["steps"], columns | {"note": ""}),
         "\n## Rows a second in float32\n",
         markdown(report["throughput"], rates),

@@ -1,14 +1,16 @@
 """What there is to know of a GPU before a study is given to it, in one command of at most nine minutes; JSON out.
 
-    python benchmarks/gpu.py [--output benchmarks/results/gpu.json] [--minutes 9] [--smoke]
+    python benchmarks/gpu.py [--output FILE] [--minutes 9] [--smoke]
 
 A model of mBERT's shape with random weights, 32 rows per batch, all rows as long as T, trained by `training.finetune`.
-Without a GPU, or with --smoke, everything is small, so that the benchmark itself can be tried anywhere. The report is
-written after every part; a part that fails says why, and one that no time is left for is left out.
+The report is benchmarks/results/gpu.json. Without a GPU, or with --smoke, everything is small, so that the benchmark
+itself can be tried anywhere, and the report is build/gpu-smoke.json. It is written after every part; a part that fails
+says why, and one that no time is left for is left out.
 """
 
 import argparse
 import contextlib
+import gc
 import itertools
 import json
 import statistics
@@ -19,11 +21,12 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 import yaml
-from common import RESULTS, SIZES, environment, make_model, write
+from common import RESULTS, SIZES, environment, make_model, product_rate, write
 from datasets import Dataset
 from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback
@@ -35,6 +38,7 @@ from flatlingo.encoding import batches
 from flatlingo.evaluation import accuracy, evaluating, trace_of_rows
 from flatlingo.fisher import fisher_trace
 from flatlingo.regularizers import L2, FisherPenalty, SubwordConsistency, TracePenalty
+from flatlingo.study.families import family
 from flatlingo.study.launchers import Job, local
 from flatlingo.study.presets import load_preset
 from flatlingo.study.sources import Sources
@@ -98,6 +102,12 @@ class Bench:
     def in_time(self) -> bool:
         return time.monotonic() < self.until
 
+    def clear(self) -> None:
+        """Give back what nothing refers to any more: a trainer and its model refer to each other."""
+        gc.collect()
+        if self.on_gpu:
+            torch.cuda.empty_cache()
+
     def finish(self) -> None:
         """Wait for the GPU, which works on while Python goes ahead."""
         if self.on_gpu:
@@ -132,18 +142,13 @@ def about(bench: Bench) -> dict:
 
 
 def matrix_rate(bench: Bench) -> dict:
-    """TFLOP/s of a large matrix product: bf16, float32, and float32 with TF32."""
-    size, before = bench.scale.matrix, torch.get_float32_matmul_precision()
+    """TFLOP/s of a large matrix product: bf16 if the device has it, float32, and float32 with TF32."""
+    before, bf16 = torch.get_float32_matmul_precision(), {"bf16": (torch.bfloat16, "highest")}
+    kinds = {"float32": (torch.float32, "highest"), "TF32": (torch.float32, "high")}
     try:
-        for name, dtype, setting in (
-            ("bf16", torch.bfloat16, "highest"),
-            ("float32", torch.float32, "highest"),
-            ("TF32", torch.float32, "high"),
-        ):
+        for name, (dtype, setting) in ((bf16 if devices.has_bf16() else {}) | kinds).items():
             torch.set_float32_matmul_precision(setting)
-            a, b = (torch.randn(size, size, device=bench.device, dtype=dtype) for _ in range(2))
-            seconds = [timed(lambda a=a, b=b: a @ b, bench) for _ in range(6)]
-            bench.rates[name] = 2 * size**3 / min(seconds[1:])
+            bench.rates[name] = product_rate(bench.scale.matrix, dtype, partial(timed, bench=bench), bench.device)
     finally:
         torch.set_float32_matmul_precision(before)
     return {name: rate / 1e12 for name, rate in bench.rates.items()}
@@ -190,21 +195,21 @@ def traces(bench: Bench) -> dict:
     return found
 
 
-# method → the term, passes in units of one forward pass (benchmarks/steps.py), settings of its own
+# method → the term, passes in units of one forward pass, settings of its own
 METHODS = {
-    "none": (lambda: [], 3, {}),
-    "none, float32": (lambda: [], 3, {"precision": "float32"}),
-    "L2": (lambda: [L2(0.01)], 3, {}),
-    "MVR": (lambda: [SubwordConsistency(TOKENIZER)], 6, {}),
-    "MVR, one pass": (lambda: [SubwordConsistency(TOKENIZER, shared_pass=True)], 6, {}),
-    "MVR, two workers": (lambda: [SubwordConsistency(TOKENIZER)], 6, {"workers": 2}),
-    "Fisher penalty": (lambda: [FisherPenalty()], 9, {}),
+    "none": (lambda: [], family("none").passes, {}),
+    "none, float32": (lambda: [], family("none").passes, {"precision": "float32"}),
+    "L2": (lambda: [L2(0.01)], family("l2").passes, {}),
+    "MVR": (lambda: [SubwordConsistency(TOKENIZER)], family("consistency").passes, {}),
+    "MVR, one pass": (lambda: [SubwordConsistency(TOKENIZER, shared_pass=True)], family("consistency").passes, {}),
+    "MVR, two workers": (lambda: [SubwordConsistency(TOKENIZER)], family("consistency").passes, {"workers": 2}),
+    "Fisher penalty": (lambda: [FisherPenalty()], family("fisher_penalty").passes, {}),
     "Fisher penalty, finite difference": (
         lambda: [FisherPenalty(method="finite-difference")],
-        8,
+        family("fisher_penalty").passes - 1,  # as in benchmarks/steps.py
         {"precision": "float32"},  # which it needs
     ),
-    "trace penalty": (lambda: [TracePenalty()], 9, {}),
+    "trace penalty": (lambda: [TracePenalty()], family("trace_penalty").passes, {}),
 }
 
 
@@ -266,6 +271,8 @@ def steps(bench: Bench, tokens: int) -> dict:
         if not bench.in_time():
             found[name] = {"skipped": "no time left"}
             continue
+        model = watch = None  # those of the method before, which the peak would count
+        bench.clear()
         model, watch = bench.model(), Watch(bench)
         if bench.on_gpu:
             torch.cuda.reset_peak_memory_stats()
@@ -408,8 +415,7 @@ def reports(bench: Bench) -> Iterator[dict]:
         except Exception as error:  # the other parts are worth having
             traceback.print_exc()
             report[name] = {"failed": f"{type(error).__name__}: {error}"}
-        if bench.on_gpu:
-            torch.cuda.empty_cache()
+        bench.clear()
         report["seconds"][name] = round(time.monotonic() - began, 1)
         print(f"{name}: {json.dumps(report[name])}", flush=True)
         yield report
@@ -417,17 +423,18 @@ def reports(bench: Bench) -> Iterator[dict]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, default=RESULTS / "gpu.json")
+    parser.add_argument("--output", type=Path, help="default: results/gpu.json, of a smoke test build/gpu-smoke.json")
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--smoke", action="store_true", help="everything small, also on a GPU")
     options = parser.parse_args()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     small = options.smoke or not torch.cuda.is_available()
+    output = options.output or (Path("build/gpu-smoke.json") if small else RESULTS / "gpu.json")
     # The last part to begin may take a minute.
     bench = Bench(SMOKE if small else FULL, time.monotonic() + 60 * options.minutes - (0 if small else 60))
     for report in reports(bench):
-        write(options.output, json.dumps(report, indent=1) + "\n")
+        write(output, json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

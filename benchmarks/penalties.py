@@ -2,11 +2,12 @@
 
     python benchmarks/penalties.py [--size minilm] [--tokens 64] [--batch 8] [--rounds 7]
 
-Methods run interleaved in one process, on one thread; times are CPU seconds, ratios are medians over rounds. Memory is
-the peak of a process of its own over the loaded model. Errors are of the penalty's gradient in float32 against float64
-with the same labels, on a model that has been trained for some steps on random labels (at random weights curvature is
-too small to show errors), and once more under bf16 autocast, which finite differences refuse. The spread over label
-draws is that of a batch, and of the mean over its halves, as with two steps of gradient accumulation.
+Methods run interleaved in one process of one thread, which keeps the memory that it has freed; times are CPU seconds,
+ratios are medians over rounds. Memory is the peak of a process of its own over the loaded model. Errors are of the
+penalty's gradient in float32 against float64 with the same labels, on a model that has been trained for some steps on
+random labels (at random weights curvature is too small to show errors), and once more under bf16 autocast, which finite
+differences refuse. The spread over label draws is that of a batch, and of the mean over its halves, as with two steps
+of gradient accumulation.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import torch
 from common import (
     CPU,
     RESULTS,
-    environment,
+    gradient_of,
     heading,
     in_own_process,
     interleaved,
@@ -29,12 +30,12 @@ from common import (
     markdown,
     peak_memory,
     ratio,
-    read_report,
-    replaced,
+    updated,
     write_report,
 )
 from torch.nn.functional import cosine_similarity, cross_entropy
 
+from flatlingo import devices
 from flatlingo.regularizers import FisherPenalty, TracePenalty
 
 METHODS = {
@@ -48,20 +49,16 @@ REFERENCES = ("Fisher penalty, exact", "trace penalty")  # differentiated in flo
 MEASURED_ERRORS = ("Fisher penalty, exact", "Fisher penalty, finite difference", "trace penalty")
 
 
-def training_gradient(model, batch, penalty):
-    """A function that computes the gradient of task loss and penalty once."""
-    if penalty is not None:
-        penalty.start(model, seed=0)
+def training_gradient(model, batch, name):
+    """A function that computes the gradient of task loss and penalty once; of "every 10" ten times, with it in one."""
+    gradient, times = gradient_of(model, batch, METHODS[name]()), 10 if name.endswith("every 10") else 1
 
     def step():
-        model.zero_grad()
-        if penalty is None:
-            model(**batch).loss.backward()
-            return
-        with penalty.forward_context():
-            outputs = model(**batch)
-        (outputs.loss + penalty(model, batch, outputs)[0]).backward()
+        for _ in range(times):
+            model.zero_grad()
+            gradient()
 
+    step.times = times
     return step
 
 
@@ -112,6 +109,30 @@ def spread(model, batch, name, draws, parts):
     return statistics.stdev(terms) / statistics.mean(terms), float(deviation / mean.norm())
 
 
+def measured(options, model, batch) -> list[dict]:
+    """One row per method, the plain gradient first."""
+    steps = {name: training_gradient(model, batch, name) for name in METHODS}
+    seconds = interleaved(steps, options.rounds)
+    model = trained(model.eval(), batch, options.steps)
+    exact = copy.deepcopy(model).double()
+    references = {name: penalty_gradient(exact, batch, METHODS[name](), 0)[1] for name in REFERENCES}
+    rows = []
+    for name in METHODS:
+        time = {"seconds": statistics.median(seconds[name]), "time": ratio(seconds, name, "plain")}
+        arguments = ("--size", options.size, "--tokens", options.tokens, "--batch", options.batch, "--memory", name)
+        row = {"cpu": CPU, "method": name, **time, **in_own_process(__file__, *arguments)}
+        if name in MEASURED_ERRORS:
+            reference = "trace penalty" if name == "trace penalty" else "Fisher penalty, exact"
+            row |= errors(model, batch, name, references[reference])
+        if name in REFERENCES:
+            for parts, label in ((1, ""), (2, ", accumulated")):
+                term, gradient = spread(model, batch, name, options.draws, parts)
+                row |= {f"spread{label}": term, f"spread of the gradient{label}": gradient}
+        rows.append(row)
+        print(row, flush=True)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", default="minilm")
@@ -124,52 +145,14 @@ def main() -> None:
     parser.add_argument("--memory", help="(internal) peak memory of one method")
     options = parser.parse_args()
     torch.set_num_threads(1)
-
     model = make_model(options.size, dropout=0.1).train()
     batch = make_batch(options.size, options.tokens, options.batch)
     batch["labels"] = torch.arange(options.batch) % model.config.num_labels
     if options.memory:
-        step = training_gradient(model, batch, METHODS[options.memory]())
-        print(json.dumps({"peak MiB": peak_memory(step)}))
+        print(json.dumps({"peak MiB": peak_memory(lambda: training_gradient(model, batch, options.memory)())}))
         return
-
-    # ten calls are one round of "every 10"
-    steps = {name: training_gradient(model, batch, make()) for name, make in METHODS.items()}
-    periodic = steps.pop("Fisher penalty, exact, every 10")
-    seconds = interleaved(steps, options.rounds)
-    seconds["Fisher penalty, exact, every 10"] = [
-        sum(interleaved({"": periodic}, 10)[""]) / 10 for _ in range(max(1, options.rounds // 4))
-    ]
-    model = trained(model.eval(), batch, options.steps)
-    exact = copy.deepcopy(model).double()
-    references = {name: penalty_gradient(exact, batch, METHODS[name](), 0)[1] for name in REFERENCES}
-    rows = []
-    for name in METHODS:
-        row = {
-            "cpu": CPU,
-            "method": name,
-            "seconds": statistics.median(seconds[name]),
-            "time": ratio(seconds, name, "plain"),
-        }
-        arguments = ("--size", options.size, "--tokens", options.tokens, "--batch", options.batch, "--memory", name)
-        row |= in_own_process(__file__, *arguments)
-        if name in MEASURED_ERRORS:
-            reference = "trace penalty" if name == "trace penalty" else "Fisher penalty, exact"
-            row |= errors(model, batch, name, references[reference])
-        if name in REFERENCES:
-            for parts, label in ((1, ""), (2, ", accumulated")):
-                term, gradient = spread(model, batch, name, options.draws, parts)
-                row |= {f"spread{label}": term, f"spread of the gradient{label}": gradient}
-        rows.append(row)
-        print(row)
-    for row in rows:
-        if "peak MiB" in row and "peak MiB" in rows[0]:
-            row["memory"] = row["peak MiB"] / rows[0]["peak MiB"]
-    report = read_report(options.output.with_suffix(".json"), environment())
-    settings = {key: str(value) for key, value in vars(options).items() if key not in ("output", "memory")}
-    report.setdefault("settings", {})[CPU] = settings
-    report["rows"] = replaced(report["rows"], rows, ())
-    save(report, options.output)
+    devices.keep_memory()  # as training does
+    save(updated(options, measured(options, model, batch)), options.output)
 
 
 def save(report: dict, output: Path) -> None:
@@ -185,7 +168,10 @@ def save(report: dict, output: Path) -> None:
         "spread of the gradient": ".2f",
         "spread of the gradient, accumulated": ".2f",
     }
-    note = "Time and memory are ratios to the plain training gradient of the same batch.\n"
+    note = (
+        "Time and memory are ratios to the plain training gradient of the same batch; of a penalty of every tenth step "
+        "time is the mean of ten.\n"
+    )
     columns = ratios | {name: form for name, form in quality.items() if any(name in row for row in report["rows"])}
     text = [heading("Penalties", report), note, markdown(report["rows"], columns)]
     write_report(output, report, text)

@@ -2,11 +2,12 @@
 
     python benchmarks/steps.py [--size minilm] [--tokens 64] [--batch 16] [--rounds 4]
 
-A step is the gradient of the whole loss and one step of AdamW, in train mode with dropout. Methods run interleaved in
-one process, on one thread; times are CPU seconds, ratios are medians over rounds. Memory is the peak of a process of
-its own over the loaded model. The floor counts passes: a forward pass 1, a backward pass 2 (1 towards the embeddings
-alone), differentiating a gradient twice what computing it took; divided by the 3 of a plain step. Views are as long as
-the rows.
+A step is the gradient of the whole loss in train mode with dropout, its norm clipped, and a step of AdamW, as the
+Trainer has them. Methods run interleaved in one process of one thread, which keeps the memory that it has freed; times
+are CPU seconds, ratios are medians over rounds. Memory is the peak of a process of its own over the loaded model.
+Passes are counted: a forward pass 1, a backward pass 2 (1 towards the embeddings alone), differentiating a gradient
+twice what computing it took; divided by the 3 of a plain step. That is no bound: parts of a step that are no pass count
+for nothing. Views are as long as the rows.
 
 "consistency, as published" and "Fisher penalty, as published" are the steps of run_mv_classify.py (Wang et al. 2021)
 and hf-sharpness (Cooper Stickland 2022), written anew from their description: two passes with one loss; and a double
@@ -27,7 +28,7 @@ from common import (
     CPU,
     RESULTS,
     SIZES,
-    environment,
+    gradient_of,
     heading,
     in_own_process,
     interleaved,
@@ -36,13 +37,12 @@ from common import (
     markdown,
     peak_memory,
     ratio,
-    read_report,
-    replaced,
+    updated,
     write_report,
 )
 from transformers import BertTokenizer, TrainerState
 
-from flatlingo import regularizers
+from flatlingo import devices, regularizers
 from flatlingo.averaging import WeightAverage
 from flatlingo.regularizers import (
     SAM,
@@ -91,7 +91,7 @@ VARIANTS = {  # other ways to the same: of which family, what it is made of
 
 
 class Method(NamedTuple):
-    """What a step is made of, its floor in forward passes, and its family ("" for a variant)."""
+    """What a step is made of, what it takes in forward passes, and its family ("" for a variant)."""
 
     make: Callable[[], object]
     passes: float
@@ -129,29 +129,18 @@ def published_fisher(model, clean, view):
     return outputs.loss + 0.001 * sum(g.square().sum() for g in gradients) / len(labels)
 
 
-def gradient_of(model, clean, view, method):
-    """A function that adds the gradient of task loss and term to the parameters'."""
-    if method is None or isinstance(method, SAM | WeightAverage):
-        return lambda: model(**clean).loss.backward()
+def gradient(model, clean, view, method):
+    """A function that adds the gradient of the whole loss to the parameters'."""
     if method in (published_consistency, published_fisher):
         return lambda: method(model, clean, view).backward()
-    method.start(model, seed=0)
-    batch = clean | {f"{method.name}/{column}": values for column, values in view.items()}
-
-    def gradient():
-        with method.training_context(model):
-            with method.forward_context(), method.shared_context(model, batch):
-                outputs = model(**clean)
-            (outputs.loss + method(model, batch, outputs)[0]).backward()
-
-    return gradient
+    return gradient_of(model, clean, None if isinstance(method, SAM | WeightAverage) else method, view)
 
 
 @cache
 def trained(size, attention):
     """A model in train mode and its optimiser, which the methods share."""
     model = make_model(size, dropout=0.1, attention=attention).train()
-    return model, torch.optim.AdamW(model.parameters(), lr=1e-6)
+    return model, torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
 
 
 EVERY_STEP = TrainerState(max_steps=1, global_step=1)  # what says that a step's weights count
@@ -159,15 +148,16 @@ EVERY_STEP = TrainerState(max_steps=1, global_step=1)  # what says that a step's
 
 def step_of(model, optimiser, clean, view, method):
     """A function that trains one step."""
-    gradient = gradient_of(model, clean, view, method)
+    add_gradient = gradient(model, clean, view, method)
 
     def step():
         optimiser.zero_grad()
-        gradient()
+        add_gradient()
         if isinstance(method, SAM):
             with method.ascended(model.parameters()):
                 optimiser.zero_grad()
-                gradient()
+                add_gradient()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         if isinstance(method, WeightAverage):
             method.on_step_end(None, EVERY_STEP, None, model=model)
@@ -175,14 +165,48 @@ def step_of(model, optimiser, clean, view, method):
     return step
 
 
+def shared(options, name):
+    """The model in train mode and the optimiser that a method shares with others."""
+    return trained(options.size, "eager" if name == "Fisher penalty, as published" else "sdpa")
+
+
 def prepared(options, name):
     """The step of a method."""
-    model, optimiser = trained(options.size, "eager" if name == "Fisher penalty, as published" else "sdpa")
+    model, optimiser = shared(options, name)
     clean, view = (make_batch(options.size, options.tokens, options.batch, seed=seed) for seed in (0, 1))
     clean["labels"] = torch.arange(options.batch) % model.config.num_labels
-    step = step_of(model, optimiser, clean, view, methods(SIZES[options.size][0])[name].make())
-    step.moments = 2 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad) / 2**20
-    return step
+    return step_of(model, optimiser, clean, view, methods(SIZES[options.size][0])[name].make())
+
+
+def memory(options, name) -> float:
+    """Peak of two steps in MiB, and of what a method keeps, without the optimiser's moments, which are every method's.
+
+    It counts from the loaded model on, without gradients.
+    """
+    model, _ = shared(options, name)
+
+    def two_steps():
+        step = prepared(options, name)  # here, since some remember the weights that they start from
+        step()
+        step()
+
+    moments = 2 * sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad) / 2**20
+    return peak_memory(two_steps) - moments
+
+
+def measured(options) -> list[dict]:
+    """One row per method, the plain step first."""
+    found = methods(SIZES[options.size][0])
+    seconds = interleaved({name: prepared(options, name) for name in found}, options.rounds)
+    rows = []
+    for name, method in found.items():
+        row = {"cpu": CPU, "method": name, "family": method.family, "seconds": statistics.median(seconds[name])}
+        row |= {"time": ratio(seconds, name, PLAIN), "passes": method.passes / found[PLAIN].passes}
+        row["time / passes"] = row["time"] / row["passes"]
+        arguments = ("--size", options.size, "--tokens", options.tokens, "--batch", options.batch, "--memory", name)
+        rows.append(row | in_own_process(__file__, *arguments))
+        print(rows[-1], flush=True)
+    return rows
 
 
 def main() -> None:
@@ -196,37 +220,18 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.memory:
-        step = prepared(options, options.memory)
-        peak = peak_memory(lambda: [step() for _ in range(2)])  # from the loaded model on, without gradients
-        print(json.dumps({"peak MiB": peak - step.moments}))  # the optimiser's moments are every method's
+        print(json.dumps({"peak MiB": memory(options, options.memory)}))
         return
-
-    measured = methods(SIZES[options.size][0])
-    seconds = interleaved({name: prepared(options, name) for name in measured}, options.rounds)
-    rows = []
-    for name, method in measured.items():
-        row = {"cpu": CPU, "method": name, "family": method.family, "seconds": statistics.median(seconds[name])}
-        row |= {"time": ratio(seconds, name, PLAIN), "floor": method.passes / measured[PLAIN].passes}
-        row["time / floor"] = row["time"] / row["floor"]
-        arguments = ("--size", options.size, "--tokens", options.tokens, "--batch", options.batch, "--memory", name)
-        rows.append(row | in_own_process(__file__, *arguments))
-        print(rows[-1], flush=True)
-    for row in rows:
-        if "peak MiB" in row and "peak MiB" in rows[0]:
-            row["memory"] = row["peak MiB"] / rows[0]["peak MiB"]
-    report = read_report(options.output.with_suffix(".json"), environment())
-    settings = {key: str(value) for key, value in vars(options).items() if key not in ("output", "memory")}
-    report.setdefault("settings", {})[CPU] = settings
-    report["rows"] = replaced(report["rows"], rows, ())
-    save(report, options.output)
+    devices.keep_memory()  # as training does
+    save(updated(options, measured(options)), options.output)
 
 
 def save(report: dict, output: Path) -> None:
     """Write the report as JSON and as Markdown."""
-    columns = {"method": "", "cpu": "", "time": ".2f", "floor": ".2f", "time / floor": ".2f"}
+    columns = {"method": "", "cpu": "", "time": ".2f", "passes": ".2f", "time / passes": ".2f"}
     columns |= {"seconds": ".3g", "memory": ".2f", "peak MiB": ".0f"}
     note = (
-        "Time and memory are ratios to a plain training step on the same batch; the floor is the passes a method "
+        "Time and memory are ratios to a plain training step on the same batch, and so are the passes that a method "
         "needs. Memory is the peak of two steps over the loaded model, gradients with it, without the optimiser's "
         "moments. Weight decay, label smoothing, dropout and early stopping are plain steps.\n"
     )

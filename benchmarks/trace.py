@@ -3,14 +3,11 @@
     make bench                                        (or, in the environment that it makes)
     python benchmarks/trace.py [--sizes tiny minilm mbert] [--tokens 64 128] [--rounds 7] [--methods …]
 
-All methods of a setting run interleaved in one process, on one thread, in float32 (one of flatlingo's under bf16
-autocast too). Times are CPU seconds, ratios medians over rounds of the ratio within a round; methods marked slow run in
-two rounds. flatlingo's are a fourth of a call of four batches, for what a call sets up serves all of them. Memory is
-the peak of a process of its own over the loaded model, a dash if that failed. Errors are of the mean trace of four rows
-of 16 tokens against a float64 loop over examples and labels. A method that fails is reported with its reason. "spread"
-is the interquartile range of the ratio to floor_full over rounds, relative to its median. Results are written after
-each setting. Kept are settings measured before on this make of CPU with these versions, if not measured again, and what
-other makes have measured.
+All methods of a setting run interleaved in one process of one thread, which keeps the memory that it has freed; the
+report says what its columns hold. Memory is the peak of a process of its own, which gives back what it frees, over the
+loaded model. It is measured first: a dash if that failed; a method that was killed there is not timed. A method that
+fails is reported with its reason. Results are written after each setting. Kept are settings measured before on this
+make of CPU with these versions and this code, if not measured again, and what other makes have measured.
 
 * floor_full: a forward pass and C - 1 backward passes with parameter gradients, which no method that forms them beats;
 * floor_act: the same without parameter gradients, a bound for any method that goes back through all of the network;
@@ -21,6 +18,7 @@ other makes have measured.
 
 import argparse
 import copy
+import gc
 import json
 import statistics
 import warnings
@@ -34,21 +32,25 @@ from common import (
     RESULTS,
     SIZES,
     environment,
+    has_bf16,
     in_own_process,
     interleaved,
     make_batch,
     make_model,
     peak_memory,
+    product_rate,
     ratio,
     read_report,
     replaced,
     spread,
 )
-from trace_methods import METHODS, NO_RESULT, SLOW, loop
+from trace_methods import CHANGING, DRAWS, FLOORS, METHODS, NO_RESULT, ONE_DRAW, SLOW, available, floor_of, loop
 from trace_report import save, size_and_length
 
+from flatlingo import devices
 from flatlingo.fisher import fisher_trace
 
+COMMITTED = RESULTS / "trace"
 PEERS = ("opacus", "nngeometry", "curvlinops-for-pytorch", "backpack-for-pytorch")
 # Tokens of the English XNLI development pairs in mBERT's vocabulary: 97 quantiles, from the shortest to the longest.
 # fmt: off
@@ -66,6 +68,11 @@ def reason(error: Exception) -> str:
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:160]
 
 
+def own(model, name: str):
+    """The model, or a copy for a method that changes it."""
+    return copy.deepcopy(model) if name in CHANGING else model
+
+
 def errors(size: str, methods: list[str]) -> dict[str, dict]:
     """Error of each method's mean trace on four short rows against the loop in float64, or why it fails."""
     model, batch = make_model(size), make_batch(size, 16, 4)
@@ -73,31 +80,53 @@ def errors(size: str, methods: list[str]) -> dict[str, dict]:
     found = {}
     for name in methods:
         try:
-            value = METHODS[name](model, batch)()
-            found[name] = {} if name in NO_RESULT else {"error": abs(value / exact - 1)}
+            once = METHODS[name](own(model, name), batch)
+            values = [once() for _ in range(DRAWS if name in ONE_DRAW else 1)]
         except Exception as error:
             found[name] = {"failed": reason(error)}
+            continue
+        if name in NO_RESULT:
+            found[name] = {}
+        else:  # one draw is as far off as it happens to be; how far draws spread is the method's error
+            found[name] = {"error": (statistics.stdev(values) if name in ONE_DRAW else abs(values[0] - exact)) / exact}
     return found
 
 
-def setting(size: str, tokens: int, methods: list[str], rounds: int, quality: dict[str, dict]) -> list[dict]:
-    """One row per method for a model size and a length; `quality` is what `errors` found."""
-    able = [name for name in methods if "failed" not in quality[name]]
-    # first, for the memory that the methods take together is not left for another process
-    memory = {name: in_own_process(__file__, "--memory", name, "--sizes", size, "--tokens", tokens) for name in able}
+def memory(size: str, tokens: int, name: str) -> dict:
+    """Peak of one method in this process, over a model that nothing has been computed with."""
+    METHODS[name](make_model(size), make_batch(size, 8, 2))()  # what is allocated once
+    gc.collect()
     model, batch = make_model(size), make_batch(size, tokens)
-    working = {name: METHODS[name](model, batch) for name in able}
+    return {"peak MiB": peak_memory(lambda: METHODS[name](model, batch)())}
+
+
+def known_before(size: str, tokens: int, quality: dict[str, dict]) -> dict[str, dict]:
+    """What each row says before it is timed: error and memory, or why the method cannot run."""
+    found = {}
+    for name, row in quality.items():
+        if "failed" not in row:
+            measured = in_own_process(__file__, "--memory", name, "--sizes", size, "--tokens", tokens)
+            # a method that was killed would take this process with it; another failure is that of the measurement
+            keys = {"killed": "failed", "failed": "memory failed"}
+            row = row | {keys.get(key, key): value for key, value in measured.items()}
+        found[name] = row
+    return found
+
+
+def setting(size: str, tokens: int, rounds: int, known: dict[str, dict]) -> list[dict]:
+    """One row per method for a model size and a length; `known` is what `known_before` found."""
+    model, batch = make_model(size), make_batch(size, tokens)
+    working = {name: METHODS[name](own(model, name), batch) for name, row in known.items() if "failed" not in row}
     seconds = interleaved(working, rounds, slow=SLOW)
     rows = []
-    for name in methods:
-        row = {"cpu": CPU, "size": size, "T": tokens, "B": len(batch["input_ids"]), "method": name, **quality[name]}
+    for name, before in known.items():
+        row = {"cpu": CPU, "size": size, "T": tokens, "B": len(batch["input_ids"]), "method": name, **before}
         if name in working:
-            row |= {"memory failed" if key == "failed" else key: value for key, value in memory[name].items()}
             median = statistics.median(seconds[name])
             row |= {"seconds": median, "examples/s": row["B"] / median, "rounds": len(seconds[name])}
-            for floor in ("floor_full", "floor_act"):
-                row[f"time / {floor}"] = ratio(seconds, name, floor)
-            row["spread"] = spread(seconds, name, "floor_full")
+            for floor in FLOORS:
+                row[f"time / {floor}"] = ratio(seconds, name, floor_of(name, floor))
+            row["spread"] = spread(seconds, name, floor_of(name, "floor_full"))
         rows.append(row)
         print({key: value for key, value in row.items() if key not in ("cpu", "size", "T", "B")}, flush=True)
     return rows
@@ -152,40 +181,43 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", default=["tiny", "minilm", "mbert"], choices=SIZES)
     parser.add_argument("--tokens", nargs="+", type=int, default=[64, 128])
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
-    parser.add_argument("--output", type=Path, default=RESULTS / "trace", help="path without ending")
+    parser.add_argument("--methods", nargs="+", default=available(), choices=available())
+    parser.add_argument("--output", type=Path, default=COMMITTED, help="path without ending")
     parser.add_argument("--memory", help="(internal) peak memory of one method")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     if options.memory:
-        model, batch = make_model(options.sizes[0]), make_batch(options.sizes[0], options.tokens[0])
-        METHODS[options.memory](model, make_batch(options.sizes[0], 8, 2))()  # what is allocated once
-        model.zero_grad()
-        print(json.dumps({"peak MiB": peak_memory(lambda: METHODS[options.memory](model, batch)())}))
+        print(json.dumps(memory(options.sizes[0], options.tokens[0], options.memory)))
         return
-    methods = list(dict.fromkeys(["floor_full", "floor_act", *options.methods]))
-    report = read_report(options.output.with_suffix(".json"), environment(*PEERS), lists=("rows", "lengths"))
+    where = environment(*PEERS)
+    # of a setting measured again, and of another environment, all rows of this make go
+    complete = set(options.methods) == set(available()) and "-" not in [where[peer] for peer in PEERS]
+    if options.output.resolve() == COMMITTED.resolve() and not complete:
+        parser.error("the committed report needs every method and every peer: make bench; else give --output")
+    measure(options, read_report(options.output.with_suffix(".json"), where, lists=("rows", "lengths")))
+
+
+def measure(options: argparse.Namespace, report: dict) -> None:
+    """Measure all settings, and write the report after each."""
+    methods = [name for name in available() if name in options.methods or name.startswith("floor")]
+    quality = {size: errors(size, methods) for size in options.sizes}
+    settings = [(size, tokens) for size in options.sizes for tokens in options.tokens]
+    known = {(size, tokens): known_before(size, tokens, quality[size]) for size, tokens in settings}
+    devices.keep_memory()  # as training does; from here on, for what this process keeps is not left for another
     report.setdefault("GFLOP/s", {})[CPU] = {
-        str(dtype).removeprefix("torch."): product_rate(dtype) for dtype in (torch.float32, torch.bfloat16)
+        str(dtype).removeprefix("torch."): product_rate(1024, dtype) / 1e9
+        for dtype in (torch.float32, *([torch.bfloat16] if has_bf16() else []))
     }
+    for size, tokens in settings:
+        found = setting(size, tokens, options.rounds, known[size, tokens])
+        report["rows"] = replaced(report["rows"], found, ("size", "T"), order=size_and_length)
+        save(report, options.output)
     for size in options.sizes:
-        quality = errors(size, methods)
-        for tokens in options.tokens:
-            found = setting(size, tokens, methods, options.rounds, quality)
-            report["rows"] = replaced(report["rows"], found, ("size", "T"), order=size_and_length)
-            save(report, options.output)
         if size != "mbert":
             found = lengths(size, max(1, options.rounds // 2))
             report["lengths"] = replaced(report["lengths"], found, ("size",), order=size_and_length)
             save(report, options.output)
-
-
-def product_rate(dtype: torch.dtype, n: int = 1024) -> float:
-    """GFLOP/s of a product of two n × n matrices, the most that is to be had in a precision."""
-    x = torch.randn(n, n, dtype=dtype)
-    seconds = interleaved({"product": lambda: x @ x}, 9)["product"]
-    return 2 * n**3 / statistics.median(seconds) / 1e9
 
 
 if __name__ == "__main__":

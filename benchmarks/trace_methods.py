@@ -1,22 +1,30 @@
 """Ways to Tr(F) that benchmarks/trace.py times: flatlingo's, the obvious ones, those of other packages, and two floors.
 
-Each takes (model, batch) and returns a function that computes the mean trace once, or nothing for the floors.
+Each takes (model, batch) and returns a function that computes the mean trace once, or nothing for the floors. Those of
+`CHANGING` change the model that they are given.
 """
 
-import copy
+import math
 import statistics
+from contextlib import nullcontext
 from functools import partial
 
 import torch
-from common import LABELS
+from common import LABELS, has_bf16
 from torch import nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flatlingo.fisher import fisher_trace, softmax_factor
 from flatlingo.fisher.gradnorms import GradientNorms
 from flatlingo.fisher.trace import CHECKED
 
-CALL = 4  # batches
+CALL = 64  # rows, at least: what a call sets up serves all of them
+BUDGET = 2**31  # bytes of gradients that a peer may hold at a time
+
+
+def batches_of_a_call(batch) -> int:
+    return -(-CALL // len(batch["input_ids"]))
 
 
 def directions_of(logits):
@@ -57,6 +65,16 @@ def training_step(model, batch):
 
 
 def flatlingo(model, batch):
+    times = batches_of_a_call(batch)
+
+    def run():
+        return fisher_trace(model, [batch] * times).value
+
+    run.times = times
+    return run
+
+
+def flatlingo_passes(model, batch):
     few = {name: values[:CHECKED] for name, values in batch.items()}  # as `fisher_trace` looks at the model first
     with torch.no_grad():
         engine = GradientNorms(model, dict(model.named_parameters()), few, model(**few).logits)
@@ -70,30 +88,26 @@ def flatlingo(model, batch):
 
     def run():
         with engine:  # entered once in a call, however many batches come
-            return statistics.mean(once() for _ in range(CALL))
+            return statistics.mean(once() for _ in range(run.times))
 
-    run.times = CALL
+    run.times = batches_of_a_call(batch)
     return run
 
 
-def flatlingo_bf16(model, batch):
-    with torch.autocast("cpu", torch.bfloat16):
-        inner = flatlingo(model, batch)
+def in_bf16(method, attention=nullcontext):
+    """A method under bf16 autocast, and with an attention of its own."""
 
-    def run():
-        with torch.autocast("cpu", torch.bfloat16):
-            return inner()
+    def prepare(model, batch):
+        inner = method(model, batch)
 
-    run.times = CALL
-    return run
+        def run():
+            with torch.autocast("cpu", torch.bfloat16), attention():
+                return inner()
 
+        run.times = getattr(inner, "times", 1)
+        return run
 
-def flatlingo_call(model, batch):
-    def run():
-        return fisher_trace(model, [batch] * CALL).value
-
-    run.times = CALL
-    return run
+    return prepare
 
 
 def loop(model, batch):
@@ -106,61 +120,68 @@ def loop(model, batch):
             for log_p_c in log_p:
                 found = torch.autograd.grad(log_p_c, parameters, retain_graph=True, allow_unused=True)
                 squared = sum(g.square().sum() for g in found if g is not None)
+                del found  # else it is held while the next is made
                 total += float(log_p_c.detach().exp() * squared)
         return total / len(batch["input_ids"])
 
     return run
 
 
-def vmap_grad(model, batch):
-    parameters = dict(model.named_parameters())
-    rows = {key: value for key, value in batch.items() if key != "attention_mask"}
-    tokens = batch["input_ids"].shape[1]
-    mask = torch.zeros(1, 1, tokens, tokens, dtype=next(model.parameters()).dtype)  # transformers refuses a vmapped 2-D
+def rows_at_once(model, batch) -> int:
+    """How many rows' gradients fit, once and once more for their squares; a power of two."""
+    each = 2 * sum(p.numel() * p.element_size() for p in model.parameters())
+    return min(len(batch["input_ids"]), 2 ** int(math.log2(max(1, BUDGET // each))))
 
-    def log_p(parameters, row, label):
-        inputs = {key: value[None] for key, value in row.items()} | {"attention_mask": mask}
-        return functional_call(model, parameters, (), inputs).logits[0].log_softmax(0)[label]
+
+def vmap_grad(model, batch):
+    parameters = {name: p.detach() for name, p in model.named_parameters()}  # else autograd records all of it besides
+    rows = {key: value for key, value in batch.items() if key != "attention_mask"}  # no padding; vmap refuses a 2-D one
+
+    def log_p(parameters, row):
+        inputs = {key: value[None] for key, value in row.items()}
+        return functional_call(model, parameters, (), inputs).logits[0].log_softmax(0)
 
     def squared(row):
+        found, pull = vjp(lambda parameters: log_p(parameters, row), parameters)
         total = 0.0
-        for label in range(LABELS):
-            value, gradients = log_p(parameters, row, label), grad(log_p)(parameters, row, label)
-            total = total + value.exp() * sum(g.square().sum() for g in gradients.values())
+        for label in torch.eye(LABELS).to(found).unbind():
+            (gradients,) = pull(label)
+            total += (label * found.exp()).sum() * sum(g.square().sum() for g in gradients.values())
         return total
 
-    chunk = 1 if sum(p.numel() for p in model.parameters()) > 1e8 else 4
-    return lambda: float(vmap(squared, chunk_size=chunk)(rows).mean())
+    return lambda: float(vmap(squared, chunk_size=rows_at_once(model, batch))(rows).mean())
 
 
 def opacus_per_sample(model, batch):
     from opacus import GradSampleModule
 
-    return _opacus(GradSampleModule, model, batch, lambda p: p.grad_sample.flatten(1).square().sum(1), chunk=2)
+    def squared(p):
+        return p.grad_sample.flatten(1).square().sum(1)
+
+    return _opacus(GradSampleModule, model, batch, squared, rows=rows_at_once(model, batch))
 
 
 def opacus_ghost(model, batch):
     from opacus.grad_sample import GradSampleModuleFastGradientClipping as Ghost
 
     wrap = partial(Ghost, max_grad_norm=1.0, use_ghost_clipping=True)
-    return _opacus(wrap, model, batch, lambda p: p._norm_sample.square(), chunk=None)
+    return _opacus(wrap, model, batch, lambda p: p._norm_sample.square(), rows=len(batch["input_ids"]))
 
 
-def _opacus(wrap, model, batch, squared, *, chunk):
+def _opacus(wrap, model, batch, squared, *, rows):
     """Opacus frees its activations in every backward pass, so each of the C - 1 has a forward pass of its own."""
-    wrapped = wrap(copy.deepcopy(model).train(), loss_reduction="sum")
+    wrapped = wrap(model.train(), loss_reduction="sum")
     for module in wrapped.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     size = len(batch["input_ids"])
-    parts = [slice(i, i + (chunk or size)) for i in range(0, size, chunk or size)]
+    parts = [{key: value[i : i + rows] for key, value in batch.items()} for i in range(0, size, rows)]
 
     def run():
         total = 0.0
         for part in parts:
-            rows = {key: value[part] for key, value in batch.items()}
             for k in range(LABELS - 1):
-                logits = wrapped(**rows).logits
+                logits = wrapped(**part).logits
                 weight, direction = directions_of(logits)[k]
                 (logits * direction).sum().backward()
                 norms = sum(squared(p) for p in wrapped.parameters() if p.requires_grad)
@@ -192,7 +213,7 @@ def nngeometry_exact(model, batch):
 def curvlinops_hutchinson(model, batch):
     from curvlinops import GGNLinearOperator, hutchinson_trace
 
-    model = make_eager(model)
+    model.set_attn_implementation("eager")  # which can be differentiated in forward mode
 
     class Logits(nn.Module):
         def __init__(self):
@@ -214,32 +235,45 @@ def curvlinops_hutchinson(model, batch):
     return lambda: float(hutchinson_trace(operator, num_matvecs=1))
 
 
-def make_eager(model):
-    """A copy whose attention can be differentiated in forward mode."""
-    model = copy.deepcopy(model)
-    model.set_attn_implementation("eager")
-    return model
-
-
+# The fused attention is slower under bf16 than products (results/encoder.md), which flatlingo computes: no floor.
+floor_in_bf16 = partial(in_bf16, attention=partial(sdpa_kernel, SDPBackend.MATH))
 METHODS = {
     "floor_full": floor_full,
     "floor_act": floor_act,
+    "floor_full, bf16": floor_in_bf16(floor_full),
+    "floor_act, bf16": floor_in_bf16(floor_act),
     "training step": training_step,
     "flatlingo": flatlingo,
-    "flatlingo, whole call": flatlingo_call,
-    "flatlingo, bf16 autocast": flatlingo_bf16,
+    "flatlingo, passes alone": flatlingo_passes,
+    "flatlingo, bf16": in_bf16(flatlingo),
     "loop over examples and labels": loop,
-    "torch.func vmap(grad)": vmap_grad,
+    "torch.func vmap(vjp)": vmap_grad,
     "opacus GradSampleModule": opacus_per_sample,
     "opacus ghost clipping": opacus_ghost,
     "nngeometry PMatDiag": nngeometry_exact,
     "curvlinops Hutchinson, 1 draw": curvlinops_hutchinson,
 }
-NO_RESULT = ("floor_full", "floor_act", "training step")
+FLOORS = ("floor_full", "floor_act")
+CHANGING = ("opacus GradSampleModule", "opacus ghost clipping", "curvlinops Hutchinson, 1 draw")
+ONE_DRAW = ("curvlinops Hutchinson, 1 draw",)
+DRAWS = 16  # whose spread is the error of one
 SLOW = (
     "loop over examples and labels",
-    "torch.func vmap(grad)",
+    "torch.func vmap(vjp)",
     "opacus GradSampleModule",
     "nngeometry PMatDiag",
     "curvlinops Hutchinson, 1 draw",
 )
+
+
+def floor_of(method: str, floor: str) -> str:
+    """The floor in a method's precision."""
+    return f"{floor}, bf16" if method.endswith("bf16") else floor
+
+
+NO_RESULT = (*FLOORS, *(f"{floor}, bf16" for floor in FLOORS), "training step")
+
+
+def available() -> list[str]:
+    """The methods that this CPU can be asked for."""
+    return [name for name in METHODS if has_bf16() or not name.endswith("bf16")]

@@ -3,9 +3,18 @@
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-from common import SIZES, heading, markdown, write_report
-from trace_methods import METHODS
+from common import SIZES, heading, markdown, without_bf16, write_report
+from trace_methods import BUDGET, CALL, DRAWS
 
+LEGEND = f"""\
+Times are CPU seconds on one thread, in float32 unless a row says bf16 (autocast): medians over rounds of the ratio to a
+floor in the same round and precision; slow methods run in two rounds. "spread" is the interquartile range of the ratio
+to floor_full over rounds, relative to its median. Row "flatlingo" is a call of `fisher_trace` with {CALL} rows or more,
+divided by its number of batches; "passes alone" leaves out what a call does before and after them. The error is that of
+the mean trace of four rows of 16 tokens against a float64 loop over examples and labels; of one draw, the standard
+deviation over {DRAWS} draws. vmap and opacus' GradSampleModule take as many rows at a time as fit in {BUDGET >> 30} GiB
+with their gradients and the squares, a power of two; ghost clipping takes all. "peak MiB" is over the loaded model.
+"""
 MARKERS = "osD^v"  # of the makes of CPU
 plt.switch_backend("agg")
 
@@ -18,12 +27,6 @@ def size_and_length(row: dict) -> tuple[int, int]:
 def save(report: dict, output: Path) -> None:
     """Write the report as JSON, as Markdown and as a plot."""
     rows, by_length = report["rows"], report["lengths"]
-    failed = {f"{row['method']} ({row['cpu']})": row["failed"] for row in rows if "failed" in row}
-    failed |= {
-        f"memory of {row['method']} ({row['cpu']}, {row['size']}, T = {row['T']})": row["memory failed"]
-        for row in rows
-        if "memory failed" in row
-    }
     columns = {
         "size": "",
         "T": "d",
@@ -46,12 +49,24 @@ def save(report: dict, output: Path) -> None:
     for make, found in report["GFLOP/s"].items():
         rates = ", ".join(f"{rate:.0f} GFLOP/s in {dtype}" for dtype, rate in found.items())
         parts += [f"A product of two 1024 × 1024 matrices on {make}: {rates}.\n"]
-    parts += [markdown([row for row in rows if "failed" not in row], columns)]
-    if failed:
-        parts += ["\n## What could not run\n", *(f"* {name}: {why}" for name, why in failed.items())]
+    parts += without_bf16([make for make, found in report["GFLOP/s"].items() if "bfloat16" not in found])
+    parts += [LEGEND, markdown([row for row in rows if "failed" not in row], columns)]
+    if failed := failures(rows):
+        parts += ["\n## What could not run\n", *failed]
     parts += ["\n## Rows as long as those of XNLI\n", markdown(by_length, length_columns)]
     write_report(output, report, parts)
     plot(rows, output.with_suffix(".png"))
+
+
+def failures(rows: list[dict]) -> list[str]:
+    """What could not run, why and where."""
+    settings = {}
+    for row in rows:
+        for key, what in {"failed": "", "memory failed": "memory of "}.items():
+            if key in row:
+                name = f"{what}{row['method']} ({row['cpu']}): {row[key]}"
+                settings.setdefault(name, []).append(f"{row['size']}, T = {row['T']}")
+    return [f"* {name} ({'; '.join(where)})" for name, where in settings.items()]
 
 
 def plot(rows: list[dict], path) -> None:
@@ -60,7 +75,7 @@ def plot(rows: list[dict], path) -> None:
     makes = list(dict.fromkeys(row["cpu"] for row in rows))
     size = (2.2 * len(settings) + 2, 1.6 * (1 + len(makes)))
     fig, axes = plt.subplots(1, len(settings), figsize=size, sharey=True, squeeze=False)
-    names = [name for name in METHODS if any("seconds" in row and row["method"] == name for row in rows)][::-1]
+    names = list(dict.fromkeys(row["method"] for row in rows if "seconds" in row))[::-1]
     for ax, (size, tokens) in zip(axes[0], settings, strict=True):
         for row in rows:
             if (row["size"], row["T"]) == (size, tokens) and "seconds" in row:

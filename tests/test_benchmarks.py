@@ -1,10 +1,12 @@
-"""The reports of the benchmarks: what other machines measured stays, beside what this one measures."""
+"""The benchmarks at sizes that tell nothing about speed, and their reports: what other machines measured stays."""
 
+import copy
 import json
 import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from flatlingo.files import ROOT
 from flatlingo.study.families import FAMILIES
@@ -12,6 +14,11 @@ from flatlingo.study.presets import PARTS
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 common = pytest.importorskip("common", reason="no benchmarks/")
+import trace  # noqa: E402
+
+import penalties  # noqa: E402
+import steps  # noqa: E402
+import trace_methods  # noqa: E402
 import trace_report  # noqa: E402
 
 OLD, NEW = {"cpu": "A", "torch": "1"}, {"cpu": "A", "torch": "2"}
@@ -70,8 +77,98 @@ def test_committed_reports_name_the_make_of_every_row(name):
     assert text.startswith(common.heading(text.splitlines()[0].removeprefix("# "), report))
 
 
+def test_slow_functions_are_warmed_up_and_timed_twice():
+    calls = {"fast": 0, "slow": 0}
+
+    def count(name):
+        calls[name] += 1
+
+    functions = {name: lambda name=name: count(name) for name in calls}
+    seconds = common.interleaved(functions, 4, slow=("slow",))
+    assert {name: len(found) for name, found in seconds.items()} == {"fast": 4, "slow": 2}
+    assert calls == {"fast": 5, "slow": 3}
+
+
+def test_a_process_that_is_killed_tells_so_and_one_that_fails_tells_why(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text("import os, sys\nos.kill(os.getpid(), 9) if sys.argv[1] == 'dies' else sys.exit('why')\n")
+    assert common.in_own_process(script, "dies") == {"killed": "killed by SIGKILL"}
+    assert common.in_own_process(script, "fails") == {"failed": "why"}
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("method", ["flatlingo", "flatlingo, passes alone", "torch.func vmap(vjp)"])
+def test_ways_to_the_trace_agree(method):
+    model, batch = common.make_model("micro").double(), common.make_batch("micro", 8)
+    exact = trace_methods.loop(copy.deepcopy(model), batch)()
+    assert trace_methods.METHODS[method](model, batch)() == pytest.approx(exact, rel=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_trace_report_has_every_method_and_names_those_that_cannot_run(monkeypatch, tmp_path):
+    """As if this CPU had bf16, and with the memory of other processes made up, one of which dies."""
+
+    def memory(script, option, name, *setting):
+        return {"killed": "killed by SIGKILL"} if name.startswith("loop") else {"peak MiB": 1.0}
+
+    monkeypatch.setattr(trace_methods, "has_bf16", lambda: True)
+    monkeypatch.setattr(trace, "in_own_process", memory)
+    monkeypatch.setattr(trace, "product_rate", lambda n, dtype: 1e9)
+    monkeypatch.setattr(trace.devices, "keep_memory", lambda: None)
+    monkeypatch.setattr(trace, "lengths", lambda size, rounds: [])
+    methods = [name for name in trace_methods.METHODS if name.startswith(("flat", "loop"))]
+    options = SimpleNamespace(sizes=["micro"], tokens=[8], rounds=1, methods=methods, output=tmp_path / "trace")
+    trace.measure(options, common.read_report(tmp_path / "trace.json", OLD, lists=("rows", "lengths")))
+    rows = {one["method"]: one for one in json.loads((tmp_path / "trace.json").read_text())["rows"]}
+    floors = ["floor_full", "floor_act", "floor_full, bf16", "floor_act, bf16"]
+    assert list(rows) == [*floors, *methods]
+    for name in ("floor_full", "floor_full, bf16"):
+        assert rows[name]["time / floor_full"] == 1
+    bf16 = rows["flatlingo, bf16"]
+    assert bf16["time / floor_act"] == bf16["seconds"] / rows["floor_act, bf16"]["seconds"] > 0
+    assert "seconds" not in rows["loop over examples and labels"]
+    text = (tmp_path / "trace.md").read_text()
+    assert "loop over examples and labels" in text.partition("What could not run")[2]
+    assert "killed by SIGKILL (micro, T = 8)" in text
+
+
+def test_the_committed_trace_report_is_not_replaced_by_a_part(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["trace.py", "--methods", "flatlingo"])
+    monkeypatch.setattr(trace.torch, "set_num_threads", lambda n: None)
+    with pytest.raises(SystemExit):
+        trace.main()
+    assert "needs every method and every peer" in capsys.readouterr().err
+
+
+def test_every_step_and_every_penalty_is_timed(monkeypatch, tmp_path):
+    settings = {"tokens": 8, "batch": 4, "rounds": 1, "steps": 1, "draws": 2, "output": tmp_path / "report"}
+    options = SimpleNamespace(size="mini", **settings)  # two layers, of which one method needs the first
+    for module in (steps, penalties):
+        monkeypatch.setattr(module, "in_own_process", lambda *arguments: {"peak MiB": 1.0})
+    model, batch = common.make_model("micro", dropout=0.1).train(), common.make_batch("micro", 8, 4)
+    batch["labels"] = torch.arange(4) % 3
+    measured = {steps: steps.measured(options), penalties: penalties.measured(options, model, batch)}
+    assert [one["method"] for one in measured[steps]] == list(steps.methods(layers=2))
+    assert [one["method"] for one in measured[penalties]] == list(penalties.METHODS)
+    for module, rows in measured.items():
+        assert all(one["time"] > 0 for one in rows)
+        report = common.updated(options, rows)
+        assert all(one["memory"] == 1 for one in report["rows"])
+        module.save(report, options.output)
+
+
+def test_memory_of_a_step_counts_what_a_method_keeps(monkeypatch):
+    """What is measured starts before the method does."""
+    kept = []
+    monkeypatch.setattr(steps, "peak_memory", lambda function: kept.append(function) or 0.0)
+    monkeypatch.setattr(steps, "prepared", lambda options, name: kept.append(name) or (lambda: None))
+    steps.memory(SimpleNamespace(size="micro"), "L2 to the start")
+    assert len(kept) == 1
+    kept[0]()
+    assert kept[1:] == ["L2 to the start"]
+
+
 def test_every_method_that_changes_a_step_is_timed_with_its_passes():
-    steps = pytest.importorskip("steps", reason="no benchmarks/")
     found = steps.methods(layers=4)
     assert all(method.make() is not None for name, method in found.items() if name != steps.PLAIN)
     timed = {method.family: method.passes for method in found.values() if method.family}
@@ -103,6 +200,7 @@ LABELS = ("entailment", "neutral", "contradiction")
 def test_every_setting_of_a_real_encoder_is_timed(encoder, xnli_rows, monkeypatch):
     """In this process instead of two, and without compiling, which takes minutes."""
     settings = [setting for setting in encoder.GRADIENTS if not setting.compiled]
+    monkeypatch.setattr(encoder, "has_bf16", lambda: True)
     monkeypatch.setattr(encoder, "PREDICTED", (16, 64))
     monkeypatch.setattr(encoder, "TRACED", ((16, "sdpa"), (32, "eager")))
     options = SimpleNamespace(model="mini-mbert", data=xnli_rows, batches=2, rounds=1, rows=32, compile=False)
@@ -127,3 +225,23 @@ def test_every_setting_of_a_real_encoder_is_timed(encoder, xnli_rows, monkeypatc
     shortest, longest = ([batch["input_ids"].shape[1] for batch in bench.batches[True]][i] for i in (0, -1))
     assert shortest < longest
     assert [row["rows/s"] for row in encoder.throughput(Here(), options)] == [32.0] * (2 * 3 + 2)
+
+
+def test_a_piece_of_work_that_fails_is_not_timed(encoder):
+    class Failing(encoder.Pair):
+        def __init__(self):
+            pass
+
+        def __call__(self, *work):
+            return [(1.0, None), (0.1, "ValueError: why")]
+
+    with pytest.raises(RuntimeError, match="predict 16: ValueError: why"):
+        Failing().seconds(1, [("predict", 16)])
+
+
+@pytest.mark.parametrize("rows", ["48", "1000"])
+def test_rows_that_make_too_few_batches_or_are_not_there_are_refused(encoder, monkeypatch, capsys, rows):
+    monkeypatch.setattr(sys, "argv", ["encoder.py", "--data", "nowhere", "--rows", rows])
+    with pytest.raises(SystemExit):
+        encoder.main()
+    assert "--rows must be 256" in capsys.readouterr().err

@@ -13,9 +13,9 @@ from flatlingo.study.families import FAMILIES
 
 @pytest.fixture
 def _benchmark(monkeypatch, tmp_path):
-    rows = [{"family": "none", "floor": 1, "time": 1}, {"family": "consistency", "floor": 2, "time": 1.9}]
+    rows = [{"family": "none", "passes": 1, "time": 1}, {"family": "consistency", "passes": 2, "time": 1.9}]
     path = tmp_path / "steps.json"
-    path.write_text(json.dumps({"rows": [*rows, {"family": "", "floor": 2, "time": 9}]}))
+    path.write_text(json.dumps({"rows": [*rows, {"family": "", "passes": 2, "time": 9}]}))
     monkeypatch.setattr(module, "BENCHMARK", path)
 
 

@@ -23,8 +23,8 @@ def catalogue() -> pd.DataFrame:
     page = pd.DataFrame.from_dict(rows, orient="index", columns=["one line", "weight", "paper"])
     measured = json.loads(BENCHMARK.read_text(encoding="utf-8"))["rows"] if BENCHMARK.exists() else []
     costs = {row["family"]: row for row in measured if row["family"]}
-    for column, key in (("passes", "floor"), ("time", "time")):
-        page[column] = [costs[name][key] if name in costs else _unmeasured(name, costs) for name in page.index]
+    for column in ("passes", "time"):
+        page[column] = [costs[name][column] if name in costs else _unmeasured(name, costs) for name in page.index]
     return page
 
 
