@@ -1,7 +1,7 @@
 """Tr(F) side by side: flatlingo, the obvious ways, and other packages, on the same model and rows.
 
     make bench                                        (or, in the environment that it makes)
-    python benchmarks/trace.py [--sizes tiny minilm mbert] [--tokens 64 128] [--rounds 7] [--methods …]
+    python benchmarks/trace.py [--sizes tiny minilm mbert] [--tokens 64 128] [--rounds 5] [--methods …]
 
 All methods of a setting run interleaved in one process of one thread, which keeps the memory that it has freed; the
 report says what its columns hold. Memory is the peak of a process of its own, which gives back what it frees, over the
@@ -180,7 +180,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", nargs="+", default=["tiny", "minilm", "mbert"], choices=SIZES)
     parser.add_argument("--tokens", nargs="+", type=int, default=[64, 128])
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--methods", nargs="+", default=available(), choices=available())
     parser.add_argument("--output", type=Path, default=COMMITTED, help="path without ending")
     parser.add_argument("--memory", help="(internal) peak memory of one method")
