@@ -383,6 +383,17 @@ def test_classes_that_are_not_the_labels_are_refused(rows, names):
     assert trace_of_rows(model, TOKENIZER, rows).n == len(rows)
 
 
+@pytest.mark.filterwarnings("ignore:the model's classes")
+@pytest.mark.parametrize("names", [LABELS, LABELS[::-1]], ids=["own order", "another order"])
+def test_a_row_without_a_label_is_refused_in_every_order_of_the_classes(rows, names):
+    model = named(make_model(), names)
+    unlabelled = of_task([*rows, rows[0] | {"label": -1}])
+    with pytest.raises(FlatlingoError, match=r"label of (row|example) \d+ is "):
+        empirical_fisher(model, batches(TOKENIZER, unlabelled, max_length=64, batch_size=8, model=model))
+    with pytest.raises(FlatlingoError, match=r"label of (row|example) \d+ is "):
+        trace_of_rows(model, TOKENIZER, unlabelled, measure=empirical_fisher)
+
+
 @pytest.mark.parametrize("names", [["LABEL_0", "LABEL_1", "LABEL_2"], ["0", "1", "2"]])
 def test_classes_without_names_are_taken_in_their_order(model, rows, names):
     found = logits(named(model, names), TOKENIZER, of_task(rows), max_length=64)

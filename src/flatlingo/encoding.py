@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flatlingo.errors import FlatlingoError
-from flatlingo.labels import class_order
+from flatlingo.labels import class_order, with_classes_of_model
 from flatlingo.regularizers import Regularizer
 from flatlingo.rowfiles import has_half_a_pair, texts_of
 
@@ -186,14 +186,13 @@ def batches(
         Dicts of CPU tensors: what the model takes, and `labels` if the rows have a label.
 
     Raises:
-        FlatlingoError: as `encode`; the tokenizer has no padding token; or a batch would have no row.
+        FlatlingoError: as `encode`; the tokenizer has no padding token; a batch would have no row; or a label to be
+            matched is no class of the rows.
     """
     items = encode(list(rows), tokenizer, max_length=max_length)
     padding = None if model is None else padding_id(model, tokenizer)
     order = None if model is None else class_order(model.config, rows)
-    for item in items if order else ():
-        if "labels" in item:
-            item["labels"] = order[item["labels"]]
+    items = with_classes_of_model(items, "labels", order)
     return [batch for _, batch in indexed_batches(items, PairCollator(tokenizer, padding), batch_size=batch_size)]
 
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from flatlingo.encoding import PairCollator, check_length, encode, indexed_batches, padding_id
 from flatlingo.errors import FlatlingoError
 from flatlingo.fisher import FisherTrace, empirical_fisher, fisher_trace
-from flatlingo.labels import class_order
+from flatlingo.labels import class_order, with_classes_of_model
 from flatlingo.masks import whole_masks
 from flatlingo.regularizers.perturbations import View
 
@@ -217,12 +217,10 @@ def trace_of_rows(
     if early := sorted({"max_examples", "tolerance"} & options.keys()):
         raise FlatlingoError(f"{early[0]}: of rows in order of length only the shortest would be measured; give fewer")
     items, collate = _encoded(model, tokenizer, rows, max_length)
-    classes = class_order(model.config, rows) if measure is empirical_fisher else None
-    for item in items:
-        if measure is not empirical_fisher:
-            item.pop("labels", None)
-        elif classes is not None:
-            item["labels"] = classes[item["labels"]]
+    if measure is empirical_fisher:
+        items = with_classes_of_model(items, "labels", class_order(model.config, rows))
+    else:
+        items = [{column: values for column, values in item.items() if column != "labels"} for item in items]
     order, batches = zip(*indexed_batches(items, collate, batch_size=batch_size), strict=True)
     contributions = measure(model, batches, **options).contributions
     return FisherTrace(contributions.iloc[np.argsort(np.concatenate(order))].reset_index(drop=True))

@@ -1,8 +1,9 @@
 """Names of classes: which class of a model is which label of a task."""
 
+import numbers
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datasets import ClassLabel
@@ -75,6 +76,32 @@ def class_order(config: PreTrainedConfig, rows: Any) -> list[int] | None:
         stacklevel=3,
     )
     return order
+
+
+def with_classes_of_model(
+    rows: Sequence[Mapping[str, Any]], column: str, order: Sequence[int] | None
+) -> Sequence[Mapping[str, Any]]:
+    """The rows with the model's class in the place of each label.
+
+    Args:
+        rows: those without the column stay as they are.
+        column: which holds the labels.
+        order: as `class_order` gives it; None leaves all rows as they are.
+
+    Raises:
+        FlatlingoError: for a label that is none of those ordered, as the -1 of a row without one, which would otherwise
+            be counted from the end.
+    """
+    if order is None:
+        return rows
+    for position, row in enumerate(rows):
+        label = row.get(column, 0)
+        if not isinstance(label, numbers.Integral) or not 0 <= label < len(order):
+            raise FlatlingoError(
+                f"the label of row {position} is {label!r}, not one of the {len(order)} classes, 0 to "
+                f"{len(order) - 1}; mend it or leave the row out"
+            )
+    return [{**row, column: order[row[column]]} if column in row else row for row in rows]
 
 
 def _plain(name: str) -> str:

@@ -35,7 +35,7 @@ from flatlingo.callbacks import KEPT, Checkpoints, TraceCallback
 from flatlingo.encoding import EncodedRows, LengthGroupedSampler, PairCollator, check_length, padding_id
 from flatlingo.errors import FlatlingoError, unknown
 from flatlingo.files import replacing
-from flatlingo.labels import class_order
+from flatlingo.labels import class_order, with_classes_of_model
 from flatlingo.lossrecord import LossRecord
 from flatlingo.masks import whole_masks
 from flatlingo.regularizers import SAM, Regularizer
@@ -268,10 +268,12 @@ class RegularizedTrainer(Trainer):
         order = class_order(self.model.config, rows)
         rows = [dict(row) for row in rows]
         check_rows(rows, self.model.config, needs_labels=training)
-        if order is not None:
-            rows = [row | {"label": order[row["label"]]} if "label" in row else row for row in rows]
         return EncodedRows(
-            rows, self.processing_class, max_length=self.max_length, regularizers=regularizers, seed=self.args.seed
+            with_classes_of_model(rows, "label", order),
+            self.processing_class,
+            max_length=self.max_length,
+            regularizers=regularizers,
+            seed=self.args.seed,
         )
 
     def _get_collator_with_removed_columns(self, data_collator: Callable, description: str | None = None) -> Callable:
