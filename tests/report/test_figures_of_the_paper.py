@@ -156,6 +156,21 @@ def test_the_pooled_interval_is_that_of_a_two_way_analysis_of_variance():
     assert ratio == pytest.approx((3 / 2) ** 0.5), "a condition with two runs of three"
 
 
+@pytest.mark.parametrize(
+    ("scale", "ends", "beyond"),
+    [("linear", (-2.0, -0.5), (-4.0, 3.0)), ("linear", (0.0, 2.0), (-1.0, 5.0)), ("log", (0.5, 2.0), (0.1, 30.0))],
+    ids=["negative ends", "an end at 0", "logarithms"],
+)
+def test_the_arrow_of_a_mark_beyond_an_axis_points_to_where_it_is(scale, ends, beyond):
+    _, ax = plt.subplots()
+    ax.set(xscale=scale, xlim=ends, ylim=(0, 10))
+    conditions = pd.DataFrame({"family": ["l2", "l2"], "weight": [0.1, 0.2], "label": ["l2=0.1", "l2=0.2"]})
+    marks.off_the_axes(ax, conditions.assign(x=beyond, y=[4.0, 12.0]))
+    left, right = ax.texts  # each an arrow from where its text would stand to the mark
+    assert (left.xy, left.xyann) == ((ends[0], 4.0), (12, 0))
+    assert (right.xy, right.xyann) == ((ends[1], 10.0), (-12, -12))
+
+
 class TestPanels:
     def test_the_slope_drawn_and_said_is_the_one_that_decides(self):
         table = study()

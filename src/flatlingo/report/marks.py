@@ -140,7 +140,7 @@ def off_the_axes(ax: Axes, conditions: pd.DataFrame, *, names: bool = True) -> p
         x, y = moved.loc[i, ["x", "y"]]
         if (x, y) == (row["x"], row["y"]):
             continue
-        out = np.sign([math.log(row["x"] / x), row["y"] - y])
+        out = np.sign([row["x"] - x, row["y"] - y])
         step = (0.07 if y < (bottom + top) / 2 else -0.07) * (top - bottom)
         while (x, y) in taken:
             y += step
