@@ -79,6 +79,17 @@ def test_trace_on_a_task(flatlingo, folder):
     assert "12 examples" in out
 
 
+@pytest.mark.parametrize("command", ["trace", "rank"])
+def test_a_task_is_measured_on_without_its_training_rows(flatlingo, folder, tmp_path, command):
+    (tmp_path / "xnli").mkdir()
+    labels = ("entailment", "neutral", "contradiction")
+    (tmp_path / "xnli" / "dev-en.tsv").write_text("".join(f"the cat\tdog {i}\t{labels[i % 3]}\n" for i in range(6)))
+    models = [folder / name for name in ("one", "two")][: 1 if command == "trace" else 2]
+    code, out, err = flatlingo(command, *models, "--task", "xnli", "--data", tmp_path)
+    assert code == 0, err
+    assert "6 examples" in out
+
+
 @pytest.mark.parametrize("output", ["json", "csv"])
 def test_rank_pairs_the_rows(flatlingo, folder, output):
     paths = [str(folder / name) for name in ("two", "one")]

@@ -159,7 +159,7 @@ def test_empty_file(xnli):
 @pytest.mark.parametrize(("name", "missing"), [("dev-es", "dev-es"), ("train-en", "train-en")])
 def test_missing_file(xnli, name, missing):
     (xnli / "xnli" / f"{name}.tsv").unlink()
-    with pytest.raises(FlatlingoError, match=rf"{missing}\.tsv: no such file; the data folder must hold xnli/train-en"):
+    with pytest.raises(FlatlingoError, match=rf"{missing}\.tsv: no such file; the data folder must hold xnli/dev-LANG"):
         load_task("xnli", data=xnli)
 
 
@@ -194,11 +194,36 @@ def test_training_subset_is_drawn_by_the_seed(xnli):
     assert len(set(draw(1)) & set(everything)) == 20
 
 
-@pytest.mark.parametrize("option", ["train_size", "validation_size"])
-@pytest.mark.parametrize(("size", "message"), [(61, "61 rows asked for, (60|12) there"), (0, "at least 1; got 0")])
+@pytest.mark.parametrize(
+    ("option", "size", "message"),
+    [
+        ("train_size", 61, "61 rows asked for, 60 there"),
+        ("train_size", -1, "at least 0; got -1"),
+        ("validation_size", 61, "61 rows asked for, 12 there"),
+        ("validation_size", 0, "at least 1; got 0"),
+    ],
+)
 def test_impossible_size(xnli, option, size, message):
     with pytest.raises(FlatlingoError, match=message):
         load_task("xnli", data=xnli, **{option: size})
+
+
+def test_of_no_training_rows_none_are_needed(xnli):
+    everything = load_task("xnli", data=xnli)
+    (xnli / "xnli" / "train-en.tsv").unlink()
+    task = load_task("xnli", data=xnli, train_size=0)
+    for language in LANGUAGES:
+        for split in ("validation", *HALVES):
+            assert table(task, language, split) == table(everything, language, split)
+    with pytest.raises(FlatlingoError, match="xnli has no train rows in en"):
+        task.rows("en", "train")
+
+
+def test_the_mini_world_without_training_rows():
+    task, everything = (load_task("mini-nli", train_size=n, validation_size=30) for n in (0, 30))
+    assert table(task, "zh", "validation") == table(everything, "zh", "validation")
+    assert set(task.counts["split"]) == {"validation", *HALVES}
+    assert "validation" in task.describe()
 
 
 def test_validation_subset_is_the_same_in_every_language_and_for_every_seed(xnli):
@@ -328,6 +353,11 @@ def test_hub_gives_the_same_rows_as_files(hub_cache, pawsx):
     pd.testing.assert_frame_equal(online.counts, local.counts)
     for language, split in local.splits:
         assert table(online, language, split) == table(local, language, split)
+
+
+def test_of_no_training_rows_none_are_fetched_from_the_hub(hub_cache):
+    (hub_cache / "en" / "train-00000-of-00001.parquet").unlink()
+    assert len(load_task("pawsx", train_size=0).rows("de", "validation")) == 38
 
 
 def test_unlabelled_hub_rows_are_dropped(hub_cache):
@@ -698,7 +728,7 @@ def test_labels_on_the_hub_are_matched_by_the_names_that_it_gives(hub_cache, tmp
         ({"name": "../xnli"}, "name: .*pattern"),
         ({"languages": ["fr"]}, "must include en"),
         ({"folder": None}, "names neither a folder nor a data set on the Hub"),
-        ({"folder": "elsewhere"}, r"elsewhere/reviews: no such folder; the data folder must hold reviews/train-en.tsv"),
+        ({"folder": "elsewhere"}, r"elsewhere/reviews: no such folder; the data folder must hold reviews/dev-LANG"),
         (
             {"texts": ["text", "headline"]},
             "train-en.tsv, line 1: label 'stars'; the labels are bad",
@@ -761,7 +791,7 @@ def test_descriptions_are_read_without_the_libraries_that_train():
         ({"task": "mini-nli", "data": "."}, "takes no data folder"),
         ({"task": "mini-nli", "label_noise": 1.5}, "label_noise is 1.5"),
         ({"task": "xnli", "data": ".", "label_noise": -0.1}, "label_noise is -0.1"),
-        ({"task": "mini-nli", "train_size": 0}, "train_size must be at least 1"),
+        ({"task": "mini-nli", "train_size": -1}, "train_size must be at least 0"),
     ],
     ids=lambda value: " ".join(map(str, value.values())) if isinstance(value, dict) else "",
 )

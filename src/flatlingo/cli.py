@@ -198,7 +198,8 @@ def _rows(
     if file is not None:
         return _drawn(read_rows(file), examples)
     languages = tuple(dict.fromkeys(("en", language)))
-    return _drawn(list(load_task(task, data=data, languages=languages).rows(language, "validation")), examples)
+    rows = load_task(task, data=data, languages=languages, train_size=0).rows(language, "validation")
+    return _drawn(list(rows), examples)
 
 
 def _drawn(rows: list[dict], number: int | None) -> list[dict]:

@@ -21,17 +21,18 @@ Tables = dict[str, pd.DataFrame]
 Files = dict[str, tuple[Path, bool]]
 
 
-def from_hub(description: TaskDescription, languages: tuple[str, ...]) -> tuple[Tables, Tables]:
-    """The training rows in English and the validation rows of every language.
+def from_hub(description: TaskDescription, languages: tuple[str, ...], split: str) -> Tables:
+    """The rows of a split: "train", in English alone, or "validation", in every language.
 
     Raises:
         FlatlingoError: as `hub.load_rows`; or a data set without the columns and the labels of the description.
     """
     source = hub_source(description)
+    name = source.train if split == "train" else source.validation
 
-    def read(language: str, split: str) -> pd.DataFrame:
-        rows = hub.load_rows(source.id, source.config.replace("{language}", language), split, revision=source.revision)
-        where = f"{source.id}, {language} {split}"
+    def read(language: str) -> pd.DataFrame:
+        rows = hub.load_rows(source.id, source.config.replace("{language}", language), name, revision=source.revision)
+        where = f"{source.id}, {language} {name}"
         try:
             names = _named(description, rows.column_names)
             table = rows.to_pandas()[list(names.values())].set_axis(list(names), axis=1)
@@ -41,7 +42,7 @@ def from_hub(description: TaskDescription, languages: tuple[str, ...]) -> tuple[
         except ValueError as error:
             raise FlatlingoError(f"{where}: {error}") from error
 
-    return {"en": read("en", source.train)}, {language: read(language, source.validation) for language in languages}
+    return {language: read(language) for language in (("en",) if split == "train" else languages)}
 
 
 def hub_source(description: TaskDescription) -> HubSource:
@@ -88,48 +89,57 @@ def _table(rows: pd.DataFrame, description: TaskDescription, label_of: Callable[
     )
 
 
-def from_folder(description: TaskDescription, languages: tuple[str, ...], folder: Path) -> tuple[Tables, Tables]:
-    """The training rows of every language that has a file of them, English at least, and the validation rows of all.
+def from_folder(description: TaskDescription, languages: tuple[str, ...], folder: Path, split: str) -> Tables:
+    """The rows of a split in every language that has a file of them, see `files`.
 
     Raises:
         FlatlingoError: a file is missing, or a line in it (named) is not what the description says.
     """
-    return tuple(
-        {language: _read_file(path, description, language, shared) for language, (path, shared) in files.items()}
-        for files in files(description, languages, folder)
-    )
+    return {
+        language: _read_file(path, description, language, shared)
+        for language, (path, shared) in files(description, languages, folder, split).items()
+    }
 
 
-def files(description: TaskDescription, languages: tuple[str, ...], folder: Path) -> tuple[Files, Files]:
-    """The training and the validation file of every language that has one, and whether it is one of all languages.
+def files(description: TaskDescription, languages: tuple[str, ...], folder: Path, split: str) -> Files:
+    """The file of every language that has one, and whether it is one of all languages.
 
-    A training file of all languages is read for English alone.
+    "validation" rows must be there in every language, "train" rows in English, which comes first; a training file of
+    all languages is read for English alone.
+
+    Raises:
+        FlatlingoError: a file is missing.
     """
+    train = split == "train"
+    found = {language: _find(description, folder, split, language) for language in languages}
+    for language in ("en",) if train else languages:
+        if found[language] is None:
+            raise FlatlingoError(_missing(description, folder, split, language, languages))
+    if train:
+        others = {language: file for language, file in found.items() if language != "en" and file and not file[1]}
+        return {"en": found["en"], **others}
+    return found
 
-    def find(split: str, language: str) -> tuple[Path, bool] | None:
-        for template in description.paths(split):
-            for suffix in (".tsv", ".jsonl"):
-                path = folder / (template.replace("{language}", language) + suffix)
-                if path.is_file():
-                    return path, "{language}" not in template
-        return None
 
-    def required(split: str, language: str) -> tuple[Path, bool]:
-        if found := find(split, language):
-            return found
-        path = folder / (description.paths(split)[0].replace("{language}", language) + ".tsv")
-        missing = path if path.parent.is_dir() else path.parent
-        train, validation = (description.paths(split)[0] + ".tsv" for split in ("train", "validation"))
-        raise FlatlingoError(
-            f"{missing}: no such {'file' if missing == path else 'folder'}; the data folder must hold "
-            f"{train.replace('{language}', 'en')} and {validation.replace('{language}', 'LANGUAGE')} for "
-            f"{', '.join(languages)} (or the same as .jsonl)"
-        )
+def _find(description: TaskDescription, folder: Path, split: str, language: str) -> tuple[Path, bool] | None:
+    for template in description.paths(split):
+        for suffix in (".tsv", ".jsonl"):
+            path = folder / (template.replace("{language}", language) + suffix)
+            if path.is_file():
+                return path, "{language}" not in template
+    return None
 
-    train = {language: required("train", language) for language in languages if language == "en"}
-    others = {language: find("train", language) for language in languages if language != "en"}
-    train |= {language: found for language, found in others.items() if found and not found[1]}
-    return train, {language: required("validation", language) for language in languages}
+
+def _missing(description: TaskDescription, folder: Path, split: str, language: str, languages: tuple[str, ...]) -> str:
+    """What is said of a file that is missing."""
+    path = folder / (description.paths(split)[0].replace("{language}", language) + ".tsv")
+    missing = path if path.parent.is_dir() else path.parent
+    train, validation = (description.paths(split)[0] + ".tsv" for split in ("train", "validation"))
+    return (
+        f"{missing}: no such {'file' if missing == path else 'folder'}; the data folder must hold "
+        f"{validation.replace('{language}', 'LANGUAGE')} for {', '.join(languages)} and, for training, "
+        f"{train.replace('{language}', 'en')} (or the same as .jsonl)"
+    )
 
 
 def _read_file(path: Path, description: TaskDescription, language: str, shared: bool) -> pd.DataFrame:

@@ -122,7 +122,8 @@ def load_task(
             training rows in English only.
         languages: English and others; the description's default, in the mini world all four.
         train_size: number of training rows. In tasks with a description they are a plain random subset, drawn by `seed`
-            from each language's usable rows. In the mini world they are generated from `seed`; 1000 by default.
+            from each language's usable rows. In the mini world they are generated from `seed`; 1000 by default. With 0
+            they are neither read nor needed.
         validation_size: number of validation rows, the same for every `seed` and in every language; placeholder rows
             are dropped from them. All by default, 1000 in the mini world.
         seed: for the training rows and the label noise; see above.
@@ -148,9 +149,9 @@ def load_task(
     task = str(task)
     description = None if task in MINI else load_description(task)
     languages = _languages(task, description, languages)
-    for option, size in (("train_size", train_size), ("validation_size", validation_size)):
-        if size is not None and size < 1:
-            raise FlatlingoError(f"{option} must be at least 1; got {size}")
+    for option, size, least in (("train_size", train_size, 0), ("validation_size", validation_size, 1)):
+        if size is not None and size < least:
+            raise FlatlingoError(f"{option} must be at least {least}; got {size}")
     second_stage_noise = label_noise if second_stage_noise is None else second_stage_noise
     for option, share in (("label_noise", label_noise), ("second_stage_noise", second_stage_noise)):
         if not 0 <= share <= 1:
@@ -159,14 +160,13 @@ def load_task(
     if description is None:
         _refuse_data(task, data)
         labels = miniworld.LABELS[MINI[task]]
-        train = _generated(MINI[task], "train", train_size or MINI_ROWS, languages, seed, label_noise)
+        train_size = MINI_ROWS if train_size is None else train_size
+        train = _generated(MINI[task], "train", train_size, languages, seed, label_noise) if train_size else {}
         validation = _generated(MINI[task], "validation", validation_size or MINI_ROWS, languages, FIXED_SEED, 0.0)
         noise["train"] = 0.0  # has its noise already
         return _assemble(task, labels, languages, train, validation, noise, seed=seed)
-    if folder := data or description.folder:
-        train, validation = from_folder(description, languages, Path(folder).expanduser())
-    else:
-        train, validation = from_hub(description, languages)
+    train = {} if train_size == 0 else _read(description, languages, data, "train")
+    validation = _read(description, languages, data, "validation")
     name = description.name
     _check_aligned(name, validation, description.placeholders)
     if validation_size is not None:
@@ -183,6 +183,13 @@ def load_task(
         placeholders=description.placeholders,
         train_size=train_size,
     )
+
+
+def _read(description: TaskDescription, languages: tuple[str, ...], data: str | Path | None, split: str) -> Tables:
+    """All rows of a split, from the folder that is given or described, else from the Hub."""
+    if folder := data or description.folder:
+        return from_folder(description, languages, Path(folder).expanduser(), split)
+    return from_hub(description, languages, split)
 
 
 def name_of(task: str | Path) -> str:
@@ -224,8 +231,9 @@ def provenance(
     description = load_description(task)
     own = [] if task == description.name else [_meaning(description)]
     if folder := data or description.folder:
-        train, validation = files(description, _languages(task, description, languages), Path(folder).expanduser())
-        parts = (path.read_bytes() for path, _ in (*train.values(), *validation.values()))
+        where = _languages(task, description, languages), Path(folder).expanduser()
+        found = [file for split in ("train", "validation") for file in files(description, *where, split).values()]
+        parts = (path.read_bytes() for path, _ in found)
         return {"source": "files", "revision": None, "sha256": _sha256([*own, *parts])}
     source = hub_source(description)
     revision = hub.commit(source.id, source.revision, "dataset")
