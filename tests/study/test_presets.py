@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -196,6 +197,14 @@ def test_seeds_are_any_numbers_in_any_order():
     assert list(dict.fromkeys(seeds)) == [4, 3]
 
 
+@pytest.mark.parametrize("ending", ["yaml", "yml"])
+def test_a_preset_of_ones_own_is_found_as_a_task_is(monkeypatch, preset_file, tmp_path, ending):
+    Path(preset_file(name="mine")).rename(tmp_path / f"mine.{ending}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for path in (f"~/mine.{ending}", str(tmp_path / f"mine.{ending}")):
+        assert load_preset(path).name == "mine"
+
+
 def test_seeds_are_the_outer_loop_so_that_every_finished_seed_is_a_study():
     specs = expand("paraphrase", load_preset("smoke"), seeds=2)
     half = len(specs) // 2
@@ -333,6 +342,7 @@ def test_an_impossible_condition_is_refused(values, says):
 
 LIGHT = """
 import sys
+from pathlib import Path
 from flatlingo.study.presets import expand, known_presets, load_preset
 specs = [expand(plan, preset)[0] for preset in map(load_preset, known_presets()) for plan in preset.plans]
 print([name for name in ("torch", "transformers", "datasets", "numpy", "flatlingo.tasks") if name in sys.modules])

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from flatlingo.errors import FlatlingoError, unknown
 from flatlingo.files import PRESETS
 from flatlingo.study.families import FAMILIES, Family, family
-from flatlingo.taskfiles import read_yaml, validated
+from flatlingo.taskfiles import read_yaml, validated, yaml_file
 
 PERIODIC = ("fisher_penalty", "trace_penalty", "trace_target")  # families that need not be computed in every step
 PARTS = {None: 1.0, "head": 0.0, "last_layer": 0.25}  # share of a penalty's passes: those of an encoder of four layers
@@ -370,15 +370,12 @@ def known_presets() -> list[str]:
 
 
 def load_preset(name: str) -> Preset:
-    """Read a preset by name, or from a path that ends in `.yaml`.
+    """Read a preset by name, or from a path that ends in `.yaml` or `.yml`.
 
     Raises:
         FlatlingoError: if there is no such preset, or it does not have the shape of one; the message names the field.
     """
-    own = name.endswith(".yaml")
-    if not own and name not in known_presets():
-        raise FlatlingoError(unknown("preset", name, known_presets()) + " (or give a path that ends in .yaml)")
-    path = Path(name) if own else PRESETS / f"{name}.yaml"
+    path = yaml_file(name, "preset", PRESETS, known_presets())
     return validated(Preset, read_yaml(path, "preset"), f"preset {path.name}")
 
 
