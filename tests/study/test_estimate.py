@@ -160,6 +160,19 @@ def test_a_penalty_in_every_second_step_beside_a_method_of_every_step(monkeypatc
     assert families["step_seconds"].to_dict() == {"none": 1.0, "consistency+trace_penalty+every=2": (3 + 7) / 2}
 
 
+def test_a_penalty_that_the_setup_thins_beside_one_of_every_step(monkeypatch, tmp_path):
+    monkeypatch.setattr("flatlingo.study.estimate._measured", lambda *_: 0.0)
+    costs = {"none": 1.0, "fisher_penalty": 3.0, "trace_penalty+fisher_penalty": 7.0}
+    monkeypatch.setattr(Clock, "step", lambda _, spec, *__: Line(costs[spec.condition.method], 0.0))
+    preset = yaml.safe_load((PRESETS / "smoke.yaml").read_text(encoding="utf-8"))
+    plan = preset["plans"]["nli"] | {"conditions": {"none": [0]}}
+    plan["recipes"] = [{"family": "trace_penalty", "weight": 0.1, "also": {"fisher_penalty": 0.001}}]
+    plan["setup"] |= {"trace_penalty_every": 2}
+    (tmp_path / "recipes.yaml").write_text(yaml.safe_dump(preset | {"plans": {"nli": plan}}), encoding="utf-8")
+    families = estimate("nli", preset=str(tmp_path / "recipes.yaml")).families
+    assert families["step_seconds"].to_dict() == {"none": 1.0, "trace_penalty+fisher_penalty": (3 + 7) / 2}
+
+
 def test_on_a_gpu_the_first_weights_of_a_dry_run_lie_where_measurements_want_them(monkeypatch):
     """Imitated by tensors without numbers, which refuse to be mixed with those of another device."""
 

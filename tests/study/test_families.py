@@ -132,6 +132,16 @@ def test_a_condition_of_several_families_is_all_of_them():
     assert sources_of("methods", "smoke").load_model(spec, "abc").config.hidden_dropout_prob == 0.3
 
 
+def test_the_setup_thins_the_exact_trace_penalty_alone():
+    condition = Condition(family="trace_penalty", weight=0.1, also={"fisher_penalty": 0.01, "trace_target": 300})
+    spec = spec_of("l2").model_copy(update={"condition": condition})
+    spec = spec.model_copy(update={"setup": spec.setup.model_copy(update={"trace_penalty_every": 2})})
+    assert [(term.name, term.every) for term in terms(spec, None)] == [
+        ("trace_penalty", 2), ("fisher_penalty", 1), ("trace_target", 1),
+    ]  # fmt: skip
+    assert spec.compute == pytest.approx(1 + 3 / 2 + 2 + 3)  # passes: plain, three of a trace, two of a Fisher penalty
+
+
 def test_a_trace_target_is_held_from_the_step_that_the_setup_names():
     spec = spec_of("trace_target", 300)
     spec = spec.model_copy(update={"setup": spec.setup.model_copy(update={"trace_target_after": 7})})

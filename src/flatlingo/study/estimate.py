@@ -20,7 +20,7 @@ from flatlingo.errors import FlatlingoError, first_line
 from flatlingo.study import measure
 from flatlingo.study.clock import Clock, Line
 from flatlingo.study.measure import Classifier
-from flatlingo.study.presets import PERIODIC, Condition, Encoder, RunSpec, load_preset
+from flatlingo.study.presets import Condition, Encoder, RunSpec, load_preset
 from flatlingo.study.run import TRACE_BATCH
 from flatlingo.study.sources import Sources
 from flatlingo.study.store import open_store
@@ -145,15 +145,17 @@ def _steps(specs: list[RunSpec], work: Workload, clock: Clock) -> dict[str, Line
     largest = {spec.condition.method: spec for spec in sorted(specs, key=lambda spec: spec.condition.weight)}
     for spec in largest.values():
         whole = timed(_under(spec, spec.condition.model_copy(update={"every": 1})))
-        rest = whole if spec.every == 1 else timed(_under(spec, _without_penalties(spec.condition)))
-        lines[spec.condition.method] = rest.towards(whole, 1 / spec.every)
+        every = max(spec.every(row.name) for row, _ in spec.condition.parts)  # there is one number besides 1
+        rest = whole if every == 1 else timed(_under(spec, _of_every_step(spec)))
+        lines[spec.condition.method] = rest.towards(whole, 1 / every)
     return {"none": plain} | lines
 
 
-def _without_penalties(condition: Condition) -> Condition:
-    """What a condition does in the steps in which its penalties on the gradient are not computed."""
-    kept = [(row.name, weight) for row, weight in condition.parts if row.name not in PERIODIC] or [("none", 0.0)]
-    return Condition(family=kept[0][0], weight=kept[0][1], also=dict(kept[1:]), length=condition.length)
+def _of_every_step(spec: RunSpec) -> Condition:
+    """What the condition of a run does in the steps in which the penalties of some steps are not computed."""
+    kept = [(row.name, weight) for row, weight in spec.condition.parts if spec.every(row.name) == 1] or [("none", 0.0)]
+    (name, weight), *also = kept
+    return spec.condition.model_copy(update={"family": name, "weight": weight, "also": tuple(also), "every": 1})
 
 
 def _under(spec: RunSpec, condition: Condition) -> RunSpec:

@@ -238,11 +238,11 @@ class RunSpec(_Settings):
         """Epochs of training on English: the setup's times the condition's length, at least one."""
         return max(1, round(self.setup.training.epochs * self.condition.length))
 
-    @property
-    def every(self) -> int:
-        """From one step with a penalty on the gradient to the next."""
-        families = {row.name for row, _ in self.condition.parts}
-        by_setup = self.setup.trace_penalty_every if "trace_penalty" in families else 1
+    def every(self, name: str) -> int:
+        """From one step in which a family of the condition is computed to the next."""
+        if name not in PERIODIC:
+            return 1
+        by_setup = self.setup.trace_penalty_every if name == "trace_penalty" else 1
         return by_setup if self.condition.every == 1 else self.condition.every
 
     @property
@@ -259,7 +259,7 @@ class RunSpec(_Settings):
             if row.how == "sam":
                 factor *= 1 + more
             elif row.name in PERIODIC:
-                passes += more * PARTS[self.condition.parameters] / self.every
+                passes += more * PARTS[self.condition.parameters] / self.every(row.name)
             else:
                 passes += more
         return passes * factor * self.epochs / self.setup.training.epochs

@@ -59,9 +59,9 @@ def _term(row: Family, weight: float, spec: RunSpec, tokenizer: PreTrainedTokeni
             )
         return XTune(CodeSwitching(tokenizer, mini_lexicon()), weight=weight, formula="code")  # of which 5 is
     if row.name == "trace_target":
-        return TraceTarget(weight, every=spec.every, after=setup.trace_target_after)
+        return TraceTarget(weight, every=spec.every(row.name), after=setup.trace_target_after)
     if row.name in ("trace_penalty", "fisher_penalty"):
-        return getattr(regularizers, row.how)(weight, every=spec.every, parameters=spec.condition.parameters)
+        return getattr(regularizers, row.how)(weight, every=spec.every(row.name), parameters=spec.condition.parameters)
     return getattr(regularizers, row.how)(weight)
 
 
