@@ -56,6 +56,17 @@ def test_the_encoder_loads_as_a_classifier_with_its_tokenizer(encoder):
     assert set(encoded["token_type_ids"][0].tolist()) == {0, 1}
 
 
+@pytest.mark.parametrize("number", [4, 32, 200])
+def test_no_document_is_a_stranger_to_itself(number):
+    documents = [f"It is {i}. No, it is {i + 1}." for i in range(number)]
+    tokenizer = train_tokenizer(documents, 200)
+    rows = pretraining._encode(documents, tokenizer, replace(SMALL, strangers=1.0))
+    own = [tokenizer(*pretraining.split_document(document))["input_ids"] for document in documents]
+    for row, ids in zip(rows, own, strict=True):
+        assert row["next_sentence_label"] == int(row["input_ids"] != ids)
+    assert any(rows["next_sentence_label"]) is (number > 4)
+
+
 def test_the_vocabulary_does_not_depend_on_chance(documents):
     first, second = (train_tokenizer(documents, 1200).get_vocab() for _ in range(2))
     assert first == second

@@ -398,9 +398,10 @@ def _encode(documents: list[str], tokenizer: BertTokenizer, settings: Pretrainin
     for i, (_, second) in enumerate(halves):
         # A stranger a multiple of four documents away begins in the same language where, as in the mini world,
         # languages take turns, and comes from the same file elsewhere; so the language does not give it away.
-        j = i ^ 4 if rng.random() < 0.5 else i + 4 * rng.randint(2, 50)
-        stranger = halves[j % len(halves)][1]
-        strange = bool(rng.random() < settings.strangers and second and stranger)
+        j = (i ^ 4 if rng.random() < 0.5 else i + 4 * rng.randint(2, 50)) % len(halves)
+        stranger = halves[j][1]
+        # of few documents, that many steps away may be the document itself
+        strange = bool(rng.random() < settings.strangers and j != i and second and stranger)
         seconds.append(stranger if strange else second)
         labels.append(int(strange))
 
