@@ -212,7 +212,13 @@ def test_characters_are_kept_even_where_the_vocabulary_is_too_small_for_them():
 
 
 @pytest.mark.parametrize(
-    ("content", "says"), [(None, "absent.txt"), (b"\n \n", "no text"), (b"\xff\xfe", "cannot read")], ids=str
+    ("content", "says"),
+    [
+        (None, r"absent.txt: cannot be read: No such file"),
+        (b"\n \n", "no text"),
+        (b"a dog\n\xff\xfe", "absent.txt, line 2: not UTF-8; save"),
+    ],
+    ids=str,
 )
 def test_texts_that_cannot_be_read_are_named(tmp_path, content, says):
     path = tmp_path / "absent.txt"
@@ -220,6 +226,12 @@ def test_texts_that_cannot_be_read_are_named(tmp_path, content, says):
         path.write_bytes(content)
     with pytest.raises(FlatlingoError, match=says):
         read_texts([path])
+
+
+def test_texts_are_the_lines_of_their_files(tmp_path):
+    path = tmp_path / "texts.txt"
+    path.write_bytes("\ufeffa dog\r\n\r\none\u2028line \n two\x0c words".encode())
+    assert read_texts([path]) == ["a dog", "one\u2028line", "two\x0c words"]
 
 
 def test_a_folder_that_is_no_encoder_is_not_replaced(tmp_path):

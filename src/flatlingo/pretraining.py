@@ -37,6 +37,7 @@ from flatlingo.errors import FlatlingoError
 from flatlingo.files import replacing
 from flatlingo.miniworld.corpus import CLAIMS
 from flatlingo.miniworld.lexicon import FORMS
+from flatlingo.rowfiles import LineError, read_text
 from flatlingo.segmentation import WordPieceSampler, share_that_loses_a_word
 from flatlingo.training import own_randomness
 
@@ -153,9 +154,9 @@ def read_texts(paths: list[Path]) -> list[str]:
     documents = []
     for path in paths:
         try:
-            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise FlatlingoError(f"cannot read text from {path}: {error}") from error
+            lines = [line.strip() for line in read_text(path).split("\n")]
+        except LineError as error:
+            raise FlatlingoError(f"{path}, line {error.number}: {error}") from error
         if not any(lines):
             raise FlatlingoError(f"{path} holds no text")
         documents.extend(line for line in lines if line)
