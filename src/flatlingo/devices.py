@@ -1,4 +1,7 @@
-"""Which device and which of several processes this is; asked here and nowhere else."""
+"""Which device this is, and which of several processes as their launcher tells it.
+
+`callbacks` and `fisher.trace`, which talk to the other processes, ask accelerate and torch.distributed instead.
+"""
 
 import ctypes
 import functools
@@ -48,7 +51,7 @@ def runs_ahead(where: torch.device) -> bool:
 def loading_processes() -> int:
     """How many processes draw the perturbed views of the next batches beside a GPU: up to 4, of the cores left over.
 
-    None on CPU, where they would take the time of the training itself. The result is the same with any number.
+    0 on CPU, where they would take the time of the training itself. The result is the same with any number.
     """
     return min(4, cores() - 1) if torch.cuda.is_available() else 0
 
