@@ -138,6 +138,15 @@ def test_the_same_call_gives_the_same_bytes(documents, encoder, tmp_path):
         assert same, name
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the CPU decides where there is no GPU")
+@pytest.mark.parametrize("capabilities", [{"bf16": True}, {"avx512_bf16": True}, {"avx2": True}], ids="-".join)
+def test_products_are_in_bfloat16_where_the_processor_has_it(documents, tmp_path, monkeypatch, capabilities):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    few = replace(SMALL, epochs=1, batch_size=8)
+    facts = pretrain(documents[:16], tmp_path / "made", few, description="test", progress=False)
+    assert facts["precision"] == ("float32" if "avx2" in capabilities else "bfloat16")
+
+
 def test_a_killed_call_resumes_to_the_same_weights(documents, encoder, tmp_path):
     folder, _ = encoder
     (tmp_path / "texts.txt").write_text("\n".join(documents))

@@ -217,8 +217,7 @@ def pretrain(
     torch.manual_seed(settings.seed)
     tokenizer = hub.load_tokenizer(start) if start else train_tokenizer(documents, settings.vocabulary)
     tokenizer.model_max_length = settings.max_length
-    on_gpu = torch.cuda.is_available()
-    half_precision = devices.has_bf16() if on_gpu else torch.cpu.get_capabilities().get("avx512_bf16", False)
+    half_precision = devices.has_bf16()
     held_out = max(1, min(2000, len(documents) // 50))
     rows = _encode(documents, tokenizer, settings)
     model = _begin(settings, len(tokenizer)) if start is None else _go_on(start, settings)
