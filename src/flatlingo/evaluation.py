@@ -26,9 +26,12 @@ __all__ = [
     "logits",
     "margins",
     "memorisation",
+    "prediction_batch",
     "trace_of_rows",
     "view_logits",
 ]
+
+TRACE_BATCH = 32  # rows per batch where gradients are taken: Tr(F) and sharpness
 
 
 @contextmanager
@@ -107,7 +110,7 @@ def _logits(
     model: PreTrainedModel, items: Sequence[Mapping[str, Any]], collate: PairCollator, batch_size: int | None = None
 ) -> np.ndarray:
     """Logits of encoded rows, in their order and that of the model's classes."""
-    batch_size = batch_size or (64 if model.device.type == "cpu" else 256)
+    batch_size = batch_size or prediction_batch(model.device)
     places, parts = [], []
     with evaluating(model), whole_masks(model):
         for positions, batch in indexed_batches(items, collate, batch_size=batch_size):
@@ -115,6 +118,11 @@ def _logits(
             places += positions
             parts.append(model(**inputs).logits.float())  # stays on the device: a GPU need not wait for the next batch
     return torch.cat(parts).cpu().numpy()[np.argsort(places)]
+
+
+def prediction_batch(device: torch.device) -> int:
+    """Rows per forward pass where nobody says another number."""
+    return 64 if device.type == "cpu" else 256
 
 
 def margins(
@@ -193,7 +201,7 @@ def trace_of_rows(
     rows: Sequence[Mapping[str, Any]],
     *,
     max_length: int = 128,
-    batch_size: int = 32,
+    batch_size: int = TRACE_BATCH,
     measure: Callable[..., FisherTrace] = fisher_trace,
     **options: Any,
 ) -> FisherTrace:

@@ -22,7 +22,7 @@ from flatlingo.study import clock, measure
 from flatlingo.study.clock import Clock, Line
 from flatlingo.study.estimate import _measured, estimate
 from flatlingo.study.measure import Classifier
-from flatlingo.study.presets import Condition, expand, load_preset
+from flatlingo.study.presets import Condition, Measurement, expand, load_preset
 from flatlingo.study.store import Store
 from flatlingo.study.workload import Amount, Workload, shuffled, workload
 
@@ -40,7 +40,7 @@ SIZES = {"train": 20_000, "validation": 2_490, "adapt_train": 1_245, "adapt_vali
 
 def test_the_work_of_a_run_of_the_papers_size():
     spec = expand("nli", load_preset("paper"))[0]
-    work = workload(spec, rows_of(SIZES, 100))
+    work = workload(spec, rows_of(SIZES, 100), devices.CPU)
     assert work.english == Amount(5 * 625, 5 * 20_000 * 100)
     # German, Spanish, Chinese, and English as a control
     assert work.second_stage == Amount(4 * 5 * 39, 4 * 5 * 1_245 * 100)
@@ -69,7 +69,19 @@ def test_only_what_a_setup_asks_for_is_counted(setup, part, expected):
         name: getattr(spec.setup, name).model_copy(update=change) if change else None for name, change in setup.items()
     }
     spec = spec.model_copy(update={"setup": spec.setup.model_copy(update=changes)})
-    assert getattr(workload(spec, rows_of(SIZES, 100)), part) == expected
+    assert getattr(workload(spec, rows_of(SIZES, 100), devices.CPU), part) == expected
+
+
+def test_predictions_are_counted_in_the_batches_that_the_device_takes():
+    lengths = SimpleNamespace(
+        task=SimpleNamespace(languages=("en", "de")), of=lambda *_: np.repeat([1, 100], [192, 64])
+    )
+    spec = expand("nli", load_preset("smoke"))[0]
+    setup = spec.setup.model_copy(update={"second_stage": None, "measurement": Measurement()})
+    spec = spec.model_copy(update={"setup": setup})
+    # training rows and two languages
+    assert workload(spec, lengths, devices.CPU).predicted == Amount(3, 3 * (3 * 64 + 64 * 100))
+    assert workload(spec, lengths, torch.device("cuda")).predicted == Amount(3, 3 * 256 * 100)
 
 
 @pytest.fixture

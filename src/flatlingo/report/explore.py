@@ -187,7 +187,7 @@ def train_and_watch(
     )
     model = hub.load_model("mini-mbert", len(task.labels), seed=seed)
     validation = task.rows("en", "validation")
-    traced = batches(tokenizer, validation.select(range(64)), max_length=128, batch_size=32)
+    traced = batches(tokenizer, validation.select(range(64)), max_length=128, batch_size=evaluation.TRACE_BATCH)
     consistency = SubwordConsistency(tokenizer, weight=weight, mode="clean")  # as the recorded runs have it
     term = consistency if family == "consistency" else FisherPenalty(weight=weight)
     measured: list[dict] = []

@@ -17,15 +17,15 @@ from transformers import (
 
 from flatlingo import devices, hub
 from flatlingo.errors import FlatlingoError, first_line
+from flatlingo.evaluation import TRACE_BATCH, prediction_batch
 from flatlingo.study import measure
 from flatlingo.study.clock import Clock, Line
 from flatlingo.study.measure import Classifier
 from flatlingo.study.presets import Condition, Encoder, RunSpec, load_preset
-from flatlingo.study.run import TRACE_BATCH
 from flatlingo.study.sources import Sources
 from flatlingo.study.store import open_store
 from flatlingo.study.terms import settings, terms
-from flatlingo.study.workload import PREDICTION_BATCH, Lengths, Workload, workload
+from flatlingo.study.workload import Lengths, Workload, workload
 
 COLUMNS = ["runs", "step_seconds", "run_hours"]
 
@@ -91,7 +91,7 @@ def estimate(
     rows = sources.load_task(specs[0].setup, specs[0].seed)
     tokenizer, classifier = _stand_in(sources.encoder, len(rows.labels))
     lengths = Lengths(rows, tokenizer, specs[0].setup.training.max_length)
-    work = workload(specs[0], lengths)
+    work = workload(specs[0], lengths, devices.device())
     clock = Clock(
         Classifier(classifier.to(devices.device()), tokenizer, lengths.max_length),
         rows.rows("en", "train"),
@@ -168,7 +168,7 @@ def _measured(work: Workload, clock: Clock) -> float:
     """Seconds of all measurements of a run."""
     classifier = clock.classifier
     start = {name: parameter.detach().cpu() for name, parameter in classifier.model.named_parameters()}
-    predict = clock.measurement(classifier.logits, PREDICTION_BATCH)
+    predict = clock.measurement(classifier.logits, prediction_batch(devices.device()))
     trace = clock.measurement(lambda rows: measure.trace(classifier, rows, start), TRACE_BATCH)
     brief = clock.measurement(classifier.traces, TRACE_BATCH)
     return predict(work.predicted) + trace(work.traced) + brief(work.traced_briefly)

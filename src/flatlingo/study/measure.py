@@ -117,7 +117,7 @@ def trace(classifier: Classifier, rows: Dataset, start: Mapping[str, torch.Tenso
 
 def sharpness(classifier: Classifier, rows: Dataset, radius: float) -> Measured:
     """How much the loss on training rows rises within a radius, see `fisher.sam_sharpness`."""
-    padded = batches(classifier.tokenizer, rows, max_length=classifier.max_length, batch_size=32)
+    padded = batches(classifier.tokenizer, rows, max_length=classifier.max_length, batch_size=evaluation.TRACE_BATCH)
     return Measured({"sharpness": sam_sharpness(classifier.model.eval(), padded, radius)}, {})
 
 

@@ -14,6 +14,7 @@ from flatlingo import training
 from flatlingo.callbacks import MINUTES, Checkpoints, TraceCurve
 from flatlingo.devices import device, loading_processes, processes, threads
 from flatlingo.encoding import batches
+from flatlingo.evaluation import TRACE_BATCH
 from flatlingo.study import measure
 from flatlingo.study.measure import Classifier, Measured
 from flatlingo.study.presets import Condition, RunSpec
@@ -22,7 +23,6 @@ from flatlingo.study.stages import Stages
 from flatlingo.study.terms import segmentation, settings, terms
 from flatlingo.tasks import Task
 
-TRACE_BATCH = 32
 SHARPNESS_ROWS = 300
 
 

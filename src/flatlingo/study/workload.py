@@ -5,14 +5,14 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from flatlingo.encoding import LengthGroupedSampler, encode
+from flatlingo.evaluation import TRACE_BATCH, prediction_batch
 from flatlingo.study.presets import RunSpec
-from flatlingo.study.run import SHARPNESS_ROWS, TRACE_BATCH
+from flatlingo.study.run import SHARPNESS_ROWS
 from flatlingo.tasks import Task
-
-PREDICTION_BATCH = 64
 
 
 class Amount(NamedTuple):
@@ -65,18 +65,18 @@ class Lengths:
         return np.array([len(item["input_ids"]) for item in items])
 
 
-def workload(spec: RunSpec, lengths: Lengths) -> Workload:
-    """The work of a run, as `study.run` does it. Early stopping is counted as if it never stopped."""
+def workload(spec: RunSpec, lengths: Lengths, device: torch.device) -> Workload:
+    """The work of a run on a device, as `study.run` does it. Early stopping is counted as if it never stopped."""
     setup, asked = spec.setup, spec.setup.measurement
     grouped = setup.training.group_by_length
     english = shuffled(lengths.of("en", "train"), setup.training.batch_size, grouped) * spec.epochs
-    languages = lengths.task.languages
-    predicted = [ordered(lengths.of("en", "train"), PREDICTION_BATCH)]
-    predicted += [ordered(lengths.of(language, "validation"), PREDICTION_BATCH) for language in languages]
+    languages, at_once = lengths.task.languages, prediction_batch(device)
+    predicted = [ordered(lengths.of("en", "train"), at_once)]
+    predicted += [ordered(lengths.of(language, "validation"), at_once) for language in languages]
     if asked.sharpness_radius:  # a gradient takes about three forward passes
         predicted.append(ordered(lengths.of("en", "train")[:SHARPNESS_ROWS], TRACE_BATCH) * 4)
     if asked.segmentation_examples:  # two passes
-        predicted.append(ordered(lengths.of("en", "validation")[: asked.segmentation_examples], PREDICTION_BATCH) * 2)
+        predicted.append(ordered(lengths.of("en", "validation")[: asked.segmentation_examples], at_once) * 2)
     traced = ordered(lengths.of("en", "validation")[: asked.trace_examples], TRACE_BATCH)
     targets = [language for language in languages if language != "en"] if asked.target_examples else []
     briefly = [
@@ -84,12 +84,12 @@ def workload(spec: RunSpec, lengths: Lengths) -> Workload:
     ]
     points = len({round(share * english.calls) for share in asked.curve})
     curve = ordered(lengths.of("en", "validation")[: asked.curve_examples], TRACE_BATCH) * points
-    second_stage, held_out = _second_stages(spec, lengths)
+    second_stage, held_out = _second_stages(spec, lengths, at_once)
     return Workload(english, second_stage, _sum([*predicted, curve, held_out]), traced, _sum([*briefly, curve]))
 
 
-def _second_stages(spec: RunSpec, lengths: Lengths) -> tuple[Amount, Amount]:
-    """The steps of all second stages, and the predictions on their held-out rows."""
+def _second_stages(spec: RunSpec, lengths: Lengths, at_once: int) -> tuple[Amount, Amount]:
+    """The steps of all second stages, and the predictions, `at_once` rows a batch, on their held-out rows."""
     asked = spec.setup.second_stage
     if asked is None:
         return Amount(), Amount()
@@ -98,7 +98,7 @@ def _second_stages(spec: RunSpec, lengths: Lengths) -> tuple[Amount, Amount]:
     rows = (lengths.of(language, "adapt_train")[: asked.rows] for language in trained)
     steps = [shuffled(of, asked.batch_size, grouped) * asked.epochs for of in rows]
     tested = asked.languages * (2 if asked.english_control else 1)
-    rows = [ordered(lengths.of(language, "adapt_validation"), PREDICTION_BATCH) for language in tested]
+    rows = [ordered(lengths.of(language, "adapt_validation"), at_once) for language in tested]
     return _sum(steps), _sum(rows)
 
 
