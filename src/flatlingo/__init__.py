@@ -50,7 +50,7 @@ _HOME = {
     "load_tokenizer": "hub",
     "sweep": "study.sweep",
     "rank_correlation": "report.slopes",
-    "competent_runs": "report.decisions",
+    "competent_runs": "report.competence",
     "figure1": "report.figures",
     "figure2": "report.figures",
     "save_figure": "report.saving",

@@ -246,13 +246,13 @@ class TestCompetent:
         weak = (table["label"] == "l2=0.5") & (table["seed"] == 2)
         exact = (table["label"] == "l2=0.75") & (table["seed"] == 2)
         table["clean_train_accuracy"] = np.where(weak, limit - 0.001, np.where(exact, limit, 0.9))
-        assert decisions.competent(table).equals(~weak)
+        assert competence.competent(table).equals(~weak)
 
     def test_a_condition_that_fails_in_half_of_its_seeds_fails_in_all(self):
         table = one_stage(0, seeds=4)
         for label, seeds in {"l2=0.5": (1, 2), "dropout=0.5": (3,)}.items():
             table.loc[(table["label"] == label) & table["seed"].isin(seeds), "clean_train_accuracy"] = 0.4
-        out = table[~decisions.competent(table)]
+        out = table[~competence.competent(table)]
         assert out.groupby("label")["seed"].apply(list).to_dict() == {"dropout=0.5": [3], "l2=0.5": [1, 2, 3, 4]}
         assert competence.incompetent(table) == {"l2=0.5": "seed 1, 2, so it counts in none", "dropout=0.5": "seed 3"}
         table.loc[table["label"] == "l2=0.5", "clean_train_accuracy"] = 0.4
@@ -261,7 +261,7 @@ class TestCompetent:
     def test_holds_for_every_language_of_a_run(self):
         table = simulated_study(0)
         table.loc[table["label"] == "l2=0.5", "clean_train_accuracy"] = 0.5
-        assert decisions.competent(table).equals(table["label"] != "l2=0.5")
+        assert competence.competent(table).equals(table["label"] != "l2=0.5")
 
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -275,7 +275,7 @@ class TestCompetent:
     )
     def test_refuses_what_cannot_be_judged(self, change, message):
         with pytest.raises(FlatlingoError, match=message):
-            decisions.competent(change(one_stage()))
+            competence.competent(change(one_stage()))
 
 
 def shares(**by_label):
@@ -551,7 +551,7 @@ def test_all_runs_count_where_competence_cannot_be_judged():
     unknown = table.assign(classes=np.nan)
     assert competence.counted(unknown) is unknown
     with pytest.raises(FlatlingoError, match="classes is not known"):
-        decisions.competent_runs(unknown)
+        competence.competent_runs(unknown)
 
 
 def test_regret_has_a_row_for_each_rule():

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from flatlingo.cli import app
 from flatlingo.errors import FlatlingoError
-from flatlingo.study.calibration import LEVELS, conditions, measured, weights_at_levels
+from flatlingo.study.calibration import conditions, measured, weights_at_levels
+from flatlingo.study.families import LEVELS
 from flatlingo.study.presets import load_preset
 
 

@@ -4,85 +4,15 @@ import math
 
 import pandas as pd
 
-from flatlingo.errors import FlatlingoError
+from flatlingo.report.competence import competent_runs
 from flatlingo.report.judging import holm, judge
-from flatlingo.report.matched import (
-    ALL,
-    TOO_FEW_SEEDS,
-    WORDS,
-    compare,
-    gains,
-    questions,
-    with_baseline,
-)
+from flatlingo.report.matched import ALL, TOO_FEW_SEEDS, WORDS, compare, gains, questions
 from flatlingo.report.slopes import OUTCOMES, outcomes, per_seed, slopes
-from flatlingo.report.statistics import per_run
-from flatlingo.study.calibration import COMPETENT
 
 COLUMNS = [
     *("question", "outcome", "value", "low", "high", "p", "conditions", "seeds", "halvings"),
     *("least", "most", "verdict"),
 ]
-MOST = 0.5  # a condition counts if it has learnt the task in more than this share of its seeds
-
-
-def competent(table: pd.DataFrame) -> pd.Series:
-    """Whether each row's run counts: it has `learnt` its task, as its condition has in more than half of its seeds.
-
-    A model that has learnt nothing is flat; it says nothing about flatness. Of a condition that fails in half of its
-    seeds or more the seeds that got through would be a selection.
-
-    Args:
-        table: one row per run, or per run and target language.
-
-    Returns:
-        Booleans, indexed as the table.
-
-    Raises:
-        FlatlingoError: as for `learnt`.
-    """
-    able = learnt(table)
-    return able & (able.groupby(table["label"]).transform("mean") > MOST)
-
-
-def learnt(table: pd.DataFrame) -> pd.Series:
-    """Whether each row's run has learnt its task: at least 3/4 of what the unregularised run of its seed learnt.
-
-    (a - 1/C) / (a_none - 1/C) >= .75 with a the accuracy on the clean labels of the training rows, C classes.
-
-    Args:
-        table: one row per run, or per run and target language.
-
-    Returns:
-        Booleans, indexed as the table.
-
-    Raises:
-        FlatlingoError: if a run has no baseline of its seed, if a baseline is not above chance, or if the clean
-            training accuracy or the number of classes is unknown.
-
-    >>> runs = pd.DataFrame({"family": ["none", "l2", "l2"], "label": ["none", "l2=1", "l2=9"], "seed": 1, "classes": 2,
-    ...                      "clean_train_accuracy": [0.9, 0.8, 0.7]})
-    >>> learnt(runs).tolist()
-    [True, True, False]
-    """
-    for name in ("clean_train_accuracy", "classes"):
-        if name not in table or table[name].isna().any():
-            raise FlatlingoError(f"{name} is not known of every run, so none can be judged competent; run them again")
-    runs = table.assign(learnt=table["clean_train_accuracy"] - 1 / table["classes"])
-    once = per_run(runs) if "language" in runs else runs
-    baseline = with_baseline(once, "learnt").groupby("seed")["learnt_baseline"].first()
-    if (baseline <= 0).any():
-        raise FlatlingoError(f"the unregularised run of seed {baseline.idxmin()} learnt nothing; train it longer")
-    return runs["learnt"] / runs["seed"].map(baseline) >= COMPETENT - 1e-12
-
-
-def competent_runs(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of competent runs.
-
-    Raises:
-        FlatlingoError: as for `competent`.
-    """
-    return table[competent(table)]
 
 
 def memorised(table: pd.DataFrame) -> pd.Series:
@@ -118,9 +48,9 @@ def verdicts(table: pd.DataFrame, *, seed: int = 0, n_permutations: int = 9999) 
         runs are missing, the verdict says so.
 
     Raises:
-        FlatlingoError: as for `competent` and `slopes.slope`.
+        FlatlingoError: as for `competence.learnt` and `slopes.slope`.
     """
-    table = table[competent(table)]
+    table = competent_runs(table)
     runs = per_seed(table, [])  # once for all questions that ask of means over languages
     rows = []
     for within, question in ((False, "slope"), (True, "slope within families")):

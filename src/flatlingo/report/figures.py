@@ -2,7 +2,7 @@
 
 Marker and colour both say the family (crosses, circles and squares as in the paper; colours that colour-blind readers
 can tell apart); the darker the colour, the larger the weight. Small dots are runs, with what their seeds differ by
-taken out; marks are means over seeds, hollow where a model has not learnt its task (`decisions.competent`).
+taken out; marks are means over seeds, hollow where a model has not learnt its task (`competence.competent`).
 """
 
 from collections.abc import Sequence

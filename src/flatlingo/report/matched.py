@@ -15,8 +15,7 @@ from flatlingo.errors import FlatlingoError
 from flatlingo.report.judging import judge
 from flatlingo.report.slopes import per_seed
 from flatlingo.report.statistics import check_one_baseline, over_seeds, t_test
-from flatlingo.study.calibration import LEVELS
-from flatlingo.study.families import FAMILIES
+from flatlingo.study.families import FAMILIES, LEVELS
 
 RIVALS = ("fisher_penalty", "l2", "dropout")
 CONTROLS = ("none", "both_views")  # at no level: they have no weight that could bring them there
@@ -195,20 +194,29 @@ def gains(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
-def with_baseline(runs: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Runs with another column, `<column>_baseline`: that of the unregularised run of the same seed.
+def unregularised(runs: pd.DataFrame) -> pd.DataFrame:
+    """The unregularised run of each seed, indexed by it: without what was trained longer.
 
     Raises:
-        FlatlingoError: if a run has none.
+        FlatlingoError: if a run's seed has none.
     """
-    baseline = runs[runs["label"] == "none"].set_index("seed")[column]  # not what was trained longer
+    baseline = runs[runs["label"] == "none"].set_index("seed")
     missing = sorted(set(runs["seed"]) - set(baseline.index))
     if missing:
         seeds = ", ".join(map(str, missing))
         raise FlatlingoError(
             f"seed {seeds} has no run of condition none to compare with; run it, or leave the seed out"
         )
-    return runs.assign(**{f"{column}_baseline": runs["seed"].map(baseline)})
+    return baseline
+
+
+def with_baseline(runs: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Runs with another column, `<column>_baseline`: that of the unregularised run of the same seed.
+
+    Raises:
+        FlatlingoError: if a run has none.
+    """
+    return runs.assign(**{f"{column}_baseline": runs["seed"].map(unregularised(runs)[column])})
 
 
 def title(family: str) -> str:

@@ -1,6 +1,6 @@
 """Panels of what decides: outcomes per halving of Tr(F), and families at equal Tr(F) and with their controls.
 
-Competent runs decide (`decisions.competent`); others are drawn hollow and named. Numbers and verdicts in the panels are
+Competent runs decide (`report.competence`); others are drawn hollow and named. Numbers and verdicts in the panels are
 those that `decisions.verdicts` tabulates.
 """
 

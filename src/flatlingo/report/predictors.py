@@ -47,7 +47,7 @@ def predictors(table: pd.DataFrame) -> pd.DataFrame:
     is on record). Correlations rest on runs that share their rows.
 
     Args:
-        table: of competent runs (`decisions.competent`) of one plan and preset, one row per run, or per run and target
+        table: of competent runs (`competence.competent`) of one plan and preset, one row per run, or per run and target
             language (then the mean over languages counts).
 
     Returns:

@@ -9,15 +9,15 @@ from flatlingo.report.judging import judge
 from flatlingo.report.matched import ALL, compare, pairs_at_equal_trace
 from flatlingo.report.slopes import slope as slope_of
 from flatlingo.report.statistics import left_variance, per_run
+from flatlingo.study.families import LEVELS
 
-LADDER = (3 / 4, 1 / 2, 1 / 4, 1 / 10)
 CONDITIONS = {  # shares of the unregularised model's Tr(F)
     "none": (1.0,),
     "both_views": (0.85,),
-    "consistency": LADDER,
-    "fisher_penalty": LADDER,
-    "l2": LADDER[:2],
-    "dropout": LADDER[:2],
+    "consistency": LEVELS,
+    "fisher_penalty": LEVELS,
+    "l2": LEVELS[:2],
+    "dropout": LEVELS[:2],
 }
 LANGUAGES = ("de", "es", "zh")
 TRUTHS = {  # a study, and in points what there is to find: the slope, that within families, the contrast at equal trace

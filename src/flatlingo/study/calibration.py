@@ -13,13 +13,12 @@ from scipy.optimize import isotonic_regression
 
 from flatlingo.errors import FlatlingoError
 from flatlingo.files import replacing
-from flatlingo.study.families import family
+from flatlingo.study.competence import COMPETENT, competence_of
+from flatlingo.study.families import LEVELS, family
 from flatlingo.study.presets import Condition, Measurement, Preset, RunSpec, load_preset
 from flatlingo.study.store import open_store
 from flatlingo.study.sweep import Computing, tabulated
 
-LEVELS = (3 / 4, 1 / 2, 1 / 4, 1 / 10)
-COMPETENT = 0.75
 TOLERANCE = 0.1  # about the standard error of a share on 500 rows
 DIGITS = 2
 
@@ -88,14 +87,12 @@ def measured(runs: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row per run: `family`, `weight`, `seed`, `trace`, `share` (of the baseline's Tr(F)) and `competence`,
-        (a - 1/C) / (a_none - 1/C) with a the accuracy on the clean labels of the training rows.
+        see `study.competence`.
     """
     baseline = runs[runs["family"] == "none"].set_index("seed")
-    above_chance = runs["clean_train_accuracy"] - 1 / runs["classes"]
-    of_baseline = baseline["clean_train_accuracy"] - 1 / baseline["classes"]
     return runs[["family", "weight", "seed", "trace"]].assign(
         share=runs["trace"] / runs["seed"].map(baseline["trace"]),
-        competence=above_chance / runs["seed"].map(of_baseline),
+        competence=competence_of(runs, baseline),
     )
 
 

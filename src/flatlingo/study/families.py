@@ -9,6 +9,7 @@ from typing import Literal
 
 from flatlingo.errors import FlatlingoError, unknown
 
+LEVELS = (3 / 4, 1 / 2, 1 / 4, 1 / 10)  # shares of the unregularised Tr(F) at which families are compared
 KINDS = {  # in figures: the words and the colour of each kind of method
     "none": ("no regulariser", "#000000"),
     "consistency": ("consistency of two passes", "#0072B2"),
