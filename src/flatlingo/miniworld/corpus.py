@@ -9,7 +9,7 @@ from flatlingo.miniworld import lexicon
 from flatlingo.miniworld.draw import reworded, with_synonyms
 from flatlingo.miniworld.examples import split_of
 from flatlingo.miniworld.frame import COUNTS, DEFINITE, NP, NUMBERS, Frame, negation, problem
-from flatlingo.miniworld.grammar import render_unchecked
+from flatlingo.miniworld.grammar import render
 from flatlingo.miniworld.lexicon import CONCEPTS, LANGUAGES
 from flatlingo.miniworld.paraphrase import two_meanings
 from flatlingo.miniworld.semantics import Event, Individual, Situation, true_in
@@ -209,7 +209,7 @@ def _twice(frames: Sequence[Frame], language: str, other: str, rng: random.Rando
 
 
 def _text(frames: Sequence[Frame], language: str) -> str:
-    return ("" if language == "zh" else " ").join(render_unchecked(frame, language) for frame in frames)
+    return ("" if language == "zh" else " ").join(render(frame, language) for frame in frames)
 
 
 def corpus(n_documents: int, *, seed: int, claims: float = CLAIMS) -> Iterator[str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from flatlingo.errors import FlatlingoError
 from flatlingo.miniworld import nli, paraphrase
 from flatlingo.miniworld.frame import Frame
-from flatlingo.miniworld.grammar import render_unchecked
+from flatlingo.miniworld.grammar import render
 from flatlingo.miniworld.lexicon import LANGUAGES
 
 LABELS = {"nli": nli.LABELS, "paraphrase": paraphrase.LABELS}
@@ -75,7 +75,7 @@ def examples(task: str, n: int, *, split: str, seed: int, label_noise: float = 0
     for true, label in zip(clean, observed, strict=True):
         first, second, operation = next(pair for pair in sources[true] if _texts_key(pair) not in seen)
         seen.add(_texts_key((first, second, operation)))
-        texts = {x: (render_unchecked(first, x), render_unchecked(second, x)) for x in LANGUAGES}
+        texts = {x: (render(first, x), render(second, x)) for x in LANGUAGES}
         made.append(Example(texts, label, true, operation, first, second))
     return made
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 
-from flatlingo.errors import FlatlingoError
 from flatlingo.miniworld import lexicon
 
 NUMBERS = {"two": 2, "three": 3, "four": 4, "five": 5}
@@ -129,13 +128,6 @@ def _object_problem(frame: Frame) -> str | None:
     if "the" in (frame.subject.quantifier, quantifier) and (nouns[0] <= nouns[1] or nouns[1] <= nouns[0]):
         return "subject and object may be the same"
     return None
-
-
-def check(frame: Frame) -> Frame:
-    """Return the frame if it is inside the fragment; raise FlatlingoError with the reason if it is not."""
-    if reason := problem(frame):
-        raise FlatlingoError(f"no sentence for {frame}: {reason}; change that part of the frame.")
-    return frame
 
 
 def active(frame: Frame) -> Frame:

@@ -8,13 +8,11 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
-from flatlingo.errors import FlatlingoError
 from flatlingo.miniworld import german
-from flatlingo.miniworld.frame import NP, NUMBERS, UNIVERSAL, Frame, check
-from flatlingo.miniworld.lexicon import FORMS, LANGUAGES, is_animal, is_person
+from flatlingo.miniworld.frame import COUNTS, NP, NUMBERS, UNIVERSAL, Frame
+from flatlingo.miniworld.lexicon import FORMS, is_animal, is_person
 
 _cached = lru_cache(maxsize=1 << 16)
-PLURAL_COUNTS = (*NUMBERS, *(f"at least {n}" for n in NUMBERS))
 
 
 class Clause(NamedTuple):
@@ -50,7 +48,7 @@ def english_np(np: NP) -> str:
     quantifier = np.quantifier
     if quantifier == "name":
         return form["word"]
-    noun = form["plural"] if quantifier == "all" or quantifier in PLURAL_COUNTS else form["word"]
+    noun = form["plural"] if quantifier == "all" or quantifier in COUNTS else form["word"]
     if np.adjective:
         noun = f"{FORMS['en'][np.adjective]['word']} {noun}"
     if quantifier == "a" and noun[0] in "aeiou":
@@ -64,7 +62,7 @@ def english(c: Clause) -> str:
     parts = [english_np(c.first)]
     if c.front:
         parts.insert(0, FORMS["en"][c.place if c.front == "place" else c.time]["word"] + ",")
-    parts.append("are" if c.first.quantifier == "all" or c.first.quantifier in PLURAL_COUNTS else "is")
+    parts.append("are" if c.first.quantifier == "all" or c.first.quantifier in COUNTS else "is")
     if c.negated:
         parts.append("not")
     parts.append(f"being {verb['participle']} by" if c.passive else verb["word"])
@@ -207,25 +205,15 @@ def _sentence(parts: list[str]) -> str:
 _RENDERERS = {"en": english, "de": german.sentence, "es": spanish, "zh": chinese}
 
 
-def render_unchecked(frame: Frame, language: str) -> str:
-    """`render` for frames known to be inside the fragment."""
-    return _RENDERERS[language](clause(frame))
-
-
 def render(frame: Frame, language: str) -> str:
-    """Say a frame in a language.
+    """Say a frame of the fragment (`frame.problem`) in a language.
 
     Args:
         frame: The meaning and its wording (voice, fronting).
-        language: One of `LANGUAGES`.
-
-    Raises:
-        FlatlingoError: The language is unknown or the frame is outside the fragment.
+        language: One of `lexicon.LANGUAGES`.
 
     >>> frame = Frame(NP("a", "dog"), "chase", NP("the", "mouse", "young"), place="garden")
     >>> render(frame, "en"), render(frame, "de")
     ('A dog is chasing the young mouse in the garden.', 'Ein Hund verfolgt die junge Maus im Garten.')
     """
-    if language not in LANGUAGES:
-        raise FlatlingoError(f"unknown language {language!r}: the mini world speaks {', '.join(LANGUAGES)}.")
-    return render_unchecked(check(frame), language)
+    return _RENDERERS[language](clause(frame))
