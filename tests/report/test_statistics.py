@@ -33,9 +33,13 @@ def study(conditions=8, seeds=3, *, seed=0):
     ("call", "message"),
     [
         (lambda t: statistics.summary(t, ("accuracy",)), "no column accuracy"),
+        (
+            lambda t: statistics.summary(t.assign(distance=1.0), ("distance",)),
+            "distance is neither",
+        ),
         (lambda t: statistics.difference(t, "w=1", "nothing", "y"), "no seed in common"),
     ],
-    ids=["summary", "difference"],
+    ids=["summary", "summary of a distance", "difference"],
 )
 def test_bad_input_is_one_clear_message(call, message):
     with pytest.raises(FlatlingoError, match=message):
@@ -121,4 +125,3 @@ def test_language_means_have_one_row_per_run():
 def test_seeds_without_a_value_do_not_count():
     known, gaps = pd.Series([0.01, 0.02]), pd.Series([0.01, np.nan, 0.02])
     assert statistics.over_seeds(gaps) == statistics.over_seeds(known)
-    assert statistics.t_test(gaps) == statistics.t_test(known)

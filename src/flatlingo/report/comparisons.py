@@ -198,8 +198,8 @@ def blocked(
 def direction(found: Difference | None) -> str:
     """Say in words whether a difference is more than the spread over seeds explains: its interval excludes 0.
 
-    >>> direction(Difference(0.02, 0.01, 0.03, 3)), direction(Difference(0.02, -0.01, 0.05, 3)), direction(None)
-    ('higher', 'undecided', 'no match')
+    >>> [direction(Difference(0.02, low, 0.03, 0.01, 3)) for low in (0.01, -0.01)], direction(None)
+    (['higher', 'undecided'], 'no match')
     """
     if found is None:
         return "no match"

@@ -5,8 +5,8 @@ import math
 import pandas as pd
 
 from flatlingo.report.competence import competent_runs
-from flatlingo.report.judging import holm, judge
-from flatlingo.report.matched import ALL, TOO_FEW_SEEDS, WORDS, compare, gains, questions
+from flatlingo.report.judging import holm
+from flatlingo.report.matched import ALL, compare, gains, questions, verdict
 from flatlingo.report.slopes import OUTCOMES, outcomes, per_seed, slopes
 
 COLUMNS = [
@@ -96,7 +96,6 @@ def _beyond_control(runs: pd.DataFrame) -> dict:
 
 def _row(question: str, y: str, found: pd.Series, conditions: int, p: float) -> dict:
     interval = found[["value", "low", "high"]].to_dict()
-    verdict = judge(**interval, p_value=p, words=WORDS, too_few=TOO_FEW_SEEDS)
-    rest = {"p": p, "conditions": conditions, "seeds": int(found["seeds"])}
-    halvings = found.get("halvings", math.nan)
-    return {"question": question, "outcome": OUTCOMES[y], **interval, **rest, "halvings": halvings, "verdict": verdict}
+    number = {"p": p, "conditions": conditions, "seeds": int(found["seeds"])}
+    rest = {"halvings": found.get("halvings", math.nan), "verdict": verdict(found, p)}
+    return {"question": question, "outcome": OUTCOMES[y]} | interval | number | rest

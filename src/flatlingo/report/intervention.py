@@ -16,10 +16,10 @@ from scipy import stats
 from flatlingo.errors import FlatlingoError
 from flatlingo.report.drawing import TRACE, beside, lacks, plain_log_labels
 from flatlingo.report.judging import holm, judge, said
-from flatlingo.report.matched import TOO_FEW_SEEDS, WORDS, with_baseline
+from flatlingo.report.matched import TOO_FEW_SEEDS, WORDS, verdict, with_baseline
 from flatlingo.report.saving import STYLE
 from flatlingo.report.slopes import OUTCOMES, outcomes, per_seed
-from flatlingo.report.statistics import over_seeds, t_test
+from flatlingo.report.statistics import jackknife_error, over_seeds
 
 FAMILY = "trace_target"
 FIT = "train_loss"
@@ -51,15 +51,13 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
     for y in outcomes(runs):
         gaps = 100 * (runs[y] - with_baseline(runs, y)[f"{y}_baseline"])
         targets = [part for _, part in runs[runs["family"] == FAMILY].groupby("weight")]
-        found = [over_seeds(gaps[part.index]) for part in targets]
-        corrected = holm([t_test(gaps[part.index]) for part in targets])
-        for part, one, p in zip(targets, found, corrected, strict=True):
+        gains = [over_seeds(gaps[part.index]) for part in targets]
+        for part, one, p in zip(targets, gains, holm([one.p_value for one in gains]), strict=True):
             loss = over_seeds(losses[part.index])
             reached = {"trace": _geometric(part["trace"]), "plain": plain, FIT: part[FIT].mean()}
             reached |= {"loss_gap": loss.value, "loss_low": loss.low, "loss_high": loss.high}
-            interval = {"value": one.value, "low": one.low, "high": one.high, "p": p, "seeds": one.n}
-            verdict = judge(one.value, one.low, one.high, p, words=WORDS, too_few=TOO_FEW_SEEDS)
-            rows.append({"target": part["weight"].iloc[0], "outcome": y} | reached | interval | {"verdict": verdict})
+            found = one.row() | {"p": p, "verdict": verdict(one.row(), p)}
+            rows.append({"target": part["weight"].iloc[0], "outcome": y} | reached | found)
     return pd.DataFrame(rows)
 
 
@@ -161,8 +159,8 @@ def _judged(runs: pd.DataFrame, columns: list[str], **words: tuple[str, str, str
         found = [_estimate(runs, y, [*columns, *also]) for y in outcomes(runs)]
         for y, one, p in zip(outcomes(runs), found, holm([one[3] for one in found]), strict=True):
             interval = dict(zip(("value", "low", "high"), one[:3], strict=True))
-            verdict = judge(*one[:3], p, too_few=few, **words)
-            rows.append({"outcome": y, "held": held} | interval | {"p": p} | number | {"verdict": verdict})
+            judged = {"verdict": judge(*one[:3], p, too_few=few, **words)}
+            rows.append({"outcome": y, "held": held} | interval | {"p": p} | number | judged)
     return pd.DataFrame(rows)
 
 
@@ -174,10 +172,10 @@ def _estimate(runs: pd.DataFrame, y: str, columns: list[str]) -> tuple[float, fl
     """The coefficient of the first column, its jackknife interval over seeds, and its p-value."""
     seeds = runs["seed"].unique()
     value = _coefficient(runs, y, columns)
-    left = np.array([_coefficient(runs[runs["seed"] != seed], y, columns) for seed in seeds if len(seeds) > 1])
+    left = [_coefficient(runs[runs["seed"] != seed], y, columns) for seed in seeds if len(seeds) > 1]
     if len(seeds) < FEWEST_SEEDS or np.isnan([value, *left]).any():
         return value, math.nan, math.nan, math.nan
-    error = math.sqrt((len(seeds) - 1) / len(seeds) * ((left - left.mean()) ** 2).sum())
+    error = jackknife_error(left)
     half = stats.t.ppf(0.975, len(seeds) - 1) * error
     with np.errstate(divide="ignore"):
         return value, value - half, value + half, float(2 * stats.t.sf(np.abs(value) / error, len(seeds) - 1))

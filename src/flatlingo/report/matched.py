@@ -7,6 +7,7 @@ their families: where each condition has a peculiarity of its own, a question ab
 """
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
@@ -14,8 +15,8 @@ import pandas as pd
 from flatlingo.errors import FlatlingoError
 from flatlingo.report.judging import judge
 from flatlingo.report.slopes import per_seed
-from flatlingo.report.statistics import check_one_baseline, over_seeds, t_test
-from flatlingo.study.families import FAMILIES, LEVELS
+from flatlingo.report.statistics import check_one_baseline, over_seeds
+from flatlingo.study.families import LEVELS, title
 
 RIVALS = ("fisher_penalty", "l2", "dropout")
 CONTROLS = ("none", "both_views")  # at no level: they have no weight that could bring them there
@@ -182,15 +183,8 @@ def gains(table: pd.DataFrame) -> pd.DataFrame:
     runs = pd.concat([runs, runs.groupby("seed", as_index=False)[[*columns, "beyond"]].mean().assign(label=ALL)])
     rows = {}
     for label, part in runs.groupby("label", sort=False):
-        beyond = over_seeds(100 * part["beyond"])
-        interval = {
-            "gain minus control": beyond.value,
-            "low": beyond.low,
-            "high": beyond.high,
-            "p": t_test(part["beyond"]),
-            "seeds": beyond.n,
-        }
-        rows[label] = (100 * part[columns].mean()).to_dict() | interval
+        beyond = over_seeds(100 * part["beyond"]).row()
+        rows[label] = (100 * part[columns].mean()).to_dict() | {"gain minus control": beyond.pop("value")} | beyond
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
@@ -219,14 +213,11 @@ def with_baseline(runs: pd.DataFrame, column: str) -> pd.DataFrame:
     return runs.assign(**{f"{column}_baseline": runs["seed"].map(unregularised(runs)[column])})
 
 
-def title(family: str) -> str:
-    """A family as prose names it."""
-    return FAMILIES[family].title if family in FAMILIES else family
+def verdict(found: Mapping[str, float], p: float) -> str:
+    """The verdict on a difference, `value, low, high` in points, given its p-value (of several questions corrected)."""
+    return judge(found["value"], found["low"], found["high"], p, words=WORDS, too_few=TOO_FEW_SEEDS)
 
 
-def _row(gaps: pd.Series, halvings: pd.Series) -> list:
-    by_seed = 100 * gaps.groupby("seed").mean()
-    found = over_seeds(by_seed)
-    p = t_test(by_seed)
-    verdict = judge(found.value, found.low, found.high, p, words=WORDS, too_few=TOO_FEW_SEEDS)
-    return [found.value, found.low, found.high, p, len(gaps), found.n, float(halvings.mean()), verdict]
+def _row(gaps: pd.Series, halvings: pd.Series) -> dict:
+    found = over_seeds(100 * gaps.groupby("seed").mean()).row()
+    return found | {"pairs": len(gaps), "halvings": float(halvings.mean()), "verdict": verdict(found, found["p"])}

@@ -29,7 +29,7 @@ from flatlingo.report.marks import (
 )
 from flatlingo.report.saving import STYLE
 from flatlingo.report.slopes import OUTCOMES, outcomes, per_seed
-from flatlingo.study.families import family
+from flatlingo.study.families import family, title
 
 LINE = 0.165  # inches of a line of a forest
 RIVALS = len(matched.RIVALS)  # the first of the questions asked in pairs
@@ -227,6 +227,6 @@ def _at_the_border(axes: np.ndarray, shown: np.ndarray, hollow: list[tuple[Axes,
 
 def _absent(question: str, runs: pd.DataFrame) -> str:
     """Why a question has no pair of conditions."""
-    named = [name for name in ("consistency", "both_views", *matched.RIVALS) if matched.title(name) in question]
-    missing = [matched.title(name) for name in named if name not in set(runs["family"])]
+    named = [name for name in ("consistency", "both_views", *matched.RIVALS) if title(name) in question]
+    missing = [title(name) for name in named if name not in set(runs["family"])]
     return f"no run of {' and of '.join(missing)}" if missing else "no pair at equal Tr(F)"

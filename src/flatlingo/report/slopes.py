@@ -16,7 +16,7 @@ from scipy import stats
 
 from flatlingo.errors import FlatlingoError
 from flatlingo.report.judging import holm, judge
-from flatlingo.report.statistics import Correlation, language_means, require
+from flatlingo.report.statistics import Correlation, jackknife_error, language_means, require
 
 OUTCOMES = {  # column: what prose calls it
     "english_accuracy": "English accuracy",
@@ -311,10 +311,9 @@ def _inference(
 
 def _jackknife(value: float, left: list[float], freedom: int) -> tuple[float, float]:
     """The interval of a value from those that are left without one condition each."""
-    n, left = len(left), np.array(left)
-    if n < ENOUGH or freedom < 1 or np.isnan(left).any():
+    if len(left) < ENOUGH or freedom < 1 or np.isnan(left).any():
         return math.nan, math.nan
-    half = stats.t.ppf(0.975, freedom) * math.sqrt((n - 1) / n * ((left - left.mean()) ** 2).sum())
+    half = stats.t.ppf(0.975, freedom) * jackknife_error(left)
     return value - half, value + half
 
 

@@ -5,7 +5,9 @@ condition differ in their seed only, so they are not independent evidence about 
 permuting always move whole conditions, never single runs.
 """
 
-from collections.abc import Sequence
+import math
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,23 +16,15 @@ import pandas as pd
 from scipy import stats
 
 from flatlingo.errors import FlatlingoError
-from flatlingo.study.families import FAMILIES
+from flatlingo.study.families import title
 
 CONDITION = ["family", "weight", "label"]
-# Of a run, in each language.
-SECOND_STAGE = ["language", "start", "zero_shot", "adapted", "gain", "control", "control_gain"]
+SHARES_OF_LANGUAGES = ["start", "zero_shot", "adapted", "gain", "control", "control_gain"]  # of a run in each language
 HEADINGS = {
     "english_accuracy": "English accuracy (%)",
     "train_accuracy": "train accuracy (%)",
     "noisy_fitted": "noisy labels fitted (%)",
     "trace": "Tr(F)",
-    "trace_without_embeddings": "Tr(F) without all embeddings",
-    "head_trace": "Tr(F) of the classifier",
-    "target_trace": "Tr(F) on target rows",
-    "early_trace": "Tr(F) early in training",
-    "scale_aware": "scale-aware Tr(F)",
-    "empirical_fisher": "empirical Fisher",
-    "sharpness": "sharpness",
     "zero_shot": "zero-shot accuracy (%)",
     "zero_shot_accuracy": "zero-shot accuracy (%)",
     "adapted": "adapted accuracy (%)",
@@ -137,7 +131,8 @@ def per_run(table: pd.DataFrame) -> pd.DataFrame:
     """One row per run: of a table with a second stage, without what belongs to one language; else the table itself."""
     if "language" not in table:
         return table
-    return table.drop(columns=SECOND_STAGE, errors="ignore").drop_duplicates("run_id", ignore_index=True)
+    of_languages = ["language", *SHARES_OF_LANGUAGES]
+    return table.drop(columns=of_languages, errors="ignore").drop_duplicates("run_id", ignore_index=True)
 
 
 def left_variance(runs: pd.DataFrame, y: str) -> tuple[float, int]:
@@ -202,17 +197,29 @@ def summary(
 
     Accuracies and gains are in per cent, traces in nats². Columns without any value (wrong labels, where none are
     known) are left out.
+
+    Raises:
+        FlatlingoError: for a column that the table lacks, or that is neither a share nor a trace.
     """
     require(table, [*CONDITION, *columns])
     columns = [name for name in columns if table[name].notna().any()]
     groups = table.groupby([name for name in _keys(table) if name not in ("family", "weight")], sort=False)
     printed = {"runs": groups.size()}
     for name in columns:
-        show = _trace_text if "trace" in name or name == "empirical_fisher" else _percent_text
         language = name.removeprefix("accuracy_")
         heading = HEADINGS.get(name, name if language == name else f"{language} (%)")
+        show = _text_of(name)
         printed[heading] = [show(*pair) for pair in zip(groups[name].mean(), groups[name].std(), strict=True)]
     return pd.DataFrame(printed)
+
+
+def _text_of(name: str) -> Callable[[float, float], str]:
+    """How the mean and standard deviation of a column are printed."""
+    if "trace" in name:
+        return _trace_text
+    if "accuracy" in name or name in ("noisy_fitted", *SHARES_OF_LANGUAGES):
+        return _percent_text
+    raise FlatlingoError(f"column {name} is neither a share nor a trace, which is all that a summary prints; drop it")
 
 
 def _percent_text(mean: float, sd: float) -> str:
@@ -258,16 +265,23 @@ def verdict(found: Correlation, *, sign: int) -> str:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean difference of two conditions, paired by seed, with its 95 % t interval (NaN for a single seed).
+    """Mean difference of two conditions, paired by seed, with its 95 % t interval and the p-value of the t test.
 
-    >>> print(Difference(0.012, -0.001, 0.025, 3))
+    Interval and p-value are NaN for a single seed, the p-value also if all differences are 0.
+
+    >>> print(Difference(0.012, -0.001, 0.025, 0.06, 3))
     +1.2 points [−0.1, +2.5] over 3 seeds
     """
 
     value: float
     low: float
     high: float
+    p_value: float
     n: int
+
+    def row(self) -> dict[str, float]:
+        """As columns of a table: `value, low, high, p, seeds`."""
+        return {"value": self.value, "low": self.low, "high": self.high, "p": self.p_value, "seeds": self.n}
 
     def __str__(self) -> str:
         points = [f"{100 * number:+.1f}".replace("-", "−") for number in (self.value, self.low, self.high)]
@@ -302,29 +316,29 @@ def difference(table: pd.DataFrame, label: str, baseline: str, y: str) -> Differ
 
 
 def over_seeds(values: pd.Series) -> Difference:
-    """Mean and 95 % t interval of one value per seed; seeds without a value do not count.
+    """Mean of one value per seed, its 95 % t interval, and the t test that it is 0; seeds without a value do not count.
 
-    >>> print(over_seeds(pd.Series([0.01, 0.02, 0.03, np.nan])))
-    +2.0 points [−0.5, +4.5] over 3 seeds
+    >>> found = over_seeds(pd.Series([0.01, 0.02, 0.03, np.nan]))
+    >>> print(found, round(found.p_value, 3))
+    +2.0 points [−0.5, +4.5] over 3 seeds 0.074
     """
     values = values.dropna()
-    half = stats.t.ppf(0.975, len(values) - 1) * values.sem()
-    return Difference(float(values.mean()), float(values.mean() - half), float(values.mean() + half), len(values))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of one seed, or seeds that differ by nothing: NaN, or p is 0
+        found = stats.ttest_1samp(values, 0)
+        ends = found.confidence_interval()
+    return Difference(float(values.mean()), float(ends.low), float(ends.high), float(found.pvalue), len(values))
 
 
-def t_test(values: pd.Series) -> float:
-    """Two-sided p-value of a t test that one value per seed has mean 0; NaN for a single seed, or if all are 0.
+def jackknife_error(left: Sequence[float]) -> float:
+    """Standard error of an estimate from those that are left without one of its n units each: √((n-1)/n Σ (l - l̄)²).
 
-    Seeds without a value do not count.
-
-    >>> round(t_test(pd.Series([0.01, 0.02, 0.03])), 3)
-    0.074
+    >>> jackknife_error([2.5, 2.0, 1.5])  # of the mean of 1, 2 and 3
+    0.577...
     """
-    values = values.dropna()
-    if len(values) < 2:
-        return np.nan
-    with np.errstate(divide="ignore", invalid="ignore"):  # seeds that differ by nothing: p is 0, or NaN
-        return float(2 * stats.t.sf(abs(values.mean()) / values.sem(), len(values) - 1))
+    left = np.asarray(left)
+    n = len(left)
+    return math.sqrt((n - 1) / n * ((left - left.mean()) ** 2).sum())
 
 
 def best_of_family(table: pd.DataFrame, y: str = "english_accuracy", baseline: str = "none") -> pd.DataFrame:
@@ -352,9 +366,4 @@ def best_of_family(table: pd.DataFrame, y: str = "english_accuracy", baseline: s
                 "Tr(F)": _trace_text(runs["trace"].mean(), runs["trace"].std()),
             }
         )
-    return pd.DataFrame(rows, index=[*map(_title, best["family"])])
-
-
-def _title(name: str) -> str:
-    """A family as prose names it."""
-    return FAMILIES[name].title if name in FAMILIES else name
+    return pd.DataFrame(rows, index=[*map(title, best["family"])])

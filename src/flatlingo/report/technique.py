@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 
 from flatlingo.errors import FlatlingoError
 from flatlingo.report.drawing import beside, check, key
-from flatlingo.report.judging import holm, judge
-from flatlingo.report.matched import TOO_FEW_SEEDS, WORDS
+from flatlingo.report.judging import holm
+from flatlingo.report.matched import TOO_FEW_SEEDS, WORDS, verdict
 from flatlingo.report.saving import STYLE
 from flatlingo.report.slopes import OUTCOMES, per_seed
-from flatlingo.report.statistics import over_seeds, t_test
+from flatlingo.report.statistics import over_seeds
 from flatlingo.study.families import KINDS, family
 
 SHOWN = {  # column: its axis
@@ -254,15 +254,11 @@ def _less(levels: pd.Series, level: int) -> pd.Series:
 
 def _row(gaps: pd.Series, y: str) -> dict[str, float]:
     """Mean difference over seeds, its interval and the p-value of a t test."""
-    gaps = _scale(y) * gaps.dropna()
-    found = over_seeds(gaps)
-    return {"value": found.value, "low": found.low, "high": found.high, "p": t_test(gaps), "seeds": found.n}
+    return over_seeds(_scale(y) * gaps).row()
 
 
 def _verdict(found: dict[str, float], p: float, y: str) -> str:
-    if y == "log2_trace":
-        return ""
-    return judge(found["value"], found["low"], found["high"], p, words=WORDS, too_few=TOO_FEW_SEEDS)
+    return "" if y == "log2_trace" else verdict(found, p)
 
 
 def _advice(found: pd.DataFrame, outcome: str) -> str:

@@ -300,3 +300,8 @@ def family(name: str) -> Family:
     if name not in FAMILIES:
         raise FlatlingoError(unknown("family", name, FAMILIES))
     return FAMILIES[name]
+
+
+def title(name: str) -> str:
+    """A family as prose names it; one that is not known by its name."""
+    return FAMILIES[name].title if name in FAMILIES else name
