@@ -5,7 +5,7 @@ import math
 import pandas as pd
 
 from flatlingo.report.competence import competent_runs
-from flatlingo.report.judging import holm
+from flatlingo.report.judging import holm, signed
 from flatlingo.report.matched import ALL, compare, gains, questions, verdict
 from flatlingo.report.slopes import OUTCOMES, outcomes, per_seed, slopes
 
@@ -71,7 +71,7 @@ def printed(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def _points(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:+.2f}".replace("-", "−")
+    return "" if math.isnan(value) else signed(value, 2)
 
 
 def _compared(runs: pd.DataFrame, question: str, pairs: dict[str, tuple[str, str]]) -> list[dict]:

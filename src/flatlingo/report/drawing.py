@@ -1,6 +1,7 @@
 """Pieces of the figures: markers that say the family, colours that say the weight, legends, labels that stand apart."""
 
 import textwrap
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from scipy.optimize import isotonic_regression
 
 from flatlingo.errors import FlatlingoError
-from flatlingo.study.families import FAMILIES, family
+from flatlingo.study.families import FAMILIES, KINDS, family
 
 TRACE = "Tr(F) (nats²)"
 LANGUAGES = {"en": "English", "de": "German", "es": "Spanish", "zh": "Chinese"}
@@ -139,6 +140,19 @@ def legend(fig: Figure, table: pd.DataFrame) -> None:
     blank = key("", linestyle="none")
     by_column = [row[i] if i < len(row) else blank for i in range(columns) for row in rows]
     fig.legend(handles=by_column, loc="outside lower center", ncols=columns)
+
+
+def colour_of_kind(name: str) -> str:
+    """The colour of a family where only kinds of methods are told apart."""
+    return KINDS[family(name).kind][1]
+
+
+def legend_of_kinds(fig: Figure, families: Iterable[str]) -> None:
+    """A dot for each kind of method that some families are of."""
+    drawn = {family(name).kind for name in families}
+    dot = {"marker": "o", "linestyle": "none"}
+    keys = [key(text, color=colour, **dot) for kind, (text, colour) in KINDS.items() if kind in drawn]
+    fig.legend(handles=keys, loc="outside lower center", ncols=4)
 
 
 def key(label: str, **marker: object) -> Line2D:

@@ -19,12 +19,11 @@ from flatlingo.report.judging import holm, judge, said
 from flatlingo.report.matched import TOO_FEW_SEEDS, WORDS, verdict, with_baseline
 from flatlingo.report.saving import STYLE
 from flatlingo.report.slopes import OUTCOMES, outcomes, per_seed
-from flatlingo.report.statistics import jackknife_error, over_seeds
+from flatlingo.report.statistics import FEWEST_SEEDS, jackknife_error, over_seeds
 
 FAMILY = "trace_target"
 FIT = "train_loss"
 HELD = {"": (), "at equal loss": (FIT,)}
-FEWEST_SEEDS = 3  # for an interval of a slope: two leave one degree of freedom
 UNDETERMINED = "undetermined"  # what is held does not vary, or with the trace alone
 COLOUR = "#D55E00"
 COLUMNS = 3

@@ -57,13 +57,27 @@ def holm(p_values: list[float]) -> np.ndarray:
     return corrected
 
 
+def signed(value: float, digits: int) -> str:
+    """A number with its sign, a true minus, and some decimals.
+
+    >>> signed(-0.25, 1), signed(3, 2)
+    ('−0.2', '+3.00')
+    """
+    return f"{value:+.{digits}f}".replace("-", "−")
+
+
+def interval(row: Mapping[str, Any], digits: int) -> str:
+    """`+0.3 [−0.1, +0.7]`; without an interval the value alone, and where there is no value nothing."""
+    value, low, high = (signed(row[name], digits) for name in ("value", "low", "high"))
+    if math.isnan(row["low"]):
+        return "" if math.isnan(row["value"]) else value
+    return f"{value} [{low}, {high}]"
+
+
 def said(row: Mapping[str, Any]) -> str:
     """A value with its interval and verdict, in points: `+0.31 [+0.10, +0.52]: no effect`; without a value the verdict.
 
     >>> said({"value": 0.31, "low": -0.1, "high": 0.72, "verdict": "undecided"})
     '+0.31 [−0.10, +0.72]: undecided'
     """
-    value, low, high = (f"{row[name]:+.2f}".replace("-", "−") for name in ("value", "low", "high"))
-    if math.isnan(row["value"]):
-        return row["verdict"]
-    return f"{value}: {row['verdict']}" if math.isnan(row["low"]) else f"{value} [{low}, {high}]: {row['verdict']}"
+    return ": ".join(part for part in (interval(row, 2), row["verdict"]) if part)

@@ -8,13 +8,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flatlingo.report.drawing import beside, check, in_order, key, lacks, plain_log_labels
+from flatlingo.report.drawing import beside, check, colour_of_kind, in_order, lacks, legend_of_kinds, plain_log_labels
 from flatlingo.report.matched import with_baseline
 from flatlingo.report.saving import STYLE
-from flatlingo.report.statistics import check_one_baseline, over_seeds, per_run
-from flatlingo.study.families import KINDS, family
+from flatlingo.report.statistics import FEWEST_SEEDS, check_one_baseline, over_seeds, per_run
+from flatlingo.study.families import family
 
-FEWEST_SEEDS = 3  # for an interval to be drawn
 RATIO = "Tr(F) / Tr(F) without"
 GAINED = {
     "english_accuracy": "English accuracy gained (points)",
@@ -83,12 +82,10 @@ def methods_figure(table: pd.DataFrame) -> Figure:
         axes[0].set_yticks(list(places.values()), found["name"])
         axes[0].set_ylim(-len(found) + 0.3, 0.7)
         for text, name in zip(axes[0].get_yticklabels(), found["family"], strict=True):
-            text.set_color(_colour(name))
+            text.set_color(colour_of_kind(name))
         for ax in axes:
             ax.tick_params(axis="y", length=0)
-        drawn = {family(name).kind for name in found["family"]}
-        keys = [key(text, color=c, marker="o", linestyle="none") for kind, (text, c) in KINDS.items() if kind in drawn]
-        fig.legend(handles=keys, loc="outside lower center", ncols=4)
+        legend_of_kinds(fig, found["family"])
     return fig
 
 
@@ -112,7 +109,7 @@ def _dots(ax: Axes, changes: pd.DataFrame, found: pd.DataFrame, column: str, pla
     ax.set(xscale="log" if logarithmic else "linear", xlim=(low, high))
     ax.axvline(1 if logarithmic else 0, color="0.4", linewidth=0.8, zorder=0.5)
     for row in found.itertuples():
-        place, colour, value = places[row.Index], _colour(row.family), getattr(row, column)
+        place, colour, value = places[row.Index], colour_of_kind(row.family), getattr(row, column)
         seeds = changes.loc[changes["label"] == row.Index, column]
         ax.plot(value, place, "o", markersize=4, color=colour, label=row.name)
         if not low <= value <= high:
@@ -135,7 +132,3 @@ def _limits(values: pd.Series) -> tuple[float, float]:
     low, high = max(outer[0], min(inner.min() - width, 0)), min(outer[1], max(inner.max() + width, 0))
     space = max(0.1 * (high - low), 0.01)
     return low - space, high + space
-
-
-def _colour(name: str) -> str:
-    return KINDS[family(name).kind][1]

@@ -18,7 +18,7 @@ from flatlingo.report import matched
 from flatlingo.report.answers import ENGLISH
 from flatlingo.report.competence import undecidable, with_competence
 from flatlingo.report.drawing import above, beside, check, lacks
-from flatlingo.report.judging import SMALLEST, said
+from flatlingo.report.judging import SMALLEST, said, signed
 from flatlingo.report.marks import (
     condition_marks,
     draw_marks,
@@ -220,7 +220,7 @@ def _at_the_border(axes: np.ndarray, shown: np.ndarray, hollow: list[tuple[Axes,
     for ax, value, place, colour in hollow:
         at = min(max(value, low), high)
         ax.plot(at, place, "o", markersize=4.5, markerfacecolor="none", markeredgecolor=colour, clip_on=False)
-        text = "not competent" + (f": {value:+.1f}".replace("-", "−") if at != value else "")
+        text = "not competent" + (f": {signed(value, 1)}" if at != value else "")
         side, align = (-5, "right") if at > (low + high) / 2 else (5, "left")
         beside(ax, text, (at, place), (side, 0), "data", va="center", ha=align, color="0.4")
 

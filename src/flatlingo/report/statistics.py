@@ -16,8 +16,10 @@ import pandas as pd
 from scipy import stats
 
 from flatlingo.errors import FlatlingoError
+from flatlingo.report.judging import signed
 from flatlingo.study.families import title
 
+FEWEST_SEEDS = 3  # for an interval over seeds: of two, with one degree of freedom, it is 13 standard errors wide
 CONDITION = ["family", "weight", "label"]
 SHARES_OF_LANGUAGES = ["start", "zero_shot", "adapted", "gain", "control", "control_gain"]  # of a run in each language
 HEADINGS = {
@@ -284,12 +286,8 @@ class Difference:
         return {"value": self.value, "low": self.low, "high": self.high, "p": self.p_value, "seeds": self.n}
 
     def __str__(self) -> str:
-        points = [f"{100 * number:+.1f}".replace("-", "−") for number in (self.value, self.low, self.high)]
-        return (
-            f"{points[0]} points [{points[1]}, {points[2]}] over {self.n} seeds"
-            if self.n > 1
-            else f"{points[0]} points"
-        )
+        value, low, high = (signed(100 * number, 1) for number in (self.value, self.low, self.high))
+        return f"{value} points [{low}, {high}] over {self.n} seeds" if self.n > 1 else f"{value} points"
 
 
 def difference(table: pd.DataFrame, label: str, baseline: str, y: str) -> Difference:

@@ -12,13 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flatlingo.errors import FlatlingoError
-from flatlingo.report.drawing import beside, check, key
-from flatlingo.report.judging import holm
+from flatlingo.report.drawing import beside, check, colour_of_kind, legend_of_kinds
+from flatlingo.report.judging import holm, interval
 from flatlingo.report.matched import TOO_FEW_SEEDS, WORDS, verdict
 from flatlingo.report.saving import STYLE
 from flatlingo.report.slopes import OUTCOMES, per_seed
-from flatlingo.report.statistics import over_seeds
-from flatlingo.study.families import KINDS, family
+from flatlingo.report.statistics import FEWEST_SEEDS, over_seeds
 
 SHOWN = {  # column: its axis
     "english_accuracy": "English",
@@ -197,7 +196,7 @@ def technique_figure(table: pd.DataFrame) -> Figure:
                 ax.axhline(last + 0.65, color="0.7", linewidth=0.5)
                 for one in at[at["outcome"] == y].itertuples():
                     seeds = gaps.loc[gaps["recipe"] == one.recipe, y] * _scale(y)
-                    _dot(ax, one, places[one.recipe], KINDS[family(one.family).kind][1], seeds)
+                    _dot(ax, one, places[one.recipe], colour_of_kind(one.family), seeds)
                 (one,) = choice[(choice["level"] == level) & (choice["outcome"] == y)].itertuples()
                 _dot(ax, one, last, "0", [])
             row[0].set_yticks([*places.values(), last], [*places, CHOSEN])
@@ -207,10 +206,7 @@ def technique_figure(table: pd.DataFrame) -> Figure:
             beside(row[0], f"{_times(level)} the compute", (0, 1), (0, 3), "axes fraction")
         for ax, y in zip(axes[-1], columns, strict=True):
             ax.set_xlabel(SHOWN[y] if y == "log2_trace" else f"{SHOWN[y]} (points)")
-        drawn = {family(name).kind for name in found["family"]}
-        looks = {text: colour for kind, (text, colour) in KINDS.items() if kind in drawn}
-        keys = [key(text, color=colour, marker="o", linestyle="none") for text, colour in looks.items()]
-        fig.legend(handles=keys, loc="outside lower center", ncols=4)
+        legend_of_kinds(fig, found["family"])
     return fig
 
 
@@ -292,16 +288,12 @@ def _times(level: int) -> str:
 
 
 def _interval(row: pd.Series) -> str:
-    """`+0.3 [−0.1, +0.7]`; of one seed no interval, and where there is no value nothing."""
-    value, low, high = (f"{row[name]:+.1f}".replace("-", "−") for name in ("value", "low", "high"))
-    if np.isnan(row["low"]):
-        return "" if np.isnan(row["value"]) else value
-    return f"{value} [{low}, {high}]"
+    return interval(row, 1)
 
 
 def _dot(ax: Axes, row: tuple, place: float, colour: str, seeds: pd.Series | list) -> None:
     """A mean, its interval from three seeds on, and its seeds."""
     ax.plot(seeds, [place] * len(seeds), "o", markersize=2, markeredgewidth=0, color=colour, alpha=0.5)
     ax.plot(row.value, place, "o", markersize=4, color=colour)
-    if row.seeds >= 3:
+    if row.seeds >= FEWEST_SEEDS:
         ax.plot([row.low, row.high], [place, place], color=colour, linewidth=1)
