@@ -21,10 +21,10 @@ from scipy.sparse.csgraph import connected_components
 from flatlingo import hub, miniworld
 from flatlingo.errors import FlatlingoError, unknown
 from flatlingo.rowfiles import TEXTS
-from flatlingo.taskfiles import MINI, REAL_COUNTERPART, TaskDescription, load_description
+from flatlingo.taskfiles import MINI, TaskDescription, load_description
 from flatlingo.taskrows import Tables, files, from_folder, from_hub, hub_source
 
-__all__ = ["MINI", "REAL_COUNTERPART", "SPLITS", "Task", "load_task", "name_of", "provenance"]
+__all__ = ["MINI", "SPLITS", "Task", "load_task", "name_of", "provenance"]
 
 SPLITS = ("train", "validation", "adapt_train", "adapt_validation")
 MINI_ROWS = 1000

@@ -1,6 +1,5 @@
 from functools import partial
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -62,15 +61,6 @@ def test_value_error_and_groups_come_from_the_per_example_traces(model, batch, o
     assert trace.group_standard_errors["embeddings"] == pytest.approx(words.sem(), rel=1e-10)
 
 
-def test_without_a_group_is_the_trace_of_the_others(model, batch):
-    trace = fisher_trace(model, [batch])
-    others = fisher_trace(model, [batch], parameters=lambda name: "word_embeddings" not in name)
-    rest = trace.without("embeddings")
-    assert (rest.value, rest.standard_error) == pytest.approx((others.value, others.standard_error), rel=1e-10)
-    with pytest.raises(FlatlingoError, match="no group \\['tail'\\]"):
-        trace.without("tail")
-
-
 def test_table_and_repr(model, batch):
     trace = fisher_trace(model, [batch])
     table = trace.to_frame()
@@ -83,16 +73,10 @@ def test_table_and_repr(model, batch):
 def test_difference_of_two_traces_is_paired(model, batch, oracle):
     whole = fisher_trace(model, [batch])
     head = oracle[[name for name in oracle if name.startswith("classifier")]].sum(axis=1)
-    assert whole.difference(whole.without("head")) == pytest.approx((head.mean(), head.sem()), rel=1e-10)
+    rest = FisherTrace(whole.contributions.drop(columns="head"))
+    assert whole.difference(rest) == pytest.approx((head.mean(), head.sem()), rel=1e-10)
     with pytest.raises(FlatlingoError, match="same examples: 5 here, 3 there"):
         whole.difference(fisher_trace(model, [batch], max_examples=3))
-
-
-def test_plot_shows_the_groups(model, batch):
-    trace = fisher_trace(model, [batch])
-    ax = trace.plot()
-    assert [bar.get_width() for bar in ax.patches] == pytest.approx(list(trace.groups.values()))
-    plt.close(ax.figure)
 
 
 def test_batching_does_not_matter(model, batch):

@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.func import jacrev
 
 from flatlingo.fisher.theory import Logits
-from flatlingo.fisher.trace import softmax_factor
 
 
 def dense_fisher(logits: Logits, theta: Tensor) -> Tensor:
@@ -26,15 +25,3 @@ def dense_fisher(logits: Logits, theta: Tensor) -> Tensor:
     p = logits(theta).softmax(1)
     covariance = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
     return torch.einsum("nka,nkl,nlb->ab", jacobian, covariance, jacobian) / len(p)
-
-
-def fisher_eigenvalues(logits: Logits, theta: Tensor) -> Tensor:
-    r"""Eigenvalues of F in falling order, at most N·(K - 1) of them; all others are zero.
-
-    F = SᵀS / N with the rows √wₖ uₖᵀJᵢ of S from `softmax_factor`, so the eigenvalues are the squared singular values
-    of S over N, and P may be large as long as S (N·(K - 1), P) fits in memory.
-    """
-    weights, directions = softmax_factor(logits(theta))
-    rows = (weights.sqrt()[:, :, None] * directions).detach()
-    factor = jacrev(lambda theta: torch.einsum("nkc,nc->nk", rows, logits(theta)))(theta).flatten(0, 1)
-    return torch.linalg.svdvals(factor).square() / len(weights)

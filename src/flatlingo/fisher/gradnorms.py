@@ -461,7 +461,7 @@ def logits_of(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     return getattr(output, "logits", output)
 
 
-def listed(names: list[str], limit: int = 4) -> str:
-    """The names in a sentence, or the first few of them."""
-    more = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
+def listed(names: list[str]) -> str:
+    """The names in a sentence, or the first four of them."""
+    more = len(names) - 4
+    return ", ".join(names[:4]) + (f" and {more} more" if more > 0 else "")

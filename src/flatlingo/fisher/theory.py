@@ -46,23 +46,13 @@ def functional(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Logits, T
         pieces = theta.split([math.prod(shape) for shape in shapes])
         values = {name: piece.view(shape) for name, piece, shape in zip(names, pieces, shapes, strict=True)}
         with sdpa_kernel(SDPBackend.MATH):
-            return logits_of(_Call(model, values), inputs)
+            return logits_of(lambda **batch: functional_call(model, values, (), batch), inputs)
 
     return logits, parameters_to_vector(parameters)
 
 
-class _Call(NamedTuple):
-    """A model with its parameters replaced."""
-
-    model: nn.Module
-    values: dict[str, Tensor]
-
-    def __call__(self, **inputs):
-        return functional_call(self.model, self.values, (), inputs)
-
-
-def softmax_regression(inputs: Tensor, classes: int, *, seed: int, scale: float = 1.0) -> tuple[Logits, Tensor]:
-    """Logits W x + b of inputs (N, d), and a random theta = (W, b), K·(d + 1) numbers N(0, scale²), beside them.
+def softmax_regression(inputs: Tensor, classes: int, *, seed: int) -> tuple[Logits, Tensor]:
+    """Logits W x + b of inputs (N, d), and a random theta = (W, b), K·(d + 1) standard normal numbers, beside them.
 
     The numbers are drawn on the CPU, so they are the same on every device.
 
@@ -72,7 +62,7 @@ def softmax_regression(inputs: Tensor, classes: int, *, seed: int, scale: float 
         (torch.Size([5, 3]), torch.Size([9]))
     """
     inputs = torch.cat([inputs.double(), inputs.new_ones(len(inputs), 1, dtype=torch.float64)], dim=1)
-    theta = scale * torch.randn(classes * inputs.shape[1], generator=_generator(seed), dtype=torch.float64)
+    theta = torch.randn(classes * inputs.shape[1], generator=_generator(seed), dtype=torch.float64)
     theta = theta.to(inputs.device)
     return lambda theta: inputs @ theta.view(classes, -1).T, theta
 
@@ -108,11 +98,6 @@ def kl(logits_p: Tensor, logits_q: Tensor) -> Tensor:
         >>> print(f"{kl(z, z + step):.2e}")
         9.83e-24
     """
-    return kl_per_example(logits_p, logits_q).mean()
-
-
-def kl_per_example(logits_p: Tensor, logits_q: Tensor) -> Tensor:
-    """KL(p ‖ q) of each example, (N,) in nats, float64; see `kl`."""
     z, step = logits_p.double(), logits_q.double() - logits_p.double()
     log_p = z.log_softmax(1)
     p = log_p.exp()
@@ -120,7 +105,7 @@ def kl_per_example(logits_p: Tensor, logits_q: Tensor) -> Tensor:
     near = step - torch.log1p((p * torch.expm1(torch.where(small, step, 0))).sum(1, keepdim=True))
     delta = torch.where(small, near, logits_q.double().log_softmax(1) - log_p)
     large = logits_q.double().softmax(1) - p - p * delta  # the same, of numbers that neither cancel nor overflow there
-    return torch.where(delta > 1, large, p * _exp_remainder(delta.clamp(max=1))).sum(1)
+    return torch.where(delta > 1, large, p * _exp_remainder(delta.clamp(max=1))).sum(1).mean()
 
 
 def _exp_remainder(x: Tensor) -> Tensor:
@@ -186,13 +171,6 @@ def scaled_noise_kl(
         base = logits(theta)
         found = [[(away(step, s) + away(step, -s)) / 2 for s in scales] for step in _draws(draw, pairs, seed)]
     return [estimate(list(values)) for values in zip(*found, strict=True)]
-
-
-def noise_quadratic_form(
-    logits: Logits, theta: Tensor, draw: Callable[[torch.Generator], Tensor], *, draws: int, seed: int
-) -> Estimate:
-    """E_ε ½ εᵀFε by Monte Carlo: ½ Tr(F Cov ε). The same seed gives the noise of `noise_kl`."""
-    return estimate([quadratic_form(logits, theta, noise) for noise in _draws(draw, draws, seed)])
 
 
 def gaussian(theta: Tensor, variance: float) -> Callable[[torch.Generator], Tensor]:

@@ -92,16 +92,6 @@ class FisherTrace:
         """Standard error of each group's part."""
         return {group: _standard_error(column.to_numpy()) for group, column in self.contributions.items()}
 
-    def without(self, *groups: str) -> "FisherTrace":
-        """The trace over all other groups, e.g. `trace.without("embeddings").value`.
-
-        Raises:
-            FlatlingoError: no such group.
-        """
-        if unknown := set(groups) - set(self.contributions):
-            raise FlatlingoError(f"no group {sorted(unknown)} in this trace; it has {list(self.contributions)}")
-        return FisherTrace(self.contributions.drop(columns=list(groups)))
-
     def difference(self, other: "FisherTrace") -> tuple[float, float]:
         """This value minus another's over the same examples, and its standard error from the paired differences.
 
@@ -121,16 +111,6 @@ class FisherTrace:
         table = pd.DataFrame({"value": self.groups, "standard_error": self.group_standard_errors})
         table.loc["all"] = [self.value, self.standard_error]
         return table.assign(share=table["value"] / self.value).rename_axis("group")
-
-    def plot(self, ax=None):
-        """Bars of the groups' parts with their standard errors."""
-        import matplotlib.pyplot as plt  # here, because it takes a second and only this needs it
-
-        ax = ax or plt.subplots(figsize=(5, 2.5))[1]
-        ax.barh(list(self.groups), list(self.groups.values()), xerr=list(self.group_standard_errors.values()))
-        ax.invert_yaxis()
-        ax.set_xlabel(f"part of Tr(F) = {self.value:.3g} ± {self.standard_error:.2g} nats², n = {self.n}")
-        return ax
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{group} {value:.4g}" for group, value in self.groups.items())

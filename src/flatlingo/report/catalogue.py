@@ -31,13 +31,3 @@ def catalogue() -> pd.DataFrame:
 def _unmeasured(name: str, costs: dict) -> float:
     """The cost of a method that the benchmark leaves out: a plain step's if it only sets something, else unknown."""
     return 1.0 if costs and FAMILIES[name].changes != "term" else math.nan
-
-
-def method_table() -> str:
-    """The methods as a reStructuredText table: title, line of code and paper, as in `flatlingo.regularizers`."""
-    rows = [("method", "one line", "paper")]
-    rows += [(row.title, f"`{row.code}`", row.paper) for row in FAMILIES.values() if row.changes != "nothing"]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rule = "  ".join("=" * width for width in widths)
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([rule, lines[0], rule, *lines[1:], rule])

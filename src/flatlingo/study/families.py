@@ -45,7 +45,6 @@ class Family:
         paper: whose it is; "" for what has no single source.
         legend: before the weight in legends and run ids; the name by default.
         look: how it is drawn; by default a dot in the colour of its kind.
-        calibrated: whether its weight is found from Tr(F) where families are compared at equal traces.
         passes: what a training step takes at least, in forward passes: of plain training 3, for a backward pass is 2.
     """
 
@@ -59,7 +58,6 @@ class Family:
     paper: str = ""
     legend: str = ""
     look: Look | None = None
-    calibrated: bool = False
     passes: int = 3
 
     @property
@@ -98,7 +96,6 @@ ROWS = (
         "Wang, Ruder & Neubig 2021",
         legend="kl",
         look=Look("x", "#0072B2"),
-        calibrated=True,
         passes=6,
     ),
     Family(
@@ -156,7 +153,6 @@ ROWS = (
         "Jastrzebski et al. 2021",
         legend="fpen",
         look=Look("o", "#D55E00"),
-        calibrated=True,
         passes=9,
     ),
     Family(
@@ -169,7 +165,6 @@ ROWS = (
         "TracePenalty(weight=0.0003)",
         legend="trpen",
         look=Look("D", "#E69F00"),
-        calibrated=True,
         passes=9,
     ),
     Family(
@@ -217,7 +212,6 @@ ROWS = (
         "λ",
         "L2(weight=0.01)",
         look=Look("s", "#009E73"),
-        calibrated=True,
     ),
     Family(
         "l2_sp",
@@ -263,7 +257,6 @@ ROWS = (
         "load_model(…, dropout=0.3)",
         "Srivastava et al. 2014",
         look=Look("^", "#CC79A7"),
-        calibrated=True,
     ),
     Family(
         "label_smoothing",
