@@ -12,18 +12,18 @@ from flatlingo.report.statistics import check_one_baseline
 NONE = "always none"
 BEST_FAMILY = "always the best family"
 ENOUGH_SEEDS = 5
+SAMPLES = 5000  # of seeds, in a bootstrap
 
 
-def regret_by_seed(table: pd.DataFrame, y: str = "adapted") -> pd.DataFrame:
-    """What each rule loses in each seed: the best checkpoint's `y` minus the chosen one's, averaged over languages.
+def regret_by_seed(table: pd.DataFrame) -> pd.DataFrame:
+    """What each rule loses in each seed: the best checkpoint's `adapted` minus the chosen one's, mean over languages.
 
     The rules are those of `comparisons.RULES`, which see no target-language label, and two that see no checkpoint:
-    always the unregularised model, and always the family (a draw at random among its conditions) whose mean `y` was
-    highest in the *other* seeds; NaN with one seed.
+    always the unregularised model, and always the family (a draw at random among its conditions) whose mean
+    `adapted` was highest in the *other* seeds; NaN with one seed.
 
     Args:
         table: of competent runs, one row per run and target language.
-        y: what adapting is for, in 0..1.
 
     Returns:
         Points, (seed, rule).
@@ -32,14 +32,14 @@ def regret_by_seed(table: pd.DataFrame, y: str = "adapted") -> pd.DataFrame:
         FlatlingoError: for several baselines (`statistics.check_one_baseline`).
     """
     check_one_baseline(table)
-    means = table.groupby(["seed", "family"])[y].mean().unstack()
+    means = table.groupby(["seed", "family"])["adapted"].mean().unstack()
     best = {seed: _best_elsewhere(means, seed) for seed in means.index}
     rules = RULES | {
         NONE: lambda runs: runs["family"] == "none",
         BEST_FAMILY: lambda runs: runs["family"] == best[runs["seed"].iloc[0]],
     }
     lost = {
-        group: {name: runs[y].max() - runs.loc[rule(runs), y].mean() for name, rule in rules.items()}
+        group: {name: runs["adapted"].max() - runs.loc[rule(runs), "adapted"].mean() for name, rule in rules.items()}
         for group, runs in table.groupby(["seed", "language"])
     }
     rows = pd.DataFrame.from_dict(lost, orient="index")
@@ -52,21 +52,18 @@ def _best_elsewhere(means: pd.DataFrame, seed: int) -> str | None:
     return None if others.isna().all() else others.idxmax()
 
 
-def regret_table(table: pd.DataFrame, y: str = "adapted", *, seed: int = 0, n_bootstrap: int = 5000) -> pd.DataFrame:
+def regret_table(table: pd.DataFrame) -> pd.DataFrame:
     """The regret of each rule, and how much more it loses than the naive rules, with bootstrap intervals over seeds.
 
     Args:
         table: as for `regret_by_seed`.
-        y: see there.
-        seed: of the bootstrap.
-        n_bootstrap: samples of seeds.
 
     Returns:
         Indexed by rule and by what its regret is compared with ("" for the regret itself, "always none", "always the
         best family"): `value, low, high` in points, `seeds`. No interval from fewer than five seeds.
     """
-    lost = regret_by_seed(table, y)
-    drawn = np.random.default_rng(seed).integers(0, len(lost), (n_bootstrap, len(lost)))
+    lost = regret_by_seed(table)
+    drawn = np.random.default_rng(0).integers(0, len(lost), (SAMPLES, len(lost)))
     compared = {(rule, ""): lost[rule] for rule in lost}
     compared |= {(rule, naive): lost[rule] - lost[naive] for rule in RULES for naive in (NONE, BEST_FAMILY)}
     rows = {key: _bootstrapped(values.to_numpy(), drawn) for key, values in compared.items()}
@@ -74,12 +71,12 @@ def regret_table(table: pd.DataFrame, y: str = "adapted", *, seed: int = 0, n_bo
     return pd.DataFrame(list(rows.values()), index=index, columns=["value", "low", "high", "seeds"])
 
 
-def regret_forest(table: pd.DataFrame, y: str = "adapted") -> pd.DataFrame:
+def regret_forest(table: pd.DataFrame) -> pd.DataFrame:
     """`regret_table` as rows `group`, `label`, `value`, `low`, `high`, as `beyond.beyond_figure` draws them, if any."""
     columns = ["group", "label", "value", "low", "high"]
     if table.empty:
         return pd.DataFrame(columns=columns)
-    rows = regret_table(table, y).reset_index().rename(columns={"rule": "label"})
+    rows = regret_table(table).reset_index().rename(columns={"rule": "label"})
     groups = [f"regret minus that of {naive}" if naive else "regret" for naive in rows["minus"]]
     return rows.assign(group=groups)[columns]
 

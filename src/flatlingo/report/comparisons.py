@@ -16,22 +16,22 @@ from flatlingo.report.statistics import Correlation, Difference, over_seeds, per
 
 TRADITIONAL = ("l2", "l2_sp", "dropout")
 FLATTENING = ("consistency", "fisher_penalty")
+NEAR = 0.02  # largest difference between English accuracies that count as alike, in 0..1
 
 
 def at_matched_accuracy(
-    table: pd.DataFrame, y: str, families: tuple[str, ...], rivals: tuple[str, ...], *, caliper: float = 0.02
+    table: pd.DataFrame, y: str, families: tuple[str, ...], rivals: tuple[str, ...]
 ) -> tuple[Difference | None, int]:
     """Mean difference in `y` between runs of two groups of families that classify English equally well.
 
     Every run of the first group is compared with the mean of the rivals' runs of the same seed whose English accuracy
-    differs by at most `caliper`; runs without such a rival are left out.
+    differs by at most `NEAR`; runs without such a rival are left out.
 
     Args:
         table: one row per run, with its `run_id`.
         y: what to compare.
         families: the first group.
         rivals: the second group.
-        caliper: largest difference in English accuracy, in 0..1.
 
     Returns:
         The difference (None where nothing matches), and the number of runs that were matched.
@@ -45,7 +45,7 @@ def at_matched_accuracy(
     columns = ["run_id", "seed", "english_accuracy", y]
     first, second = (table.loc[table["family"].isin(group), columns].dropna() for group in (families, rivals))
     pairs = first.merge(second, on="seed", suffixes=("", "_rival"))
-    near = pairs[(pairs["english_accuracy_rival"] - pairs["english_accuracy"]).abs() <= caliper + 1e-12]
+    near = pairs[(pairs["english_accuracy_rival"] - pairs["english_accuracy"]).abs() <= NEAR + 1e-12]
     if near.empty:
         return None, 0
     runs = near.groupby(["seed", "run_id"])
@@ -66,20 +66,19 @@ def paired(first: pd.DataFrame, second: pd.DataFrame, y: str, *, on: tuple[str, 
     return over_seeds((both[y] - both[f"{y}_second"]).groupby(both["seed"]).mean())
 
 
-def kept_minus_dropped(kept: pd.DataFrame, dropped: pd.DataFrame, y: str = "adapted") -> dict[str, Difference]:
-    """By family: `y` of runs that keep their regulariser in the second stage minus that of the same runs without it.
+def kept_minus_dropped(kept: pd.DataFrame, dropped: pd.DataFrame) -> dict[str, Difference]:
+    """By family: adapted accuracy of runs that keep their regulariser in the second stage minus that without it.
 
     Args:
         kept: of plan `regularized_second_stage`, one row per run and target language.
-        dropped: of plan `paraphrase`.
-        y: what to compare.
+        dropped: the same runs of plan `paraphrase`.
 
     Returns:
         The mean over the pairs of equal condition, seed and language; families without a pair are left out.
     """
     keys = ("label", "language")
     both = kept.merge(dropped[["seed", *keys]], on=["seed", *keys])
-    return {family: paired(part, dropped, y, on=keys) for family, part in both.groupby("family", sort=False)}
+    return {family: paired(part, dropped, "adapted", on=keys) for family, part in both.groupby("family", sort=False)}
 
 
 def one_minus_other(table: pd.DataFrame, family: str, other: str, columns: Sequence[str]) -> dict[str, Difference]:
@@ -110,9 +109,9 @@ def most_accurate(runs: pd.DataFrame) -> pd.Series:
     return runs["english_accuracy"] == runs["english_accuracy"].max()
 
 
-def flattest_of_the_accurate(runs: pd.DataFrame, *, margin: float = 0.02) -> pd.Series:
-    """Which runs a rule picks: of those within `margin` of the highest English accuracy, the one of smallest Tr(F)."""
-    near = runs["english_accuracy"] >= runs["english_accuracy"].max() - margin - 1e-12
+def flattest_of_the_accurate(runs: pd.DataFrame) -> pd.Series:
+    """Which runs a rule picks: of those within `NEAR` of the highest English accuracy, the one of smallest Tr(F)."""
+    near = runs["english_accuracy"] >= runs["english_accuracy"].max() - NEAR - 1e-12
     return near & (runs["trace"] == runs.loc[near, "trace"].min())
 
 

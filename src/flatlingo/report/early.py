@@ -14,6 +14,7 @@ from flatlingo.report.saving import STYLE
 from flatlingo.report.slopes import OUTCOMES, outcomes, per_seed, rank_correlation
 
 MEASURES = {"early_trace": "Tr(F)", "early_log_trace": "mean log Tr(F)"}
+SHOWN = MEASURES["early_trace"]  # in table and figure
 WITHIN = {"seed": (), "seed and loss then": ("early_loss",)}
 TITLES = {"seed": "within seeds", "seed and loss then": "within seeds, at equal loss then"}
 COLOURS = {"zero_shot_accuracy": "#0072B2", "gain": "#D55E00", "adapted": "#009E73"}
@@ -55,21 +56,20 @@ def early(table: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def printed(found: pd.DataFrame, measure: str = "Tr(F)") -> pd.DataFrame:
-    """What `early` found of a measure, to show: `ρ [low, high]`, a share a row, outcomes and what is held above."""
-    part = found[found["measure"] == measure]
+def printed(found: pd.DataFrame) -> pd.DataFrame:
+    """What `early` found of Tr(F), to show: `ρ [low, high]`, a share a row, outcomes and what is held above."""
+    part = found[found["measure"] == SHOWN]
     text = [text_of(row.value, row.low, row.high) for row in part.itertuples()]
     part = part.assign(text=text, outcome=part["outcome"].map(OUTCOMES), within=part["within"].map(TITLES))
     order = list(dict.fromkeys(zip(part["outcome"], part["within"], strict=True)))
     return part.set_index(["share", "outcome", "within"])["text"].unstack(["outcome", "within"])[order]
 
 
-def early_figure(found: dict[str, pd.DataFrame], measure: str = "Tr(F)") -> Figure:
+def early_figure(found: dict[str, pd.DataFrame]) -> Figure:
     """ρ of each outcome with Tr(F) at a share of the training against that share: a row a plan, with and without fit.
 
     Args:
         found: by plan, what `early` gave.
-        measure: of `MEASURES`.
 
     Returns:
         A figure of two panels for each plan, which say so where no curve was measured.
@@ -82,7 +82,7 @@ def early_figure(found: dict[str, pd.DataFrame], measure: str = "Tr(F)") -> Figu
             for ax, within in zip(row, WITHIN, strict=True):
                 ax.axhline(0, color="0.4", linewidth=0.8, zorder=0.5)
                 ax.set_title(f"plan {plan}, {TITLES[within]}", loc="left", fontsize=7)
-                lines = part[(part["measure"] == measure) & (part["within"] == within)]
+                lines = part[(part["measure"] == SHOWN) & (part["within"] == within)]
                 if lines.empty:
                     note(ax, "Tr(F) was not measured on the way of these runs")
                 for i, (y, line) in enumerate(lines.groupby("outcome", sort=False)):

@@ -49,12 +49,11 @@ ROWS = {  # of figure 2: the outcome, its axis, and what the same is after as ma
 }
 
 
-def figure1(table: pd.DataFrame, *, seed: int = 0) -> Figure:
+def figure1(table: pd.DataFrame) -> Figure:
     """English validation accuracy against Tr(F), and Tr(F) against the regulariser's weight (the paper's Figure 1).
 
     Args:
         table: of any plan, columns as `study.table` makes them; each run is drawn once.
-        seed: of the permutations behind the correlation's p-value.
 
     Returns:
         A figure: the large panel (first of its axes) and, below it, one for each family of two weights or more.
@@ -75,7 +74,7 @@ def figure1(table: pd.DataFrame, *, seed: int = 0) -> Figure:
         draw_marks(ax, runs, conditions)
         _frame(ax, [(runs, conditions)])
         ax.set(xlabel=TRACE, ylabel="English validation accuracy (%)")
-        above(ax, f"within seeds: {_correlation(table, 'english_accuracy', seed)}")
+        above(ax, f"within seeds: {_correlation(table, 'english_accuracy')}")
         _chance(ax, table)
         _trace_against_weight(weights_of, table)
         moved = off_the_axes(ax, conditions)
@@ -85,7 +84,7 @@ def figure1(table: pd.DataFrame, *, seed: int = 0) -> Figure:
     return fig
 
 
-def figure2(table: pd.DataFrame, *, seed: int = 0) -> Figure:
+def figure2(table: pd.DataFrame) -> Figure:
     """Gain from fine-tuning on a target language against Tr(F) after English (the paper's Figure 2).
 
     One column per language. Below the gain stand where the models start and where they end: a low start inflates a
@@ -93,7 +92,6 @@ def figure2(table: pd.DataFrame, *, seed: int = 0) -> Figure:
 
     Args:
         table: of a plan with a second stage: one row per run and target language, columns as `study.table` makes them.
-        seed: of the permutations behind the correlations' intervals.
 
     Returns:
         A figure of three rows of panels with their legend below.
@@ -119,7 +117,7 @@ def figure2(table: pd.DataFrame, *, seed: int = 0) -> Figure:
                 draw_marks(ax, runs, conditions, size=0.8)
                 _bars(ax, runs, conditions)
                 dashes.append(_dashes(ax, part, conditions, control))
-                above(ax, _correlation(part, y, seed, n_permutations=1).partition(", p")[0])
+                above(ax, _correlation(part, y, n_permutations=1).partition(", p")[0])
             for ax, (runs, conditions) in zip(row, drawn, strict=True):
                 _frame(ax, drawn, np.concatenate(dashes))
                 moved = off_the_axes(ax, conditions, names=False)
@@ -139,9 +137,9 @@ def figure2(table: pd.DataFrame, *, seed: int = 0) -> Figure:
     return fig
 
 
-def _correlation(table: pd.DataFrame, y: str, seed: int, **options) -> str:
+def _correlation(table: pd.DataFrame, y: str, **options) -> str:
     """The rank correlation with Tr(F) within seeds, over competent runs."""
-    return str(slopes.rank_correlation(table[table["able"]], y, seed=seed, **options))
+    return str(slopes.rank_correlation(table[table["able"]], y, **options))
 
 
 def _frame(ax: Axes, drawn: list[tuple[pd.DataFrame, pd.DataFrame]], also: Sequence[float] = ()) -> None:

@@ -20,22 +20,21 @@ from flatlingo.study.families import LEVELS, title
 
 RIVALS = ("fisher_penalty", "l2", "dropout")
 CONTROLS = ("none", "both_views")  # at no level: they have no weight that could bring them there
-FACTOR = 1.5
+FACTOR = 1.5  # largest ratio of share and level, either way
 EQUAL = 1.3  # largest ratio of two traces called equal: less than half a halving
 ALL = "all"
 WORDS = ("higher", "lower", "no difference")
 TOO_FEW_SEEDS = "too few seeds"
 
 
-def levels(table: pd.DataFrame, *, factor: float = FACTOR) -> pd.DataFrame:
+def levels(table: pd.DataFrame) -> pd.DataFrame:
     """The level of Tr(F) that each condition is at, as a share of the unregularised model's of the same seed.
 
-    A condition belongs to the level nearest to its share (in logarithms, averaged over seeds), if within `factor`; of
+    A condition belongs to the level nearest to its share (in logarithms, averaged over seeds), if within `FACTOR`; of
     two conditions of a family at one level the nearer one does.
 
     Args:
         table: one row per run, or per run and target language; with condition none in every seed that counts.
-        factor: largest ratio of share and level, either way.
 
     Returns:
         Indexed by label, in the order of the table, without none and both views: `family`, `share`, `level` (NaN if
@@ -60,11 +59,11 @@ def levels(table: pd.DataFrame, *, factor: float = FACTOR) -> pd.DataFrame:
         {"family": family, "share": np.exp(means), "level": np.array(LEVELS)[distances.argmin(axis=1)]}
     )
     distance = pd.Series(distances.min(axis=1), index=found.index)
-    near = distance <= math.log(factor) + 1e-12
+    near = distance <= math.log(FACTOR) + 1e-12
     best = distance[near].groupby([found["family"], found["level"]]).idxmin()
     nearest = [best.get(key) for key in zip(found["family"], found["level"], strict=True)]
     found["left_out"] = [
-        "" if label == other else f"{other} is nearer to its level" if close else f"no level within a factor {factor:g}"
+        "" if label == other else f"{other} is nearer to its level" if close else f"no level within a factor {FACTOR:g}"
         for label, other, close in zip(found.index, nearest, near, strict=True)
     ]
     found["level"] = found["level"].where(found["left_out"] == "")

@@ -73,13 +73,7 @@ class _Grid(NamedTuple):
 
 
 def slope(
-    table: pd.DataFrame,
-    y: str,
-    *,
-    x: str = "trace",
-    within_families: bool = False,
-    seed: int = 0,
-    n_permutations: int = 9999,
+    table: pd.DataFrame, y: str, *, within_families: bool = False, seed: int = 0, n_permutations: int = 9999
 ) -> Slope:
     """Least-squares slope of an outcome in -log2 Tr(F) with the seed as a factor, or seed and family.
 
@@ -98,7 +92,6 @@ def slope(
     Args:
         table: one row per run, or per run and target language (then the mean over languages counts).
         y: name of the outcome, in 0..1.
-        x: name of the trace.
         within_families: whether the family is held fixed as well.
         seed: of the random arrangements.
         n_permutations: arrangements at most.
@@ -114,11 +107,11 @@ def slope(
     >>> round(found.value, 9), found.low, round(found.p_value, 3)  # 2 of 24 orders; four conditions give no interval
     (1.0, nan, 0.083)
     """
-    runs = per_seed(table, [x, y])
-    if (runs[x] <= 0).any():
-        raise FlatlingoError(f"column {x} of run {runs.loc[(runs[x] <= 0).idxmax(), 'label']} is not above 0")
-    runs = runs.assign(**{x: -np.log2(runs[x]), y: 100 * runs[y]})
-    grid = _grid(runs, x, y, within_families=within_families)
+    runs = per_seed(table, ["trace", y])
+    if (flat := runs["trace"] <= 0).any():
+        raise FlatlingoError(f"column trace of run {runs.loc[flat.idxmax(), 'label']} is not above 0")
+    runs = runs.assign(**{"trace": -np.log2(runs["trace"]), y: 100 * runs[y]})
+    grid = _grid(runs, "trace", y, within_families=within_families)
     value, interval, left, p = _inference(grid, _slope, seed, n_permutations)
     n = int((~np.isnan(grid.x)).sum())
     return Slope(value, *interval, *left, p, conditions=len(grid.x), seeds=runs["seed"].nunique(), runs=n)
@@ -167,7 +160,7 @@ def rank_correlation(
     Args:
         table: as for `slope`; rows that lack a value in a column used are left out.
         y: as for `slope`, but it need not be an accuracy.
-        x: as for `slope`, but it need not be a trace.
+        x: name of a column, a trace or another measure.
         given: names of columns to hold fixed.
         within_families: as for `slope`.
         seed: as for `slope`.
@@ -190,16 +183,13 @@ def rank_correlation(
     return Correlation(math.tanh(value), float(low), float(high), p, int((~np.isnan(grid.x)).sum()), len(grid.x))
 
 
-def stronger(
-    table: pd.DataFrame, y: str, *, x: str, than: str = "trace", given: tuple[str, ...] = ()
-) -> tuple[float, float, float]:
-    """How much stronger one column's `rank_correlation` with y is than another's: |ρ_x| - |ρ_than|, within seeds.
+def stronger(table: pd.DataFrame, y: str, *, x: str, given: tuple[str, ...] = ()) -> tuple[float, float, float]:
+    """How much stronger one column's `rank_correlation` with y is than that of Tr(F): |ρ_x| - |ρ_trace|, within seeds.
 
     Args:
         table: as for `rank_correlation`; both are of the runs that have all columns.
         y: see there.
         x: a column.
-        than: the other.
         given: see there.
 
     Returns:
@@ -208,8 +198,8 @@ def stronger(
     Raises:
         FlatlingoError: as for `slope`.
     """
-    known = per_seed(table, [x, than, y, *given])
-    grids = [_ranked(known, name, y, given, within_families=False) for name in (x, than)]
+    known = per_seed(table, [x, "trace", y, *given])
+    grids = [_ranked(known, name, y, given, within_families=False) for name in (x, "trace")]
 
     def gap(condition: int | None = None) -> float:
         left = [grid if condition is None else grid.without(condition) for grid in grids]
@@ -220,12 +210,12 @@ def stronger(
     return value, *_jackknife(value, [gap(c) for c in range(n)], n - 2 - len(given))
 
 
-def rank_correlations(table: pd.DataFrame, *, x: str = "trace", seed: int = 0, **options) -> pd.DataFrame:
-    """`rank_correlation` of every outcome, within seeds and within seeds and families, as a table to print."""
+def rank_correlations(table: pd.DataFrame) -> pd.DataFrame:
+    """`rank_correlation` of every outcome with Tr(F), within seeds and within seeds and families, as a table."""
     rows = {}
     for within, blocks in ((False, "seed"), (True, "seed and family")):
         for y in outcomes(table):
-            found = rank_correlation(table, y, x=x, within_families=within, seed=seed, **options)
+            found = rank_correlation(table, y, within_families=within)
             rows[OUTCOMES[y], blocks] = {
                 "Spearman ρ": found.value, "low": found.low, "high": found.high, "p (of |ρ|)": found.p_value,
                 "conditions": found.conditions,
