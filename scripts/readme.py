@@ -173,11 +173,13 @@ def _by_target(figure: dict) -> str:
     if not rows:
         return ""
     rows.sort(key=lambda row: -row["trace"])
-    told = [f"{row['value']:+.1f} at {statistics.rounded(row['trace'])} ({row['verdict']})" for row in rows]
+    told = [
+        f"{judging.signed(row['value'], 1)} at {statistics.rounded(row['trace'])} ({row['verdict']})" for row in rows
+    ]
     plain = statistics.rounded(rows[0]["plain"])
     return (
         f"Zero-shot accuracy where Tr(F) was set, minus that of plain training at {plain}, by the Tr(F) reached: "
-        f"{_listed(told).replace('-', '−')} points ([6](notebooks/6_using_the_trace.ipynb))."
+        f"{_listed(told)} points ([6](notebooks/6_using_the_trace.ipynb))."
     )
 
 
@@ -189,7 +191,7 @@ def _besides(figure: dict) -> str:
     verdicts = {row["held"]: row["verdict"] for row in rows}
     return (
         "What that term does by itself: at equal Tr(F), runs with a target minus plain training differ by "
-        f"{_interval(rows[0])} points of zero-shot accuracy ({verdicts['']}; at equal training loss too: "
+        f"{judging.interval(rows[0], 1)} points of zero-shot accuracy ({verdicts['']}; at equal training loss too: "
         f"{verdicts['at equal loss']})."
     )
 
@@ -204,12 +206,6 @@ def _power(figure: dict) -> str:
         f"which accuracy does rise by one point per halving, {100 * known['right']:.0f} % find it "
         "([5](notebooks/5_beyond_the_paper.ipynb))."
     )
-
-
-def _interval(row: dict) -> str:
-    """`−0.8 [−1.4, −0.3]`."""
-    value, low, high = (f"{row[name]:+.1f}".replace("-", "−") for name in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
 
 
 def _listed(names: list[str]) -> str:
