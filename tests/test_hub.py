@@ -312,6 +312,23 @@ def test_tokenizer_that_brings_code_is_refused(checkpoint):
         hub.load_tokenizer(checkpoint)
 
 
+@pytest.mark.parametrize("cached", [False, True], ids=["folder", "cache"])
+def test_the_shape_of_an_encoder_needs_no_weights(checkpoint, tmp_path, monkeypatch, cached):
+    whole, source = hub.load_model(checkpoint, 3), checkpoint
+    (checkpoint / "model.safetensors").unlink()
+    if cached:
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        source = "example/encoder"
+        shutil.copytree(checkpoint, tmp_path / "cache" / "models--example--encoder" / "snapshots" / ("a" * 40))
+    state = torch.random.get_rng_state()
+    model, tokenizer = hub.load_shape(source, 3, revision="a" * 40)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert {name: p.shape for name, p in model.named_parameters()} == {
+        name: p.shape for name, p in whole.named_parameters()
+    }
+    assert (model.training, tokenizer.get_vocab()) == (False, hub.load_tokenizer(checkpoint).get_vocab())
+
+
 LOADERS = {
     "model": lambda source: hub.load_model(source, 3),
     "classifier": hub.load_classifier,

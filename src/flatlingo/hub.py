@@ -159,7 +159,11 @@ def load_tokenizer(source: str | Path, *, revision: str | None = None) -> PreTra
         base = _adapter_settings(folder, source)
         model_folder = _checkpoint(base["base_model_name_or_path"], base.get("revision"))
         folder = folder if any(folder.glob("tokenizer*")) or any(folder.glob("vocab.*")) else model_folder
-    config = _config(model_folder, source)
+    return _tokenizer(folder, _config(model_folder, source), source)
+
+
+def _tokenizer(folder: Path, config: PreTrainedConfig, source: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder, if it is one of the configured model."""
     _refuse_code(folder, source)
     try:
         with _quiet():
@@ -175,6 +179,32 @@ def load_tokenizer(source: str | Path, *, revision: str | None = None) -> PreTra
             "the tokenizer that the model was trained with (tokenizer.json or vocab.txt) beside its weights"
         )
     return tokenizer
+
+
+def load_shape(
+    source: str | Path, labels: int, *, revision: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A classifier of an encoder's shape, its weights random and its head fresh, in eval mode, and the tokenizer.
+
+    The weights of the encoder need not be there, and nothing is downloaded.
+
+    Args:
+        source: as for `load_model`.
+        labels: number of classes.
+        revision: as for `load_model`.
+
+    Raises:
+        FlatlingoError: as `load_model` and `load_tokenizer`, and for what is not in the Hugging Face cache.
+    """
+    folder = _folder(source) or _cached(str(source), revision)
+    config = _config(folder, source)
+    config.num_labels = labels
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).eval()
+    except LOADING_ERRORS as error:
+        raise FlatlingoError(f"{source}: no classifier can be made of config.json: {first_line(error)}") from error
+    return model, _tokenizer(folder, config, source)
 
 
 def load_rows(hub_id: str, config: str, split: str, *, revision: str | None = None) -> Dataset:
@@ -271,6 +301,19 @@ def _folder(source: str | Path) -> Path | None:
         pass
     reason = "is a file" if folder.is_file() else "no such folder"
     raise FlatlingoError(f"{source}: {reason}; give a folder that holds config.json and model.safetensors, or a Hub id")
+
+
+def _cached(hub_id: str, revision: str | None) -> Path:
+    """The folder of the Hugging Face cache with a model's configuration and tokenizer, whatever else it has."""
+    with suppress(LocalEntryNotFoundError):
+        folder = Path(snapshot_download(hub_id, revision=revision, local_files_only=True))
+        has_tokenizer = any(path for pattern in TOKENIZER_FILES for path in folder.glob(pattern))
+        if has_tokenizer and (folder / "config.json").is_file():
+            return folder
+    raise FlatlingoError(
+        f"{hub_id}: neither a folder nor in the Hugging Face cache with its configuration and tokenizer; run `hf "
+        f'download {hub_id} --include "*.json" "*.txt" "*.model"`, or give a folder as the model'
+    )
 
 
 def _snapshot(

@@ -1,5 +1,6 @@
 """Estimates: what a run computes, seconds from steps of two sizes, and a dry run from end to end."""
 
+import json
 import math
 from types import SimpleNamespace
 
@@ -228,8 +229,26 @@ def test_bf16_is_timed_where_there_is_some(monkeypatch, tmp_path):
 
 def test_an_encoder_that_is_not_at_hand_is_told_with_the_command(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(FlatlingoError, match=r"example/encoder: a dry run needs .* `hf download example/encoder"):
+    with pytest.raises(FlatlingoError, match=r"example/encoder: neither a folder nor .* `hf download example/encoder"):
         estimate("nli", preset="smoke", model="example/encoder")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_attention_heads": 3}, "no classifier can be made of config.json"),
+        ({"vocab_size": 5}, "tokenizer has .* do not belong together"),
+        ({"auto_map": {"AutoModel": "x.Y"}}, "config.json asks to run code"),
+    ],
+    ids=["heads", "another tokenizer", "own code"],
+)
+def test_an_encoder_that_no_run_would_load_is_not_timed(tmp_path, changes, message):
+    make_model().save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | changes
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FlatlingoError, match=message):
+        estimate("nli", preset="smoke", model=tmp_path)
 
 
 def test_rows_that_are_not_at_hand_are_told(monkeypatch, tmp_path):

@@ -7,21 +7,15 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel
 
 from flatlingo import devices, hub
-from flatlingo.errors import FlatlingoError, first_line
+from flatlingo.errors import FlatlingoError
 from flatlingo.evaluation import TRACE_BATCH, prediction_batch
 from flatlingo.study import measure
 from flatlingo.study.clock import Clock, Line
 from flatlingo.study.measure import Classifier
-from flatlingo.study.presets import Condition, Encoder, RunSpec, load_preset
+from flatlingo.study.presets import Condition, RunSpec, load_preset
 from flatlingo.study.sources import Sources
 from flatlingo.study.store import open_store
 from flatlingo.study.terms import settings, terms
@@ -89,7 +83,8 @@ def estimate(
             "are to be computed, on a cluster by srun"
         )
     rows = sources.load_task(specs[0].setup, specs[0].seed)
-    tokenizer, classifier = _stand_in(sources.encoder, len(rows.labels))
+    encoder = sources.encoder
+    classifier, tokenizer = hub.load_shape(encoder.source, len(rows.labels), revision=encoder.revision)
     lengths = Lengths(rows, tokenizer, specs[0].setup.training.max_length)
     work = workload(specs[0], lengths, devices.device())
     clock = Clock(
@@ -112,23 +107,6 @@ def estimate(
         f"on disk {len(specs) * _parameters(classifier) * 4 / 1e9:.3g} GB of weights, unless discarded",
     ]
     return Estimate(families, memory, "\n".join(lines))
-
-
-def _stand_in(encoder: Encoder, labels: int) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    """The tokenizer of an encoder, and a classifier of its shape with random weights."""
-    source = str(hub.SHIPPED.get(encoder.source, Path(encoder.source).expanduser()))
-    options = {"revision": encoder.revision, "local_files_only": True, "trust_remote_code": False}
-    try:
-        config = AutoConfig.from_pretrained(source, num_labels=labels, **options)
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        with torch.random.fork_rng(devices=[]):
-            return tokenizer, AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).eval()
-    except (OSError, ValueError) as error:
-        raise FlatlingoError(
-            f"{encoder.source}: a dry run needs its configuration and tokenizer, and they are neither in a folder nor "
-            f'in the Hugging Face cache; run `hf download {encoder.source} --include "*.json" "*.txt" "*.model"`, or '
-            f"give a folder as the model ({first_line(error)})"
-        ) from error
 
 
 def _steps(specs: list[RunSpec], work: Workload, clock: Clock) -> dict[str, Line]:
