@@ -245,6 +245,7 @@ DAMAGES = {
     "other vocabulary size": (lambda f: edit_config(f, vocab_size=99), r"word_embeddings.*\(36, 16\).*\(99, 16\)"),
     "own code": (lambda f: edit_config(f, auto_map={"AutoModel": "x.Y"}), r"config\.json asks to run code"),
     "unknown architecture": (lambda f: edit_config(f, model_type="nonesuch"), "nonesuch"),
+    "no number": (lambda f: edit_config(f, num_hidden_layers="two"), "cannot be read: .*num_hidden_layers"),
     "broken configuration": (lambda f: (f / "config.json").write_text("{"), "configuration cannot be read"),
     "no configuration": (lambda f: (f / "config.json").unlink(), r"no config\.json"),
     "broken weights": (lambda f: (f / "model.safetensors").write_bytes(b"xx"), "header too small"),

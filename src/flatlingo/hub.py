@@ -18,7 +18,7 @@ import pyarrow as pa
 import torch
 from datasets import Dataset
 from huggingface_hub import HfApi, constants, get_session, snapshot_download
-from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, StrictDataclassError
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from pyarrow import parquet
@@ -53,7 +53,10 @@ HEAD_WEIGHT = re.compile(
     r"\b(classifier|score|logits_proj|classification_head|sequence_summary)\.((?!lora_|original_module)\w+\.)*weight$"
 )
 COMMIT = re.compile("[0-9a-f]{40}")
-LOADING_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError)
+LOADING_ERRORS = (
+    *(OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError),
+    *(SafetensorError, StrictDataclassError),  # the last: a setting of another type than its field
+)
 
 
 def load_model(
