@@ -159,7 +159,7 @@ def printed(found: pd.DataFrame) -> pd.DataFrame:
     if "agree" in found:
         number = found["agree"].astype(str) + " of " + found["seeds"].astype(str)
         found = found.assign(recipe=f"{CHOSEN} (" + found["recipe"] + " in " + number + ")")
-    text = found.apply(lambda row: f"{_interval(row)} {row['verdict']}".strip(), axis=1)
+    text = found.apply(lambda row: f"{interval(row, 1)} {row['verdict']}".strip(), axis=1)
     cells = found.assign(text=text).pivot(index=["level", "recipe"], columns="outcome", values="text")
     order = pd.MultiIndex.from_frame(found[["level", "recipe"]].drop_duplicates())
     return cells.reindex(index=order, columns=[y for y in SHOWN if y in cells]).rename(columns=SHOWN)
@@ -264,7 +264,7 @@ def _advice(found: pd.DataFrame, outcome: str) -> str:
     lines = found.to_dict("records")
     stands = [row for row in lines if row["verdict"] == WORDS[0]]
     others = ", ".join(
-        f"{_times(row['level'])} {_interval(row)} ({row['verdict']})" for row in lines if row["verdict"] != WORDS[0]
+        f"{_times(row['level'])} {interval(row, 1)} ({row['verdict']})" for row in lines if row["verdict"] != WORDS[0]
     )
     if not stands:
         return (
@@ -272,7 +272,7 @@ def _advice(found: pd.DataFrame, outcome: str) -> str:
             "the best plain fine-tuning of no more compute."
         )
     advice = ", ".join(
-        f"{_times(row['level'])} {row['recipe']} (chosen in {row['agree']} of {row['seeds']} seeds; {_interval(row)} "
+        f"{_times(row['level'])} {row['recipe']} (chosen in {row['agree']} of {row['seeds']} seeds; {interval(row, 1)} "
         "points)"
         for row in stands
     )
@@ -285,10 +285,6 @@ def _advice(found: pd.DataFrame, outcome: str) -> str:
 
 def _times(level: int) -> str:
     return TIMES.get(level, f"{level} times")
-
-
-def _interval(row: pd.Series) -> str:
-    return interval(row, 1)
 
 
 def _dot(ax: Axes, row: tuple, place: float, colour: str, seeds: pd.Series | list) -> None:
