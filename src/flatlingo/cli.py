@@ -40,7 +40,9 @@ TaskOption = Annotated[str | None, typer.Option("--task", help=f"another task th
 RowsOption = Annotated[
     Path | None,
     typer.Option(
-        "--rows", callback=_home, help="instead of a task: a .tsv or .jsonl file with text_a and maybe text_b"
+        "--rows",
+        callback=_home,
+        help="your own rows instead of a task: a .tsv or .jsonl with text_a and, for pairs, text_b",
     ),
 ]
 DataOption = Annotated[
@@ -52,14 +54,14 @@ DataOption = Annotated[
 ]
 LanguageOption = Annotated[str | None, typer.Option(help="language of the task's rows; English by default")]
 ExamplesOption = Annotated[
-    int | None, typer.Option(min=2, help="N rows only, drawn at random, the same at every call; all by default")
+    int | None, typer.Option(min=2, help="only N rows, drawn at random, the same in every call; all by default")
 ]
 BatchOption = Annotated[int, typer.Option(min=1, help="rows per batch; fewer need less memory")]
 ProgressOption = Annotated[bool, typer.Option(help="show a progress bar, on the error stream")]
 LengthOption = Annotated[int, typer.Option(min=8, help="longest input in pieces; longer ones are cut")]
 PresetOption = Annotated[str, typer.Option(help="smoke, quick, mini, small, paper, xlmr, or a YAML file")]
 CheckpointsOption = Annotated[
-    float, typer.Option(min=0, help="minutes between two checkpoints, from which a killed training goes on")
+    float, typer.Option(min=0, help="minutes between checkpoints; a killed training resumes from the last one")
 ]
 BoardOption = Annotated[
     Path | None,
@@ -79,7 +81,7 @@ OutputOption = Annotated[Output, typer.Option(help="a table for people, JSON or 
 
 
 SeedsOption = Annotated[int | None, typer.Option(min=1, help="how many seeds; the preset's number by default")]
-PretrainedOption = Annotated[str | None, typer.Option(help="another pre-trained model than the preset's")]
+PretrainedOption = Annotated[str | None, typer.Option(help="pre-trained model to use instead of the preset's")]
 
 
 PLAN_HELP = ", ".join(PLANS)
@@ -244,23 +246,23 @@ def train(
         Path,
         typer.Option(callback=_home, help="folder for the fine-tuned checkpoint and its result.json; must not exist"),
     ],
-    plan: Annotated[str, typer.Option(help=f"whose task, sizes and measurements: {PLAN_HELP}")] = "nli",
+    plan: Annotated[str, typer.Option(help=f"plan that sets task, sizes and measurements: {PLAN_HELP}")] = "nli",
     family: Annotated[str, typer.Option(help=f"one of {', '.join(FAMILIES)}")] = "none",
     weight: Annotated[
         float | None, typer.Option(help="weight of the regulariser, or its probability, radius, …")
     ] = None,
     preset: PresetOption = "mini",
-    seed: Annotated[int, typer.Option(min=0)] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="of rows, label noise, head and order of training")] = 1,
     task: TaskOption = None,
     data: DataOption = None,
     model: PretrainedOption = None,
     checkpoint_minutes: CheckpointsOption = 5.0,
     tensorboard: BoardOption = None,
 ) -> None:
-    """Fine-tune one model under one condition, evaluate it, and keep it. A killed call goes on when repeated.
+    """Fine-tune one model under one condition, evaluate it, and keep it. A killed call resumes when repeated.
 
-    Second stages are for `sweep`, which measures and keeps no adapted model. Under `accelerate launch -m flatlingo
-    train` several processes or GPUs share each batch.
+    Only `sweep` runs second stages; it measures the adapted models and does not keep them. Under `accelerate launch -m
+    flatlingo train` several processes or GPUs share each batch.
     """
     settings = load_preset(preset)
     settings.plan(plan)
@@ -352,7 +354,8 @@ def sweep(
     store: Annotated[
         Path | None,
         typer.Option(
-            callback=_home, help="folder of finished runs; only what is missing from it is computed; or: recorded"
+            callback=_home,
+            help="folder of finished runs (only what is missing is computed), or `recorded` for committed ones",
         ),
     ] = None,
     preset: PresetOption = "mini",
@@ -370,7 +373,7 @@ def sweep(
     discard_weights: Annotated[bool, typer.Option(help="do not keep the fine-tuned weights")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="only tell what it will take, from timed steps")] = False,
 ) -> None:
-    """Train every condition of a plan that a store lacks, and print the table. Kill it and call it again freely."""
+    """Train the conditions of a plan that a store lacks, and print the table. Safe to kill and repeat."""
     load_preset(preset).plan(plan)
     folder = store.resolve() if store and str(store) != "recorded" else store and "recorded"
     if dry_run:
@@ -416,8 +419,7 @@ def status(
 ) -> None:
     """Tell what a sweep has finished, what is running, failed or missing, and the time left.
 
-    Of the preset's seeds and all others that the store has runs of, but those of a calibration, unless --seeds says how
-    many.
+    Covers the preset's seeds and all others in the store but those of a calibration; --seeds N covers the first N.
     """
     settings = load_preset(preset)
     plans = [plan] if plan else list(settings.plans)
@@ -458,7 +460,8 @@ def calibrate(
 ) -> None:
     """Find the weights at which every family has 3/4, 1/2, 1/4 and 1/10 of the unregularised model's Tr(F).
 
-    On seeds of their own, from Tr(F) and the fit of the training rows alone. Prints the conditions for the preset.
+    Uses seeds of its own, and looks at Tr(F) and the fit of the training rows alone. Prints the conditions for the
+    preset.
     """
     load_preset(preset).plan(plan)
     if model is not None:
@@ -493,15 +496,15 @@ def pretrain(
     mini_world: Annotated[
         bool, typer.Option("--mini-world", help="the corpus of the mini world instead of files")
     ] = False,
-    layers: Annotated[int, typer.Option(min=1)] = 4,
-    hidden: Annotated[int, typer.Option(min=8)] = 128,
-    heads: Annotated[int, typer.Option(min=1)] = 4,
+    layers: Annotated[int, typer.Option(min=1, help="layers of the encoder")] = 4,
+    hidden: Annotated[int, typer.Option(min=8, help="size of its hidden states")] = 128,
+    heads: Annotated[int, typer.Option(min=1, help="attention heads of a layer")] = 4,
     vocabulary: Annotated[int, typer.Option(min=200, help="pieces of the WordPiece vocabulary")] = 1930,
     max_length: LengthOption = 128,
-    epochs: Annotated[float, typer.Option(min=0.01)] = 2.0,
-    batch_size: Annotated[int, typer.Option(min=1)] = 32,
-    learning_rate: Annotated[float, typer.Option(min=0)] = 1e-3,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    epochs: Annotated[float, typer.Option(min=0.01, help="passes over the texts")] = 2.0,
+    batch_size: Annotated[int, typer.Option(min=1, help="documents per batch")] = 32,
+    learning_rate: Annotated[float, typer.Option(min=0, help="the highest, after the warm-up")] = 1e-3,
+    seed: Annotated[int, typer.Option(min=0, help="of the weights, the masks and the order")] = 0,
     start: Annotated[
         Path | None,
         typer.Option(callback=_home, help="an encoder of this command to go on from, instead of from scratch"),
