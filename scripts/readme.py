@@ -310,11 +310,9 @@ def _verdicts(rows: list[dict]) -> str:
     found = _printed(rows)
     found = found[found.groupby("question")["value"].transform(lambda values: (values != "").any())]
     told = found.apply(_told, axis=1)
-    outcomes = told.index.unique("outcome")
-    lines = [["", *outcomes], ["---"] * (len(outcomes) + 1)]
-    for question in told.index.unique("question"):
-        lines.append([ASKED.get(question, question), *(told.get((question, outcome), "") for outcome in outcomes)])
-    return "\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    order = {"index": told.index.unique("question"), "columns": told.index.unique("outcome")}
+    table = told.unstack("outcome").reindex(**order).fillna("")
+    return "\n" + _markdown(table.rename(index=ASKED).rename_axis("").reset_index())
 
 
 def _told(row: pd.Series) -> str:
@@ -365,11 +363,9 @@ def _of_calibration(path: Path, figures: Path) -> str:
     weights = [f"{row.weight:g}{reached.get((row.family, row.weight), '')}" for row in levels.itertuples()]
     text = pd.Series(weights, levels.index).where(levels["weight"].notna(), levels["verdict"])
     cells = levels.assign(text=text).pivot(index="family", columns="level", values="text").iloc[:, ::-1]
-    head = [f"share of Tr(F) = {statistics.rounded(none)} that is asked for, plan `{plan}`"]
-    head += [f"{level:g}" for level in cells.columns]
-    lines = [head, ["---"] * len(head)]
-    lines += [[family(name).title, *cells.loc[name]] for name in levels["family"].unique()]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    head = f"share of Tr(F) = {statistics.rounded(none)} that is asked for, plan `{plan}`"
+    table = cells.loc[levels["family"].unique()].rename(lambda name: family(name).title).rename_axis(head)
+    return _markdown(table.rename(columns="{:g}".format).reset_index())
 
 
 def tour(folder: Path) -> str:
