@@ -1,6 +1,7 @@
 """The benchmarks at sizes that tell nothing about speed, and their reports: what other machines measured stays."""
 
 import copy
+import importlib.util
 import json
 import sys
 from types import SimpleNamespace
@@ -14,12 +15,16 @@ from flatlingo.study.presets import PARTS
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 common = pytest.importorskip("common", reason="no benchmarks/")
-import trace  # noqa: E402
-
 import penalties  # noqa: E402
 import steps  # noqa: E402
 import trace_methods  # noqa: E402
 import trace_report  # noqa: E402
+
+spec = importlib.util.spec_from_file_location(
+    "trace_benchmark", ROOT / "benchmarks" / "trace.py"
+)  # trace is Python's own
+trace = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(trace)
 
 OLD, NEW = {"cpu": "A", "torch": "1"}, {"cpu": "A", "torch": "2"}
 OTHER = {"cpu": "B", "torch": "1"}
