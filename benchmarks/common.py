@@ -71,12 +71,6 @@ def make_batch(size: str, tokens: int, examples: int | None = None, *, seed: int
     }
 
 
-def has_bf16() -> bool:
-    """Whether this CPU multiplies bf16 matrices itself; others emulate it, slower than float32, so none times them."""
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last: ARM
-
-
 def without_bf16(makes: list[str]) -> list[str]:
     """What a report says of makes of CPU on which bf16 was left out."""
     return [f"{make} has no bf16 of its own: it is not measured there.\n" for make in makes]

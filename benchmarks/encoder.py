@@ -24,7 +24,6 @@ from common import (
     CPU,
     RESULTS,
     environment,
-    has_bf16,
     heading,
     markdown,
     read_report,
@@ -36,6 +35,7 @@ from common import (
 from transformers.utils import logging
 
 from flatlingo import devices, hub
+from flatlingo.devices import cpu_has_bf16
 from flatlingo.encoding import EncodedRows, LengthGroupedSampler, PairCollator, indexed_batches, padding_id
 from flatlingo.evaluation import evaluating, trace_of_rows
 from flatlingo.study.presets import load_preset
@@ -216,7 +216,7 @@ def steps(pair: Pair, options: argparse.Namespace) -> list[dict]:
     """Rows of the table of a step: milliseconds, without and with memory kept."""
     works, failed, first = [], {}, {}
     settings = [setting for setting in GRADIENTS if options.compile or not setting.compiled]
-    settings = [setting for setting in settings if has_bf16() or setting.precision != "bf16"]
+    settings = [setting for setting in settings if cpu_has_bf16() or setting.precision != "bf16"]
     for setting in settings:
         answers = [pair("gradient", setting, number) for number in range(options.batches)]  # warms up, and compiles
         first[setting] = sum(seconds for (seconds, _), _ in answers)

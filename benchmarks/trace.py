@@ -32,7 +32,6 @@ from common import (
     RESULTS,
     SIZES,
     environment,
-    has_bf16,
     in_own_process,
     interleaved,
     make_batch,
@@ -48,6 +47,7 @@ from trace_methods import CHANGING, DRAWS, FLOORS, METHODS, NO_RESULT, ONE_DRAW,
 from trace_report import save, size_and_length
 
 from flatlingo import devices
+from flatlingo.devices import cpu_has_bf16
 from flatlingo.fisher import fisher_trace
 
 COMMITTED = RESULTS / "trace"
@@ -207,7 +207,7 @@ def measure(options: argparse.Namespace, report: dict) -> None:
     devices.keep_memory()  # as training does; from here on, for what this process keeps is not left for another
     report.setdefault("GFLOP/s", {})[CPU] = {
         str(dtype).removeprefix("torch."): product_rate(1024, dtype) / 1e9
-        for dtype in (torch.float32, *([torch.bfloat16] if has_bf16() else []))
+        for dtype in (torch.float32, *([torch.bfloat16] if cpu_has_bf16() else []))
     }
     for size, tokens in settings:
         found = setting(size, tokens, options.rounds, known[size, tokens])

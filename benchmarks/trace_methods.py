@@ -10,11 +10,12 @@ from contextlib import nullcontext
 from functools import partial
 
 import torch
-from common import LABELS, has_bf16
+from common import LABELS
 from torch import nn
 from torch.func import functional_call, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from flatlingo.devices import cpu_has_bf16
 from flatlingo.fisher import fisher_trace, softmax_factor
 from flatlingo.fisher.gradnorms import GradientNorms
 from flatlingo.fisher.trace import CHECKED
@@ -276,4 +277,4 @@ NO_RESULT = (*FLOORS, *(f"{floor}, bf16" for floor in FLOORS), "training step")
 
 def available() -> list[str]:
     """The methods that this CPU can be asked for."""
-    return [name for name in METHODS if has_bf16() or not name.endswith("bf16")]
+    return [name for name in METHODS if cpu_has_bf16() or not name.endswith("bf16")]

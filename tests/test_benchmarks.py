@@ -116,7 +116,7 @@ def test_a_trace_report_has_every_method_and_names_those_that_cannot_run(monkeyp
     def memory(script, option, name, *setting):
         return {"killed": "killed by SIGKILL"} if name.startswith("loop") else {"peak MiB": 1.0}
 
-    monkeypatch.setattr(trace_methods, "has_bf16", lambda: True)
+    monkeypatch.setattr(trace_methods, "cpu_has_bf16", lambda: True)
     monkeypatch.setattr(trace, "in_own_process", memory)
     monkeypatch.setattr(trace, "product_rate", lambda n, dtype: 1e9)
     monkeypatch.setattr(trace.devices, "keep_memory", lambda: None)
@@ -205,7 +205,7 @@ LABELS = ("entailment", "neutral", "contradiction")
 def test_every_setting_of_a_real_encoder_is_timed(encoder, xnli_rows, monkeypatch):
     """In this process instead of two, and without compiling, which takes minutes."""
     settings = [setting for setting in encoder.GRADIENTS if not setting.compiled]
-    monkeypatch.setattr(encoder, "has_bf16", lambda: True)
+    monkeypatch.setattr(encoder, "cpu_has_bf16", lambda: True)
     monkeypatch.setattr(encoder, "PREDICTED", (16, 64))
     monkeypatch.setattr(encoder, "TRACED", ((16, "sdpa"), (32, "eager")))
     options = SimpleNamespace(model="mini-mbert", data=xnli_rows, batches=2, rounds=1, rows=32, compile=False)

@@ -100,6 +100,11 @@ def has_bf16() -> bool:
     """Whether the device multiplies bf16 matrices itself; others only emulate it (a T4), slower than float32."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_capability(device()) >= (8, 0)
+    return cpu_has_bf16()
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU multiplies bf16 matrices itself, also where there is a GPU."""
     capabilities = torch.cpu.get_capabilities()
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last: ARM
 
