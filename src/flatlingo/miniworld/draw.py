@@ -1,7 +1,6 @@
 """Random frames, the raw material of the tasks."""
 
 import random
-from dataclasses import replace
 
 from flatlingo.miniworld import lexicon
 from flatlingo.miniworld.frame import DEFINITE, NP, Frame, adverbials, can_be_passive, problem
@@ -55,7 +54,7 @@ def reworded(frame: Frame, rng: random.Random, passive: float = 0.35, front: flo
     """Draw the voice and what stands in front; the meaning stays."""
     movable = adverbials(frame)
     fronted = rng.choice(movable) if movable and rng.random() < front else None
-    return replace(frame, passive=rng.random() < passive and can_be_passive(frame), front=fronted)
+    return frame._replace(passive=rng.random() < passive and can_be_passive(frame), front=fronted)
 
 
 def with_synonyms(frame: Frame, rng: random.Random, probability: float) -> Frame:
@@ -72,4 +71,4 @@ def with_synonyms(frame: Frame, rng: random.Random, probability: float) -> Frame
         quantifier = quantifier if rng.random() < probability else np.quantifier
         return NP(quantifier, concept(np.noun), concept(np.adjective))
 
-    return replace(frame, subject=phrase(frame.subject), verb=concept(frame.verb), object=phrase(frame.object))
+    return frame._replace(subject=phrase(frame.subject), verb=concept(frame.verb), object=phrase(frame.object))

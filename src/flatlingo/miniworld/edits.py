@@ -15,7 +15,6 @@ noun around, "no", "not every" and negation turn the verb and all that follows i
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import NamedTuple
 
 from flatlingo.miniworld import lexicon
@@ -55,7 +54,7 @@ class Edit(NamedTuple):
     @property
     def frame(self) -> Frame:
         """The new frame, made when asked for: of a hundred edits of a frame one or two are used."""
-        return replace(self.base, **self.changes)
+        return self.base._replace(**self.changes)
 
     @property
     def valid(self) -> bool:
@@ -136,14 +135,14 @@ def _restrictor_edits(np: NP, polarity: int, swappable: bool) -> Iterator[tuple[
 def _quantifier_edits(frame: Frame) -> Iterator[Edit]:
     subject = frame.subject
     for quantifier, relation in _subject_quantifiers(subject.quantifier):
-        yield Edit("subject quantifier", relation, frame, {"subject": replace(subject, quantifier=quantifier)})
+        yield Edit("subject quantifier", relation, frame, {"subject": subject._replace(quantifier=quantifier)})
     if subject.quantifier == "a":
-        definite = replace(subject, quantifier="the")
+        definite = subject._replace(quantifier="the")
         yield Edit("subject made definite", REVERSE, frame, {"subject": definite}, loose=True)
     if frame.object is None or predicate_polarity(frame) < 0:
         return
     for quantifier, relation in _existential_quantifiers(frame.object.quantifier):
-        yield Edit("object quantifier", relation, frame, {"object": replace(frame.object, quantifier=quantifier)})
+        yield Edit("object quantifier", relation, frame, {"object": frame.object._replace(quantifier=quantifier)})
 
 
 def _subject_quantifiers(quantifier: str) -> Iterator[tuple[str, str]]:

@@ -1,6 +1,6 @@
 """The meaning of a sentence, before any language: noun phrases and frames."""
 
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from flatlingo.miniworld import lexicon
 
@@ -12,8 +12,7 @@ SINGLE = ("a", "name", "the")
 QUANTIFIERS = ("a", "the", "name", *UNIVERSAL, "no", "not every", *COUNTS)
 
 
-@dataclass(frozen=True, slots=True)
-class NP:
+class NP(NamedTuple):
     """A noun phrase: a quantifier of `QUANTIFIERS`, a noun ("name": the id of a proper name), maybe an adjective."""
 
     quantifier: str
@@ -21,8 +20,7 @@ class NP:
     adjective: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
+class Frame(NamedTuple):
     """The meaning of one sentence with two choices of wording, `passive` and `front`, that do not change it.
 
     `front` is None, "place" or "time": the adverbial that opens the sentence. All other fields are concept ids.
@@ -132,7 +130,7 @@ def _object_problem(frame: Frame) -> str | None:
 
 def active(frame: Frame) -> Frame:
     """Return the frame in its plain wording: active voice, nothing in front."""
-    return replace(frame, passive=False, front=None)
+    return frame._replace(passive=False, front=None)
 
 
 _OPPOSITE = {"a": "no", "no": "a", "every": "not every", "all": "not every", "not every": "every"}
@@ -146,9 +144,9 @@ def negation(frame: Frame) -> Frame | None:
     """
     plain, quantifier = active(frame), frame.subject.quantifier
     if quantifier in DEFINITE:
-        opposite = replace(plain, negated=not frame.negated)
+        opposite = plain._replace(negated=not frame.negated)
     elif quantifier in _OPPOSITE:
-        opposite = replace(plain, subject=replace(frame.subject, quantifier=_OPPOSITE[quantifier]))
+        opposite = plain._replace(subject=frame.subject._replace(quantifier=_OPPOSITE[quantifier]))
     else:
         return None
     return None if problem(opposite) else opposite

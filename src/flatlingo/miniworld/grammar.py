@@ -4,7 +4,6 @@ A frame first becomes a `Clause`, in which the phrases stand in surface order; a
 object, or one whose subject is "no ...", has an "any" phrase in second place.
 """
 
-from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -32,7 +31,7 @@ def clause(frame: Frame) -> Clause:
     """Put the phrases of a frame in surface order."""
     first, second = frame.subject, frame.object
     if second and second.quantifier == "a" and (frame.negated or first.quantifier == "no"):
-        second = replace(second, quantifier="any")
+        second = second._replace(quantifier="any")
     if frame.passive:
         first, second = second, first
     return Clause(first, second, frame.verb, frame.negated, frame.passive, frame.place, frame.time, frame.front)

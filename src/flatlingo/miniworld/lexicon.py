@@ -59,6 +59,7 @@ CONCEPTS = _load_concepts()
 FORMS = {language: {row["id"]: row for row in read_table(language)} for language in LANGUAGES}
 
 
+@cache
 def of_kind(kind: str) -> tuple[str, ...]:
     """Ids of all concepts of one kind ("noun", "verb", "adjective", "place", "time", "name"), in the table's order."""
     return tuple(concept.id for concept in CONCEPTS.values() if concept.kind == kind)

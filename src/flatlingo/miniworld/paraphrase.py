@@ -8,7 +8,6 @@ in German and Chinese more than in English: other roles take other case endings 
 
 import random
 from collections.abc import Iterator
-from dataclasses import replace
 
 from flatlingo.miniworld import lexicon
 from flatlingo.miniworld.draw import random_frame, reworded, with_synonyms
@@ -22,27 +21,25 @@ SWAPS = 0.85  # share of pairs of frames with exactly the same words
 def swaps(frame: Frame) -> dict[str, Frame]:
     """Frames of the same words in other roles, by operation; not all of them valid."""
     subject, object_ = frame.subject, frame.object
-    roles = replace(frame, subject=object_, object=subject)
+    roles = frame._replace(subject=object_, object=subject)
     mutual = "mutual" in CONCEPTS[frame.verb].flags
     swapped = {}
     if not mutual:
         swapped["roles swapped"] = roles
         if "name" not in (subject.quantifier, object_.quantifier):
-            swapped["nouns swapped"] = replace(
-                frame, subject=replace(subject, noun=object_.noun), object=replace(object_, noun=subject.noun)
+            swapped["nouns swapped"] = frame._replace(
+                subject=subject._replace(noun=object_.noun), object=object_._replace(noun=subject.noun)
             )
     if subject.adjective != object_.adjective:
-        swapped["adjectives swapped"] = replace(
-            frame,
-            subject=replace(subject, adjective=object_.adjective),
-            object=replace(object_, adjective=subject.adjective),
+        swapped["adjectives swapped"] = frame._replace(
+            subject=subject._replace(adjective=object_.adjective),
+            object=object_._replace(adjective=subject.adjective),
         )
     quantifiers = {subject.quantifier, object_.quantifier}
     if len(quantifiers) == 2 and "name" not in quantifiers and quantifiers != {"a", "the"}:
-        swapped["quantifiers swapped"] = replace(
-            frame,
-            subject=replace(subject, quantifier=object_.quantifier),
-            object=replace(object_, quantifier=subject.quantifier),
+        swapped["quantifiers swapped"] = frame._replace(
+            subject=subject._replace(quantifier=object_.quantifier),
+            object=object_._replace(quantifier=subject.quantifier),
         )
     return {operation: other for operation, other in swapped.items() if not (mutual and other.meaning == roles.meaning)}
 
@@ -51,21 +48,21 @@ def substitutions(frame: Frame, rng: random.Random) -> dict[str, Frame]:
     """Frames in which one word is another of its kind, by operation; not all of them valid."""
     changed = {}
     if others := lexicon.excluded(frame.verb):
-        changed["verb substituted"] = replace(frame, verb=rng.choice(others))
+        changed["verb substituted"] = frame._replace(verb=rng.choice(others))
     if frame.place:
-        changed["place substituted"] = replace(frame, place=rng.choice(lexicon.excluded(frame.place)))
+        changed["place substituted"] = frame._replace(place=rng.choice(lexicon.excluded(frame.place)))
     if frame.time and lexicon.siblings(frame.time):
-        changed["time substituted"] = replace(frame, time=rng.choice(lexicon.siblings(frame.time)))
+        changed["time substituted"] = frame._replace(time=rng.choice(lexicon.siblings(frame.time)))
     for role in ("subject", "object"):
         np: NP = getattr(frame, role)
         if np.adjective and lexicon.excluded(np.adjective):
             adjective = rng.choice(lexicon.excluded(np.adjective))
-            changed["antonym"] = replace(frame, **{role: replace(np, adjective=adjective)})
+            changed["antonym"] = frame._replace(**{role: np._replace(adjective=adjective)})
         if np.quantifier in COUNTS:
             prefix, number = np.quantifier.rpartition(" ")[::2]
             other = rng.choice([n for n in NUMBERS if n != number])
-            changed["numeral substituted"] = replace(
-                frame, **{role: replace(np, quantifier=f"{prefix} {other}".strip())}
+            changed["numeral substituted"] = frame._replace(
+                **{role: np._replace(quantifier=f"{prefix} {other}".strip())}
             )
     return changed
 
@@ -96,7 +93,7 @@ def candidates(label: str, rng: random.Random) -> Iterator[tuple[Frame, Frame, s
         wording_first = reworded(first, rng, passive=0.5, front=0.4)
         wording_second = with_synonyms(reworded(second, rng, passive=0.5, front=0.4), rng, 0.4)
         same_voice = (wording_first.passive, wording_first.front) == (wording_second.passive, wording_second.front)
-        same_words = replace(wording_second, passive=second.passive, front=second.front) == second
+        same_words = wording_second._replace(passive=second.passive, front=second.front) == second
         if same_voice and same_words:
             continue
         yield wording_first, wording_second, "same meaning" if label == "paraphrase" else operation
