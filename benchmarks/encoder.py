@@ -34,7 +34,7 @@ from common import (
 )
 from transformers.utils import logging
 
-from flatlingo import devices, hub
+from flatlingo import devices, models
 from flatlingo.devices import cpu_has_bf16
 from flatlingo.encoding import EncodedRows, LengthGroupedSampler, PairCollator, indexed_batches, padding_id
 from flatlingo.evaluation import evaluating, trace_of_rows
@@ -84,8 +84,8 @@ class Bench:
         task = load_task(
             "xnli", data=options.data, languages=("en",), train_size=EPOCH * BATCH, validation_size=VALIDATION, seed=1
         )
-        self.tokenizer = hub.load_tokenizer(options.model)
-        self.model = hub.load_model(options.model, task.labels, seed=1)
+        self.tokenizer = models.load_tokenizer(options.model)
+        self.model = models.load_model(options.model, task.labels, seed=1)
         self.validation = task.rows("en", "validation").select(range(options.rows))
         rows = EncodedRows(task.rows("en", "train"), self.tokenizer, max_length=MAX_LENGTH)
         self.collate = PairCollator(self.tokenizer, padding_id(self.model, self.tokenizer))

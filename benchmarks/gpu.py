@@ -32,7 +32,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import TrainerCallback
 from transformers.utils import logging
 
-from flatlingo import devices, hub
+from flatlingo import devices, models
 from flatlingo.callbacks import Checkpoints
 from flatlingo.encoding import batches
 from flatlingo.evaluation import accuracy, evaluating, trace_of_rows
@@ -46,7 +46,7 @@ from flatlingo.study.store import Store
 from flatlingo.tasks import load_task
 from flatlingo.training import finetune
 
-TOKENIZER = hub.load_tokenizer("mini-mbert")
+TOKENIZER = models.load_tokenizer("mini-mbert")
 TF32 = ("highest", "high")  # without and with
 
 

@@ -11,8 +11,9 @@ import pandas as pd
 
 from flatlingo.errors import FlatlingoError
 from flatlingo.files import MINI_MBERT, RECORDED, replacing
-from flatlingo.hub import load_tokenizer, provenance
+from flatlingo.hub import provenance
 from flatlingo.miniworld.corpus import CLAIMS, RESTATED
+from flatlingo.models import load_tokenizer
 from flatlingo.pretraining import Masking, split_words
 
 

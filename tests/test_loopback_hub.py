@@ -14,7 +14,7 @@ from huggingface_hub import constants, hf_hub_download
 from loopback_hub import COMMIT, loopback_hub
 from tiny import SIZES, make_model, make_rows, make_tokenizer, write_preset
 
-from flatlingo import hub
+from flatlingo import hub, models
 from flatlingo.errors import FlatlingoError
 from flatlingo.study.sweep import sweep
 from flatlingo.taskfiles import load_description
@@ -110,8 +110,8 @@ def test_a_sweep_from_the_hub_its_cache_and_folders_is_the_same(folders, online,
 
 
 LOADERS = {
-    "model": lambda revision: hub.load_model(MBERT, 3, seed=1, revision=revision),
-    "tokenizer": lambda revision: hub.load_tokenizer(MBERT, revision=revision),
+    "model": lambda revision: models.load_model(MBERT, 3, seed=1, revision=revision),
+    "tokenizer": lambda revision: models.load_tokenizer(MBERT, revision=revision),
     "rows": lambda revision: hub.load_rows(XNLI, "en", "train", revision=revision),
 }
 
@@ -142,11 +142,11 @@ def test_a_cache_that_has_only_a_part_is_completed_where_the_hub_answers(folders
         for name in ("config.json", "model.safetensors"):
             hf_hub_download(MBERT, name, endpoint=server.endpoint)
         online(NOBODY)
-        assert hub.load_model(MBERT, 3).num_labels == 3
+        assert models.load_model(MBERT, 3).num_labels == 3
         with pytest.raises(FlatlingoError, match="tokenizer"):
-            hub.load_tokenizer(MBERT)
+            models.load_tokenizer(MBERT)
         online(server.endpoint)
-        assert hub.load_tokenizer(MBERT).get_vocab() == make_tokenizer().get_vocab()
+        assert models.load_tokenizer(MBERT).get_vocab() == make_tokenizer().get_vocab()
 
 
 def test_rows_in_parts_are_all_of_one_split(folders, online, tmp_path):
@@ -176,7 +176,7 @@ def test_the_commit_of_a_revision_is_that_of_the_hub_and_then_of_the_cache(folde
         assert hub.commit("somebody/nothing", None, "model") is None
         assert hub.commit(XNLI, "main", "dataset") == COMMIT
         assert not server.downloads
-        hub.load_tokenizer(MBERT, revision="v1")
+        models.load_tokenizer(MBERT, revision="v1")
     online(NOBODY)
     assert hub.provenance(MBERT, "v1") == {"source": MBERT, "revision": COMMIT[::-1], "sha256": None}
     assert hub.commit(MBERT, None, "model") is None
@@ -195,8 +195,8 @@ def test_tasks_ask_for_the_revision_that_their_description_pins(folders, online,
 @pytest.mark.parametrize(
     ("load", "kind"),
     [
-        (lambda: hub.load_model(MBERT.replace("cased", "casd"), 3), "model"),
-        (lambda: hub.load_tokenizer("somebody/nothing"), "model"),
+        (lambda: models.load_model(MBERT.replace("cased", "casd"), 3), "model"),
+        (lambda: models.load_tokenizer("somebody/nothing"), "model"),
         (lambda: hub.load_rows(XNLI + "x", "en", "train"), "dataset"),
     ],
     ids=["model", "tokenizer", "rows"],
@@ -222,7 +222,7 @@ def test_a_hub_that_takes_calls_and_never_answers_is_given_up(online):
         online(f"http://127.0.0.1:{deaf.getsockname()[1]}")
         started = time.monotonic()
         with pytest.raises(FlatlingoError, match="cannot be reached"):
-            hub.load_model(MBERT, 3)
+            models.load_model(MBERT, 3)
         assert time.monotonic() - started < 5
 
 
@@ -237,7 +237,7 @@ def test_a_model_on_the_hub_that_is_a_pickle_or_brings_code_is_refused(folders, 
     with loopback_hub(tmp_path) as server:
         online(server.endpoint)
         with pytest.raises(FlatlingoError, match=r"no file \*\.safetensors"):
-            hub.load_model("somebody/pickle", 3)
+            models.load_model("somebody/pickle", 3)
         with pytest.raises(FlatlingoError, match="asks to run code"):
-            hub.load_model("somebody/code", 3)
+            models.load_model("somebody/code", 3)
         assert not {name for _, name in server.downloads} & {"pytorch_model.bin", "modeling.py"}

@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import Trainer
 
-from flatlingo import cli, devices, hub, miniworld, pretraining
+from flatlingo import cli, devices, miniworld, models, pretraining
 from flatlingo.errors import FlatlingoError
 from flatlingo.files import ROOT
 from flatlingo.pretraining import Pretraining, pretrain, read_texts, train_tokenizer
@@ -49,8 +49,8 @@ def test_the_loss_falls_and_the_facts_are_kept(encoder):
 
 def test_the_encoder_loads_as_a_classifier_with_its_tokenizer(encoder):
     folder, _ = encoder
-    model = hub.load_model(str(folder), 3, seed=0)
-    tokenizer = hub.load_tokenizer(str(folder))
+    model = models.load_model(str(folder), 3, seed=0)
+    tokenizer = models.load_tokenizer(str(folder))
     encoded = tokenizer("Anna sees a dog.", "Ein Hund schläft.", return_tensors="pt")
     assert model(**encoded).logits.shape == (1, 3)
     assert set(encoded["token_type_ids"][0].tolist()) == {0, 1}
@@ -74,7 +74,7 @@ def test_the_vocabulary_does_not_depend_on_chance(documents):
 
 def test_a_large_corpus_takes_little_more_memory_than_its_ids(documents, encoder):
     """Eight bytes per number, two numbers per piece; all that the tokenizer returns takes hundreds."""
-    tokenizer, process = hub.load_tokenizer(str(encoder[0])), psutil.Process()
+    tokenizer, process = models.load_tokenizer(str(encoder[0])), psutil.Process()
     pretraining._encode(documents, tokenizer, SMALL)
     before = process.memory_info().rss
     rows = pretraining._encode(documents * 40, tokenizer, SMALL)
@@ -82,7 +82,7 @@ def test_a_large_corpus_takes_little_more_memory_than_its_ids(documents, encoder
 
 
 def test_pieces_are_masked_replaced_from_their_own_document_or_kept(documents, encoder):
-    tokenizer = hub.load_tokenizer(str(encoder[0]))
+    tokenizer = models.load_tokenizer(str(encoder[0]))
     rows = [{"input_ids": tokenizer(document)["input_ids"]} for document in documents]
     torch.manual_seed(0)
     batch = pretraining.Masking(tokenizer, mlm_probability=0.4)(rows)
@@ -120,7 +120,7 @@ def test_pre_training_goes_on_from_an_encoder(documents, encoder, tmp_path):
     kept = json.loads((tmp_path / "on" / "pretraining.json").read_text())
     assert kept["settings"] == asdict(replace(settings, hidden=32)), "and told so"
     assert kept["start"] == json.loads((folder / "pretraining.json").read_text())
-    first, second = (hub.load_tokenizer(path).get_vocab() for path in (folder, tmp_path / "on"))
+    first, second = (models.load_tokenizer(path).get_vocab() for path in (folder, tmp_path / "on"))
     assert first == second
     (folder / "pretraining.json").rename(tmp_path / "pretraining.json")
     try:

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from flatlingo import hub, miniworld
+from flatlingo import miniworld, models
 from flatlingo.pretraining import split_words
 from flatlingo.segmentation import WordPieceSampler, share_that_loses_a_word
 from flatlingo.study.presets import load_preset
@@ -12,7 +12,7 @@ from flatlingo.study.presets import load_preset
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return hub.load_tokenizer("mini-mbert")
+    return models.load_tokenizer("mini-mbert")
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from flatlingo.errors import FlatlingoError
-from flatlingo.hub import load_tokenizer
+from flatlingo.models import load_tokenizer
 from flatlingo.regularizers import SubwordConsistency
 from flatlingo.segmentation import UnigramSampler, WordPieceSampler
 from flatlingo.training import finetune

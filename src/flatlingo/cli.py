@@ -213,11 +213,11 @@ def _drawn(rows: list[dict], number: int | None) -> list[dict]:
 
 def _trace(model: str, rows: list[dict], max_length: int, batch_size: int, *, progress: bool):
     """Tr(F) of a checkpoint, and over how many parameters it is."""
-    from flatlingo import hub
+    from flatlingo import models
     from flatlingo.devices import device
     from flatlingo.evaluation import trace_of_rows
 
-    classifier, tokenizer = hub.load_classifier(model)
+    classifier, tokenizer = models.load_classifier(model)
     classes = 1 + max((row.get("label", 0) for row in rows), default=0)
     if classifier.config.num_labels < classes:
         raise FlatlingoError(f"{model} tells {classifier.config.num_labels} classes apart, the task has {classes}")

@@ -32,11 +32,12 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
-from flatlingo import devices, hub, miniworld
+from flatlingo import devices, miniworld
 from flatlingo.errors import FlatlingoError
 from flatlingo.files import replacing
 from flatlingo.miniworld.corpus import CLAIMS
 from flatlingo.miniworld.lexicon import FORMS
+from flatlingo.models import load_tokenizer
 from flatlingo.rowfiles import LineError, read_text
 from flatlingo.segmentation import WordPieceSampler, share_that_loses_a_word
 from flatlingo.training import own_randomness
@@ -215,7 +216,7 @@ def pretrain(
     work = output.with_name(f".{output.name}.work")
     checkpoints = work / _digest([description, asdict(settings), before, documents])
     torch.manual_seed(settings.seed)
-    tokenizer = hub.load_tokenizer(start) if start else train_tokenizer(documents, settings.vocabulary)
+    tokenizer = load_tokenizer(start) if start else train_tokenizer(documents, settings.vocabulary)
     tokenizer.model_max_length = settings.max_length
     half_precision = devices.has_bf16()
     held_out = max(1, min(2000, len(documents) // 50))

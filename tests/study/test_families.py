@@ -9,7 +9,7 @@ from tiny import resolved, sources_of
 
 from flatlingo import regularizers
 from flatlingo.errors import FlatlingoError
-from flatlingo.hub import load_model, load_tokenizer
+from flatlingo.models import load_model, load_tokenizer
 from flatlingo.regularizers import SAM
 from flatlingo.study.families import FAMILIES, KINDS, family
 from flatlingo.study.presets import Condition, load_preset

@@ -322,7 +322,7 @@ def test_one_gpu_takes_one_run_at_a_time_or_as_many_as_asked_for(configs, source
 
 def test_an_encoder_that_needs_a_gpu_is_refused_before_anything_is_loaded(preset, configs, tmp_path, monkeypatch):
     for asked in ("load_tokenizer", "load_model"):
-        monkeypatch.setattr(f"flatlingo.hub.{asked}", lambda *_, **__: pytest.fail("loaded"))
+        monkeypatch.setattr(f"flatlingo.models.{asked}", lambda *_, **__: pytest.fail("loaded"))
     large = Sources(Encoder(source="mini-mbert", needs_gpu=True), "mini-nli")
     with pytest.raises(FlatlingoError, match=r"training mini-mbert needs a GPU, and torch .* set FLATLINGO_CPU=1"):
         large.check(configs[0])

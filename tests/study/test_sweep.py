@@ -209,3 +209,18 @@ print([name for name in ("torch", "transformers", "datasets", "flatlingo.tasks")
 def test_reading_recorded_results_loads_no_library_that_trains():
     done = subprocess.run([sys.executable, "-c", READING], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+STATUS = """
+import sys
+from flatlingo.cli import main
+try:
+    main()
+except SystemExit as ended:
+    print(ended.code, [name for name in ("torch", "transformers") if name in sys.modules])
+"""
+
+
+def test_asking_for_the_status_of_a_sweep_loads_no_library_that_trains(tmp_path):
+    done = subprocess.run([sys.executable, "-c", STATUS, "status", tmp_path], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "0 []"

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel
 
-from flatlingo import devices, hub
+from flatlingo import devices, models
 from flatlingo.errors import FlatlingoError
 from flatlingo.evaluation import TRACE_BATCH, prediction_batch
 from flatlingo.study import measure
@@ -84,7 +84,7 @@ def estimate(
         )
     rows = sources.load_task(specs[0].setup, specs[0].seed)
     encoder = sources.encoder
-    classifier, tokenizer = hub.load_shape(encoder.source, len(rows.labels), revision=encoder.revision)
+    classifier, tokenizer = models.load_shape(encoder.source, len(rows.labels), revision=encoder.revision)
     lengths = Lengths(rows, tokenizer, specs[0].setup.training.max_length)
     work = workload(specs[0], lengths, devices.device())
     clock = Clock(

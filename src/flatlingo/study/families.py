@@ -38,7 +38,7 @@ class Family:
         title: as prose and figures name it.
         kind: one of `KINDS`.
         changes: what it changes: a "term" of the loss (`how` names a class of `flatlingo.regularizers`), a "setting" of
-            `training.finetune` or of "model", `hub.load_model` (`how` names the argument), or "nothing".
+            `training.finetune` or of "model", `models.load_model` (`how` names the argument), or "nothing".
         how: see `changes`.
         weight: what its weight is, "λ", "probability", "target", …; "" for a family that has none.
         code: one line that asks for it.

@@ -4,15 +4,17 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-from flatlingo import devices, hub, tasks
+from flatlingo import hub, tasks
 from flatlingo.errors import FlatlingoError, unknown
 from flatlingo.files import ROOT
 from flatlingo.study.presets import Encoder, Preset, Provenance, RunConfig, RunSpec, Setup, expand
 from flatlingo.taskfiles import MINI, REAL_COUNTERPART
 from flatlingo.tasks import Task
+
+if TYPE_CHECKING:  # what trains is imported when something is trained: to name the runs of a plan takes no torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -86,16 +88,20 @@ class Sources:
             second_stage_noise=second_stage.label_noise if second_stage else 0.0,
         )
 
-    def load_tokenizer(self) -> PreTrainedTokenizerBase:
+    def load_tokenizer(self) -> "PreTrainedTokenizerBase":
         """The tokenizer that comes with the encoder, of the same revision."""
-        return hub.load_tokenizer(self.encoder.source, revision=self.encoder.revision)
+        from flatlingo import models
 
-    def load_model(self, spec: RunSpec, labels: Sequence[str]) -> PreTrainedModel:
+        return models.load_tokenizer(self.encoder.source, revision=self.encoder.revision)
+
+    def load_model(self, spec: RunSpec, labels: Sequence[str]) -> "PreTrainedModel":
         """The pre-trained encoder of a run with a fresh head for the labels, in eval mode on CPU."""
+        from flatlingo import devices, models
+
         changes = {row.how: weight for row, weight in spec.condition.parts if row.changes == "model"}
         # On CPUs attention of separate products trains an eighth faster under bf16, where the fused one casts.
         unfused = spec.setup.precision == "bf16" and devices.device() == devices.CPU
-        return hub.load_model(
+        return models.load_model(
             self.encoder.source,
             labels,
             revision=self.encoder.revision,
@@ -106,6 +112,8 @@ class Sources:
 
     def require_gpu(self) -> None:
         """Refuse an encoder that needs a GPU where there is none, see `devices.require_gpu`."""
+        from flatlingo import devices
+
         if self.encoder.needs_gpu:
             devices.require_gpu(f"training {self.encoder.source}")
 
@@ -117,7 +125,7 @@ class Sources:
             here: whether this machine will train it, and must have the GPU that its encoder needs.
 
         Raises:
-            FlatlingoError: whatever `tasks` and `hub` refuse, target languages that the task lacks, or no GPU.
+            FlatlingoError: whatever `tasks` and `models` refuse, target languages that the task lacks, or no GPU.
         """
         if here:
             self.require_gpu()

@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from flatlingo import hub
+from flatlingo import hub, models
 from flatlingo.errors import FlatlingoError
 from flatlingo.fisher import fisher_trace
 
@@ -56,7 +56,7 @@ def checkpoint(pretrained, tmp_path) -> Path:
 @pytest.fixture
 def finetuned(pretrained, tmp_path) -> Path:
     folder = Path(shutil.copytree(pretrained, tmp_path / "finetuned"))
-    save_pretrained(hub.load_model(pretrained, 3, seed=1), folder)
+    save_pretrained(models.load_model(pretrained, 3, seed=1), folder)
     return folder
 
 
@@ -96,7 +96,7 @@ def weights_like(folder, kind, change):
 def test_pretrained_encoder_gets_a_head_and_keeps_its_weights(kind, tmp_path):
     encoder = PRETRAINED[kind]()
     save_pretrained(encoder, tmp_path)
-    model = hub.load_model(tmp_path, 3, seed=0)
+    model = models.load_model(tmp_path, 3, seed=0)
     assert model.num_labels == 3
     assert not model.training
     assert {p.dtype for p in model.parameters()} == {torch.float32}
@@ -106,12 +106,12 @@ def test_pretrained_encoder_gets_a_head_and_keeps_its_weights(kind, tmp_path):
 
 def test_half_precision_checkpoint_is_loaded_in_float32(tmp_path):
     save_pretrained(PRETRAINED["bert"]().to(torch.bfloat16), tmp_path)
-    assert hub.load_model(tmp_path, 2).dtype == torch.float32
+    assert models.load_model(tmp_path, 2).dtype == torch.float32
 
 
 def test_head_is_drawn_from_the_seed_and_the_global_generator_is_left_alone(pretrained):
     state = torch.get_rng_state()
-    one, same, other = (hub.load_model(pretrained, 3, seed=seed).state_dict() for seed in (1, 1, 2))
+    one, same, other = (models.load_model(pretrained, 3, seed=seed).state_dict() for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(one[name], same[name]) for name in one)
     changed = {name for name in one if not torch.equal(one[name], other[name])}
@@ -120,7 +120,7 @@ def test_head_is_drawn_from_the_seed_and_the_global_generator_is_left_alone(pret
 
 def test_head_of_a_finetuned_checkpoint_is_kept(finetuned):
     saved = load_file(finetuned / "model.safetensors")["classifier.weight"]
-    assert torch.equal(hub.load_model(finetuned, 3, seed=99).classifier.weight, saved)
+    assert torch.equal(models.load_model(finetuned, 3, seed=99).classifier.weight, saved)
 
 
 LABELS = ["entailment", "neutral", "contradiction"]
@@ -130,7 +130,7 @@ LABELS = ["entailment", "neutral", "contradiction"]
 def named_classifier(request, tmp_path):
     """Folder of a classifier whose head has one layer or two and names its classes in an order of its own."""
     save_pretrained(PRETRAINED[request.param](), tmp_path / "encoder")
-    model = hub.load_model(tmp_path / "encoder", ["contradiction", "entailment", "neutral"], seed=1)
+    model = models.load_model(tmp_path / "encoder", ["contradiction", "entailment", "neutral"], seed=1)
     torch.nn.init.normal_([m for m in model.modules() if isinstance(m, torch.nn.Linear)][-1].bias)
     save_pretrained(model, tmp_path / "classifier")
     return tmp_path / "classifier"
@@ -149,13 +149,13 @@ def test_names_of_classes_are_saved_with_the_model(named_classifier):
 @pytest.mark.parametrize("labels", [1, 0, -1, True, [], ["a", "a", "b"]], ids=str)
 def test_classes_that_cannot_be_told_apart_are_refused(labels):
     with pytest.raises(FlatlingoError, match="2 or more, or their distinct names"):
-        hub.load_model("mini-mbert", labels)
+        models.load_model("mini-mbert", labels)
 
 
 def test_a_head_with_its_classes_in_another_order_is_put_into_the_labels_order(named_classifier):
-    as_saved = logits_of(hub.load_model(named_classifier, ["contradiction", "entailment", "neutral"]))
+    as_saved = logits_of(models.load_model(named_classifier, ["contradiction", "entailment", "neutral"]))
     with pytest.warns(UserWarning, match="classes .contradiction, entailment, neutral. are put into the labels' order"):
-        model = hub.load_model(named_classifier, LABELS)
+        model = models.load_model(named_classifier, LABELS)
     torch.testing.assert_close(logits_of(model), as_saved[[1, 2, 0]])
     assert list(model.config.id2label.values()) == LABELS
 
@@ -163,8 +163,8 @@ def test_a_head_with_its_classes_in_another_order_is_put_into_the_labels_order(n
 def test_a_head_of_other_classes_is_initialised_anew(named_classifier):
     names = ["bad", "middling", "good"]
     with pytest.warns(UserWarning, match="whose classes are contradiction, .* is initialised anew for bad"):
-        one, same, other = (hub.load_model(named_classifier, names, seed=seed) for seed in (5, 5, 6))
-    saved = hub.load_model(named_classifier, ["contradiction", "entailment", "neutral"])
+        one, same, other = (models.load_model(named_classifier, names, seed=seed) for seed in (5, 5, 6))
+    saved = models.load_model(named_classifier, ["contradiction", "entailment", "neutral"])
     torch.testing.assert_close(logits_of(one), logits_of(same), rtol=0, atol=0)
     for name, parameter in one.named_parameters():
         if name.startswith(f"{one.base_model_prefix}."):
@@ -178,8 +178,8 @@ def test_a_head_of_other_classes_is_initialised_anew(named_classifier):
 
 def test_a_head_with_named_classes_is_kept_for_a_number_of_labels_and_its_names_are_told(named_classifier):
     with pytest.warns(UserWarning, match="keeps the checkpoint's head, whose classes are contradiction, entailment"):
-        model = hub.load_model(named_classifier, 3)
-    saved = hub.load_model(named_classifier, ["contradiction", "entailment", "neutral"])
+        model = models.load_model(named_classifier, 3)
+    saved = models.load_model(named_classifier, ["contradiction", "entailment", "neutral"])
     torch.testing.assert_close(logits_of(model), logits_of(saved), rtol=0, atol=0)
 
 
@@ -192,29 +192,29 @@ def test_a_head_with_named_classes_is_kept_for_a_number_of_labels_and_its_names_
 )
 def test_dropout_reaches_every_dropout_module(kind, names, tmp_path):
     save_pretrained(PRETRAINED[kind](), tmp_path)
-    model = hub.load_model(tmp_path, 2, dropout=0.37)
+    model = models.load_model(tmp_path, 2, dropout=0.37)
     assert {getattr(model.config, name) for name in names} == {0.37}
     assert {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)} == {0.37}
 
 
 def test_configured_dropout_is_kept_by_default(pretrained):
-    assert hub.load_model(pretrained, 2).config.hidden_dropout_prob == BERT.hidden_dropout_prob
+    assert models.load_model(pretrained, 2).config.hidden_dropout_prob == BERT.hidden_dropout_prob
 
 
 @pytest.mark.parametrize("dropout", [-0.1, 1.0])
 def test_impossible_dropout_is_refused(pretrained, dropout):
     with pytest.raises(FlatlingoError, match="dropout must be"):
-        hub.load_model(pretrained, 2, dropout=dropout)
+        models.load_model(pretrained, 2, dropout=dropout)
 
 
 def test_attention_implementation_is_passed_on(pretrained):
-    assert hub.load_model(pretrained, 2, attention="eager").config._attn_implementation == "eager"
+    assert models.load_model(pretrained, 2, attention="eager").config._attn_implementation == "eager"
     with pytest.raises(FlatlingoError, match="nonesuch"):
-        hub.load_model(pretrained, 2, attention="nonesuch")
+        models.load_model(pretrained, 2, attention="nonesuch")
 
 
 def test_classifier_and_tokenizer_of_a_finetuned_folder(finetuned):
-    model, tokenizer = hub.load_classifier(finetuned)
+    model, tokenizer = models.load_classifier(finetuned)
     batch = tokenizer("the cat", "the dogs.", return_tensors="pt")
     assert batch["token_type_ids"].max() == 1
     assert tokenizer.tokenize("dogs xz") == ["dog", "##s", "[UNK]"]
@@ -226,7 +226,7 @@ def test_loading_is_silent_and_restores_the_settings_of_transformers(pretrained,
     logging.set_verbosity_info()
     logging.enable_progress_bar()
     try:
-        hub.load_model(pretrained, 3)
+        models.load_model(pretrained, 3)
         assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == (logging.INFO, True)
     finally:
         logging.set_verbosity_warning()
@@ -257,7 +257,7 @@ DAMAGES = {
 def test_damaged_checkpoint_is_refused(checkpoint, harm, message):
     harm(checkpoint)
     with pytest.raises(FlatlingoError, match=message) as error:
-        hub.load_model(checkpoint, 3)
+        models.load_model(checkpoint, 3)
     assert str(error.value).startswith(str(checkpoint))
 
 
@@ -266,17 +266,17 @@ def test_the_folder_of_a_run_leads_to_its_checkpoint(finetuned, tmp_path):
     for name in ("config.json", "result.json"):
         (tmp_path / "run" / name).write_text("{}")
     with pytest.raises(FlatlingoError, match=rf"its checkpoint is {tmp_path}/run/model"):
-        hub.load_classifier(tmp_path / "run")
+        models.load_classifier(tmp_path / "run")
 
 
 def test_head_of_another_size_is_refused(finetuned):
     with pytest.raises(FlatlingoError, match=r"classifier\.bias has shape \(3,\).* but \(2,\) was asked for"):
-        hub.load_model(finetuned, 2)
+        models.load_model(finetuned, 2)
 
 
 def test_encoder_without_head_is_no_classifier(pretrained):
     with pytest.raises(FlatlingoError, match="no classification head"):
-        hub.load_classifier(pretrained)
+        models.load_classifier(pretrained)
 
 
 def test_pickle_is_refused_and_the_printed_command_converts_it(checkpoint, monkeypatch):
@@ -284,10 +284,10 @@ def test_pickle_is_refused_and_the_printed_command_converts_it(checkpoint, monke
     (checkpoint / "model.safetensors").unlink()
     torch.save(weights, checkpoint / "pytorch_model.bin")
     with pytest.raises(FlatlingoError, match="is a pickle") as error:
-        hub.load_model(checkpoint, 3)
+        models.load_model(checkpoint, 3)
     monkeypatch.chdir(checkpoint)
     exec(str(error.value).partition('python -c "')[2].removesuffix('"'))
-    embeddings = hub.load_model(checkpoint, 3).get_input_embeddings().weight
+    embeddings = models.load_model(checkpoint, 3).get_input_embeddings().weight
     assert torch.equal(embeddings, weights["bert.embeddings.word_embeddings.weight"])
 
 
@@ -296,7 +296,7 @@ def test_tokenizer_larger_than_the_embeddings_is_refused(checkpoint):
     tokenizer.add_tokens(["new"])
     tokenizer.save_pretrained(checkpoint)
     with pytest.raises(FlatlingoError, match="37 tokens, the model embeds 36"):
-        hub.load_tokenizer(checkpoint)
+        models.load_tokenizer(checkpoint)
 
 
 def test_tokenizer_without_its_vocabulary_is_refused(checkpoint):
@@ -304,36 +304,36 @@ def test_tokenizer_without_its_vocabulary_is_refused(checkpoint):
     for name in ("tokenizer.json", "vocab.txt"):
         (checkpoint / name).unlink()
     with pytest.raises(FlatlingoError, match="5 tokens, the model embeds 36"):
-        hub.load_tokenizer(checkpoint)
+        models.load_tokenizer(checkpoint)
 
 
 def test_tokenizer_that_brings_code_is_refused(checkpoint):
     edit_config(checkpoint, "tokenizer_config.json", auto_map={"AutoTokenizer": "x.Y"})
     with pytest.raises(FlatlingoError, match=r"tokenizer_config\.json asks to run code"):
-        hub.load_tokenizer(checkpoint)
+        models.load_tokenizer(checkpoint)
 
 
 @pytest.mark.parametrize("cached", [False, True], ids=["folder", "cache"])
 def test_the_shape_of_an_encoder_needs_no_weights(checkpoint, tmp_path, monkeypatch, cached):
-    whole, source = hub.load_model(checkpoint, 3), checkpoint
+    whole, source = models.load_model(checkpoint, 3), checkpoint
     (checkpoint / "model.safetensors").unlink()
     if cached:
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         source = "example/encoder"
         shutil.copytree(checkpoint, tmp_path / "cache" / "models--example--encoder" / "snapshots" / ("a" * 40))
     state = torch.random.get_rng_state()
-    model, tokenizer = hub.load_shape(source, 3, revision="a" * 40)
+    model, tokenizer = models.load_shape(source, 3, revision="a" * 40)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert {name: p.shape for name, p in model.named_parameters()} == {
         name: p.shape for name, p in whole.named_parameters()
     }
-    assert (model.training, tokenizer.get_vocab()) == (False, hub.load_tokenizer(checkpoint).get_vocab())
+    assert (model.training, tokenizer.get_vocab()) == (False, models.load_tokenizer(checkpoint).get_vocab())
 
 
 LOADERS = {
-    "model": lambda source: hub.load_model(source, 3),
-    "classifier": hub.load_classifier,
-    "tokenizer": hub.load_tokenizer,
+    "model": lambda source: models.load_model(source, 3),
+    "classifier": models.load_classifier,
+    "tokenizer": models.load_tokenizer,
     "rows": lambda source: hub.load_rows(source, "en", "validation"),
 }
 
@@ -354,21 +354,21 @@ def test_without_the_hub_an_unknown_name_fails_fast_with_a_remedy(load, offline,
 @pytest.mark.parametrize("source", ["./nowhere", "/no/where", "a/b/c", "with space", Path("nowhere")], ids=str)
 def test_missing_folder_is_named_without_asking_the_hub(source):
     with pytest.raises(FlatlingoError, match="no such folder"):
-        hub.load_model(source, 3)
+        models.load_model(source, 3)
 
 
 def test_shipped_encoder_has_a_name(pretrained, monkeypatch):
     monkeypatch.setitem(hub.SHIPPED, "mini-mbert", pretrained)
-    assert hub.load_model("mini-mbert", 3).config.hidden_size == 16
+    assert models.load_model("mini-mbert", 3).config.hidden_size == 16
     assert hub.provenance("mini-mbert") == hub.provenance(pretrained)
     monkeypatch.setitem(hub.SHIPPED, "mini-mbert", pretrained / "nowhere")
     with pytest.raises(FlatlingoError, match="make pretrain"):
-        hub.load_model("mini-mbert", 3)
+        models.load_model("mini-mbert", 3)
 
 
 def test_file_in_place_of_a_folder(pretrained):
     with pytest.raises(FlatlingoError, match="is a file"):
-        hub.load_model(pretrained / "model.safetensors", 3)
+        models.load_model(pretrained / "model.safetensors", 3)
 
 
 def cached(cache, kind, name):
@@ -382,10 +382,10 @@ def cached(cache, kind, name):
 
 def test_model_and_tokenizer_from_the_cache(pretrained, unreachable):
     shutil.copytree(pretrained, cached(constants.HF_HUB_CACHE, "model", "somebody/bert"))
-    expected = hub.load_model(pretrained, 3, seed=1).state_dict()
-    found = hub.load_model("somebody/bert", 3, seed=1).state_dict()
+    expected = models.load_model(pretrained, 3, seed=1).state_dict()
+    found = models.load_model("somebody/bert", 3, seed=1).state_dict()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
-    assert len(hub.load_tokenizer("somebody/bert")) == len(WORDS)
+    assert len(models.load_tokenizer("somebody/bert")) == len(WORDS)
 
 
 def test_incomplete_model_in_the_cache_is_not_taken(pretrained, unreachable):
@@ -393,7 +393,7 @@ def test_incomplete_model_in_the_cache_is_not_taken(pretrained, unreachable):
     folder.mkdir(parents=True)
     shutil.copy(pretrained / "config.json", folder)
     with pytest.raises(FlatlingoError, match="cannot be reached"):
-        hub.load_model("somebody/bert", 3)
+        models.load_model("somebody/bert", 3)
 
 
 def test_rows_from_the_cache(unreachable):
@@ -424,7 +424,7 @@ LORA = {"r": 2, "target_modules": ["query"]}
 
 def save_adapter(base, folder, kind):
     """A fine-tuned classifier with an adapter, saved by peft, with its head, or by transformers, without."""
-    model = hub.load_model(base, 3, seed=2)
+    model = models.load_model(base, 3, seed=2)
     model.name_or_path = str(base)
     if kind == "peft":
         model = get_peft_model(model, LoraConfig(task_type="SEQ_CLS", **LORA))
@@ -438,7 +438,7 @@ def save_adapter(base, folder, kind):
 @pytest.mark.parametrize("kind", ["peft", "add_adapter"])
 def test_an_adapter_is_put_on_its_base_model(finetuned, tmp_path, kind):
     saved = save_adapter(finetuned, tmp_path / "adapter", kind)
-    model, tokenizer = hub.load_classifier(tmp_path / "adapter")
+    model, tokenizer = models.load_classifier(tmp_path / "adapter")
     assert tokenizer.tokenize("dogs") == ["dog", "##s"]  # the base model's
     batch = dict(tokenizer("the cat", "the dogs.", return_tensors="pt"))
     torch.testing.assert_close(model(**batch).logits, saved(**batch).logits, rtol=0, atol=0)
@@ -456,10 +456,10 @@ def test_an_adapter_is_put_on_its_base_model(finetuned, tmp_path, kind):
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_the_tokenizer_beside_an_adapter_is_taken(finetuned, tmp_path):
     save_adapter(finetuned, tmp_path / "adapter", "peft")
-    tokenizer = hub.load_tokenizer(finetuned)
+    tokenizer = models.load_tokenizer(finetuned)
     tokenizer.model_max_length = 17
     tokenizer.save_pretrained(tmp_path / "adapter")
-    assert hub.load_tokenizer(tmp_path / "adapter").model_max_length == 17
+    assert models.load_tokenizer(tmp_path / "adapter").model_max_length == 17
 
 
 ADAPTER_DAMAGES = {
@@ -491,7 +491,7 @@ def test_a_damaged_adapter_is_refused(finetuned, tmp_path, harm, message):
     save_adapter(finetuned, tmp_path / "adapter", "peft")
     harm(tmp_path / "adapter")
     with pytest.raises(FlatlingoError, match=message) as error:
-        hub.load_classifier(tmp_path / "adapter")
+        models.load_classifier(tmp_path / "adapter")
     assert str(error.value).startswith(str(tmp_path / "adapter"))
 
 
@@ -500,14 +500,14 @@ def test_an_adapter_on_a_pooler_that_nobody_saved_is_refused(pretrained, tmp_pat
     """The encoder has no pooler: the one that the adapter was trained with was drawn, and not saved."""
     save_adapter(pretrained, tmp_path / "adapter", "peft")
     with pytest.raises(FlatlingoError, match=r"neither this adapter nor its base .*pooler\.dense.*modules_to_save"):
-        hub.load_classifier(tmp_path / "adapter")
+        models.load_classifier(tmp_path / "adapter")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_an_adapter_is_no_encoder_to_start_from(finetuned, tmp_path):
     save_adapter(finetuned, tmp_path / "adapter", "peft")
     with pytest.raises(FlatlingoError, match="folder of an adapter.*merge_and_unload"):
-        hub.load_model(tmp_path / "adapter", 3)
+        models.load_model(tmp_path / "adapter", 3)
 
 
 def test_provenance_of_a_folder_follows_what_decides_the_model(checkpoint):
