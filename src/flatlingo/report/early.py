@@ -17,7 +17,11 @@ MEASURES = {"early_trace": "Tr(F)", "early_log_trace": "mean log Tr(F)"}
 SHOWN = MEASURES["early_trace"]  # in table and figure
 WITHIN = {"seed": (), "seed and loss then": ("early_loss",)}
 TITLES = {"seed": "within seeds", "seed and loss then": "within seeds, at equal loss then"}
-COLOURS = {"zero_shot_accuracy": "#0072B2", "gain": "#D55E00", "adapted": "#009E73"}
+LOOKS = {
+    "zero_shot_accuracy": {"color": "#0072B2", "marker": "o"},
+    "gain": {"color": "#D55E00", "marker": "^"},
+    "adapted": {"color": "#009E73", "marker": "s"},
+}
 COLUMNS = ["share", "measure", "outcome", "within", "value", "low", "high", "conditions", "seeds", "runs"]
 
 
@@ -87,8 +91,8 @@ def early_figure(found: dict[str, pd.DataFrame]) -> Figure:
                     note(ax, "Tr(F) was not measured on the way of these runs")
                 for i, (y, line) in enumerate(lines.groupby("outcome", sort=False)):
                     x = line["share"] * 1.03 ** (i - 1)  # so that intervals stand beside each other
-                    ax.plot(x, line["value"], "o-", markersize=3, linewidth=0.9, color=COLOURS[y])
-                    ax.vlines(x, line["low"], line["high"], color=COLOURS[y], linewidth=0.9)
+                    ax.plot(x, line["value"], markersize=3, linewidth=0.9, **LOOKS[y])
+                    ax.vlines(x, line["low"], line["high"], color=LOOKS[y]["color"], linewidth=0.9)
                     drawn.add(y)
             row[0].set_ylabel("Spearman's ρ")
         shares = sorted({share for part in found.values() for share in part["share"] if share > 0})
@@ -98,7 +102,7 @@ def early_figure(found: dict[str, pd.DataFrame]) -> Figure:
             axes[0, 0].set_xticks([], minor=True)
         for ax in axes[-1]:
             ax.set_xlabel("share of the training")
-        keys = [key(OUTCOMES[y], color=COLOURS[y], marker="o") for y in COLOURS if y in drawn]
+        keys = [key(OUTCOMES[y], **look) for y, look in LOOKS.items() if y in drawn]
         if keys:
             fig.legend(handles=keys, loc="outside lower center", ncols=3)
     return fig

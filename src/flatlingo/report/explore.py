@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from transformers import TrainerCallback
 
-from flatlingo import evaluation, hub
+from flatlingo import evaluation, models
 from flatlingo.encoding import batches
 from flatlingo.fisher import fisher_trace
 from flatlingo.regularizers import FisherPenalty, SubwordConsistency
@@ -181,11 +181,11 @@ def train_and_watch(
         One row per epoch: `epoch`, `accuracy` on 1,000 clean validation rows (0..1; its standard error is at most 1.6
         points), `trace` over 64 of them (nats²).
     """
-    tokenizer = hub.load_tokenizer("mini-mbert")
+    tokenizer = models.load_tokenizer("mini-mbert")
     task = load_task(
         "mini-paraphrase", languages=("en",), train_size=rows, validation_size=1000, seed=seed, label_noise=noise
     )
-    model = hub.load_model("mini-mbert", len(task.labels), seed=seed)
+    model = models.load_model("mini-mbert", len(task.labels), seed=seed)
     validation = task.rows("en", "validation")
     traced = batches(tokenizer, validation.select(range(64)), max_length=128, batch_size=evaluation.TRACE_BATCH)
     consistency = SubwordConsistency(tokenizer, weight=weight, mode="clean")  # as the recorded runs have it

@@ -61,7 +61,7 @@ def slopes_figure(table: pd.DataFrame, found: pd.DataFrame, ys: tuple[str, ...] 
     check(table, ["run_id", "family", "weight", "label", "seed", "trace"])
     reason = undecidable(table)
     with plt.style.context(STYLE):
-        fig, axes = plt.subplots(1, len(ys), figsize=(7.2, 3.2), squeeze=False)
+        fig, axes = plt.subplots(1, len(ys), figsize=(7.2, 3.8), squeeze=False)
         drawn = {}
         for ax, y in zip(axes[0], ys, strict=True):
             if reason or y not in outcomes(table):
