@@ -7,6 +7,7 @@ import json
 import subprocess
 import tempfile
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from flatlingo.errors import FlatlingoError
 from flatlingo.files import RECORDED, ROOT, replacing
 from flatlingo.report import answers, competence, decisions, judging, slopes, statistics
 from flatlingo.report.drawing import LANGUAGES
+from flatlingo.report.intervention import HELD
 from flatlingo.report.matched import TOO_FEW_SEEDS
 from flatlingo.report.regimes import regime
 from flatlingo.study.families import family
@@ -79,9 +81,10 @@ def lead(figures: Path = FIGURES) -> str:
         columns[title] = _column(setting, "")
     everything = pd.concat(found)
     slope = everything.index.get_level_values("question") == "slope"
-    summary = f"{_over_regularisers(everything[slope])} {_by_setting(setting)}".strip()
+    summary = f"{_over_regularisers(everything[slope])} {_by_setting(setting, _rests(intervention))}".strip()
     table = pd.DataFrame(columns).reindex([*ROWS]).fillna("")
-    notes = [_by_target(intervention), _besides(intervention), _power(_read(figures / POWER))]
+    made_up = _read(figures / POWER)
+    notes = [_by_target(intervention), _besides(intervention), _power(made_up), _pairs(made_up)]
     notes += [_advice(_read(figures / TECHNIQUE)), _further(everything[~slope])]
     listed = "\n".join(textwrap.indent(_filled(note), "  ").replace("  ", "* ", 1) for note in notes if note)
     return f"\n{_filled(f'**{summary}**')}\n\n{_markdown(table)}\n{listed}\n"
@@ -121,8 +124,12 @@ def _over_regularisers(found: pd.DataFrame) -> str:
 def _further(found: pd.DataFrame) -> str:
     """How many questions beside the slopes have an answer."""
     known = found.loc[found["low"] != "", "verdict"]
-    decided = (~known.isin(OPEN)).sum()
-    return f"Of {len(known)} further questions that have an interval, {decided} are decided ([below](#results))."
+    decided = known[~known.isin(OPEN)]
+    none = decided.isin(["no effect", "no difference"]).sum()
+    return (
+        f"Of {len(known)} further questions that have an interval, {len(decided)} are decided, {none} of these by no "
+        "effect or no difference ([below](#results))."
+    )
 
 
 def _advice(figure: dict) -> str:
@@ -148,8 +155,19 @@ def _setting(figure: dict) -> pd.DataFrame:
     return _printed(found.to_dict("records"))
 
 
-def _by_setting(found: pd.DataFrame) -> str:
-    """The outcomes that rise, fall or stay the same as Tr(F) falls by being set, and what of it holds at equal loss."""
+def _rests(figure: dict) -> dict[str, dict[str, list[float]]]:
+    """The targets without which a verdict of plan `intervention` is another, by what is held and outcome."""
+    found: dict[str, dict[str, list[float]]] = {held: {} for held in HELD}
+    for row in figure.get("headline", {}).get("verdicts", []):
+        found[row["held"]][slopes.OUTCOMES[row["outcome"]]] = row["rests_on"]
+    return found
+
+
+def _by_setting(found: pd.DataFrame, rests: dict[str, dict[str, list[float]]]) -> str:
+    """The outcomes that rise, fall or stay the same as Tr(F) falls by being set, and what of it holds at equal loss.
+
+    And what rests on a single target.
+    """
     if found.empty:
         return ""
     said = {held: dict(part["verdict"].droplevel("question")) for held, part in found.groupby("question")}
@@ -159,12 +177,21 @@ def _by_setting(found: pd.DataFrame) -> str:
     parts = {word: [name for name, verdict in settled.items() if verdict == word] for word in SAID}
     effects = "; ".join(f"{_listed(names)} {SAID[word][len(names) > 1]}" for word, names in parts.items() if names)
     held = [name for name, verdict in settled.items() if said["at equal loss"].get(name) == verdict]
-    too = "the same holds at equal training loss"
+    too = "adjusted for training loss the same holds"
     too += "" if [*settled] == held else f" of {_listed(held)}"
+    alone = _without(rests[""], settled) or ", whichever target is left out"
+    also = too + _without(rests["at equal loss"], held) if held else "adjusted for training loss this is undecided"
     return (
-        f"Setting Tr(F) by one term (mini-nli) decides {len(settled)} of {len(said[''])}: as it falls, {effects}; "
-        f"{too if held else 'at equal training loss this is undecided'}."
+        f"Setting Tr(F) by one term (mini-nli) decides {len(settled)} of {len(said[''])}: as it falls, "
+        f"{effects}{alone}; {also}."
     )
+
+
+def _without(rests: dict[str, list[float]], names: Iterable[str]) -> str:
+    """That not all of what is said of some outcomes holds without one of the targets; "" if it does."""
+    targets = sorted({target for name in names for target in rests[name]}, reverse=True)
+    listed = " or ".join(f"{target:g}" for target in targets)
+    return f", but not all of it without the target {listed}" if targets else ""
 
 
 def _by_target(figure: dict) -> str:
@@ -191,7 +218,7 @@ def _besides(figure: dict) -> str:
     verdicts = {row["held"]: row["verdict"] for row in rows}
     return (
         "What that term does by itself: at equal Tr(F), runs with a target minus plain training differ by "
-        f"{judging.interval(rows[0], 1)} points of zero-shot accuracy ({verdicts['']}; at equal training loss too: "
+        f"{judging.interval(rows[0], 1)} points of zero-shot accuracy ({verdicts['']}; adjusted for training loss: "
         f"{verdicts['at equal loss']})."
     )
 
@@ -201,9 +228,25 @@ def _power(figure: dict) -> str:
     known = figure.get("headline", {}).get("one point per halving")
     if not known:
         return ""
+    number = round(known["right"] * known["studies"])
     return (
-        "*Undecided* is no evidence against: of made-up studies as small and as scattered as that of mini-nli, in "
-        f"which accuracy does rise by one point per halving, {100 * known['right']:.0f} % find it "
+        f"*Undecided* is no evidence against: of {known['studies']} made-up studies of mini-nli's size, in which "
+        f"English accuracy does rise by one point per halving, {number} find it. (Their intervals reach "
+        f"{known['half_width']:.1f} points to either side, by the median; "
+        "[5](notebooks/5_beyond_the_paper.ipynb).)"
+    )
+
+
+def _pairs(figure: dict) -> str:
+    """How often a study like that of mini-nli finds two families different at equal Tr(F) that are not."""
+    known = figure.get("headline", {}).get("equal families")
+    if not known:
+        return ""
+    number = round(known["wrong"] * known["studies"])
+    return (
+        "*Higher* and *lower* of a pair speak of the weights that were run, not of their families: of "
+        f"{known['studies']} made-up studies in which families do not differ, but single weights do as in mini-nli, "
+        f"{number} find consistency and Fisher penalty different at equal Tr(F) "
         "([5](notebooks/5_beyond_the_paper.ipynb))."
     )
 
@@ -238,7 +281,8 @@ def _of_plan(preset: str, folder: Path, plan: str) -> str:
     title = f"**{task}**, {encoder} (preset `{preset}`, plan `{plan}`): {number}, {_seeds(runs, preset, plan)}."
     sentences = [title, _missed(plan) if preset == "mini" else "", headline["left_out"]]
     sentences += [_gains(pd.DataFrame(second["data"]))] if second else []
-    text = _filled(" ".join([*sentences, _hanging(headline["verdicts"])]))
+    sentences += [_hanging(headline["verdicts"]), _of_single_seeds(able, second.get("data"))]
+    text = _filled(" ".join(sentences))
     return f"{text}\n\n{_conditions(able, second.get('data'))}\n{_verdicts(headline['verdicts'])}"
 
 
@@ -274,6 +318,18 @@ def _hanging(rows: list[dict]) -> str:
         if question == "slope" and row["least"]
     ]
     return f"Slopes, whichever condition is left out: {', '.join(parts)}." if parts else ""
+
+
+def _of_single_seeds(able: pd.DataFrame, adapted: list[dict] | None) -> str:
+    """Between which values the slopes of single seeds lie, which an interval over conditions does not know of."""
+    runs = statistics.language_means(pd.DataFrame(adapted)).merge(able[["run_id"]]) if adapted else able
+    if runs["seed"].nunique() < 2:
+        return ""
+    parts = []
+    for y in slopes.outcomes(runs):
+        found = [slopes.slope(part, y, n_permutations=1).value for _, part in runs.groupby("seed")]
+        parts.append(f"of {slopes.OUTCOMES[y]} from {judging.signed(min(found), 2)} to {judging.signed(max(found), 2)}")
+    return f"Slopes of single seeds: {', '.join(parts)}."
 
 
 def _regime(plan: str) -> pd.DataFrame:

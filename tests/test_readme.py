@@ -37,7 +37,8 @@ def test_the_lead_names_what_is_decided(tmp_path):
     runs = intervention_table(-1.5, 0.0, seeds=8)
     set_to = {"headline": {"verdicts": intervention.per_halving(runs)}, "data": {"effects": intervention.effects(runs)}}
     (tmp_path / "using_intervention.json").write_text(json.dumps(saving.plain(set_to)), encoding="utf-8")
-    power = {"headline": {"one point per halving": {"right": 0.12}}}
+    power = {"headline": {"one point per halving": {"right": 0.125, "studies": 40, "half_width": 2.42}}}
+    power["headline"]["equal families"] = {"wrong": 0.35, "studies": 40}
     (tmp_path / "beyond.json").write_text(json.dumps(power), encoding="utf-8")
     advice = {"headline": {"recommendation": "None stands."}, "data": {"chosen": [{"seeds": 3}]}}
     (tmp_path / "using_technique.json").write_text(json.dumps(advice), encoding="utf-8")
@@ -48,13 +49,16 @@ def test_the_lead_names_what_is_decided(tmp_path):
     slopes = found[found["question"] == "slope"]
     number = slopes["verdict"].isin(["rises", "falls", "no effect"]).sum()
     assert f"**Comparing regularisers decides {number} of {len(slopes)} slopes so far: as Tr(F) falls, English" in text
-    assert "as it falls, English accuracy and zero-shot accuracy rise; the same holds at equal training loss" in text
+    said = "as it falls, English accuracy and zero-shot accuracy rise, whichever target is left out; "
+    assert f"{said}adjusted for training loss the same holds.**" in text
     reached = re.search(
         r"minus that of plain training at (\d+), by the Tr\(F\) reached: −2.\d at (\d+) \(lower\),", text
     )
     assert [float(number) for number in reached.groups()] == pytest.approx([200, 700], rel=0.2)
     assert "* With more compute (mini-nli, 3 of 10 seeds): None stands." in text
-    assert "in which accuracy does rise by one point per halving, 12 % find it" in text
+    power = "of 40 made-up studies of mini-nli's size, in which English accuracy does rise by one point per halving, 5"
+    assert f"{power} find it. (Their intervals reach 2.4 points" in text
+    assert "but single weights do as in mini-nli, 14 find consistency and Fisher penalty different" in text
     head = "| points per halving of Tr(F) | xnli, e5, 3 of 10 seeds | mini-nli, Tr(F) set by one term, 8 of 10 seeds |"
     assert head in lead.splitlines()
     (line,) = (line for line in lead.splitlines() if line.startswith("| English accuracy (figure 1) |"))
@@ -62,7 +66,17 @@ def test_the_lead_names_what_is_decided(tmp_path):
     assert "| does Tr(F) fall with the weight? | consistency: in " in text
     known = found[found["low"].notna() & (found["question"] != "slope")]
     decided = known[~known["verdict"].isin(["undecided", "too few seeds", "too few conditions"])]
-    assert f"Of {len(known)} further questions that have an interval, {len(decided)} are decided" in text
+    assert f"Of {len(known)} further questions that have an interval, {len(decided)} are decided, " in text
+
+
+def test_the_lead_names_the_targets_that_a_verdict_rests_on():
+    row = {"value": 1.0, "low": 0.5, "high": 1.5, "p": 0.01, "verdict": "rises", "rests_on": []}
+    rows = [row | {"outcome": "gain", "held": held} for held in ("", "at equal loss")]
+    rows[1] |= {"rests_on": [250.0, 700.0]}
+    figure = {"headline": {"verdicts": rows}}
+    said = readme._by_setting(readme._setting(figure), readme._rests(figure))
+    assert "gain rises, whichever target is left out; adjusted for training loss the same holds" in said
+    assert said.endswith("the same holds, but not all of it without the target 700 or 250.")
 
 
 def test_the_lead_says_where_nothing_is_decided(tmp_path):

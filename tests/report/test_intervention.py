@@ -68,6 +68,19 @@ def test_what_the_term_does_besides_is_told_from_what_its_trace_does(costs):
     assert slopes["low"] < 1.5 < slopes["high"], "whatever the term costs"
 
 
+def test_targets_that_a_verdict_rests_on_are_those_without_which_it_is_another():
+    """Accuracy rises with the trace of the lowest target alone, which is told; where it rises evenly none is."""
+    evenly = intervention.per_halving(table(per_loss=0.0)).set_index(["outcome", "held"])
+    assert evenly.loc[("english_accuracy", ""), "rests_on"] == []
+    runs = table(per_doubling=0.0, per_loss=0.0)
+    lowest = sorted(set(runs["weight"]))[1]
+    runs.loc[runs["weight"] == lowest, "english_accuracy"] += 0.05
+    found = intervention.per_halving(runs).set_index(["outcome", "held"]).loc[("english_accuracy", "")]
+    assert (found["verdict"], found["rests_on"]) == ("rises", [lowest])
+    two = intervention.per_halving(runs[runs["weight"].isin([0.0, lowest, max(runs["weight"])])])
+    assert not any(two["rests_on"]), "of two targets none can be left out"
+
+
 def test_a_loss_that_does_not_vary_cannot_be_held():
     found = intervention.per_halving(table().assign(train_loss=0.1)).set_index(["outcome", "held"])
     assert found.loc[("english_accuracy", "at equal loss"), "verdict"] == "undetermined"

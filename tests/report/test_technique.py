@@ -108,6 +108,33 @@ def test_no_seed_both_chooses_and_judges(table):
         assert found.loc[(level, "zero_shot_accuracy"), "seeds"] == SEEDS
 
 
+def test_what_is_gained_over_the_shortest_plain_training_is_told_where_a_longer_one_was_chosen():
+    """Longer training is more accurate in English and less in other languages: plain fine-tuning is chosen too long."""
+    table = technique_table({"kl=1.4": 2.0}, SEEDS)
+    level = table["compute"].round().clip(lower=1)
+    table = table.assign(
+        english_accuracy=table["english_accuracy"] + 0.01 * level,
+        zero_shot_accuracy=table["zero_shot_accuracy"] - 0.03 * level,
+    )
+    found = technique.chosen(table)
+    row = found.set_index(["level", "outcome"]).loc[(2, "zero_shot_accuracy")]
+    gaps = accuracy(table, "zero_shot_accuracy", "kl=1.4") - accuracy(table, "zero_shot_accuracy", "none")
+    assert (row["recipe"], row["agree"], row["plain"]) == ("kl=1.4", SEEDS, 0)
+    assert row["once"] == pytest.approx(gaps.mean())
+    assert [row["once_low"], row["once_high"]] == pytest.approx([*stats.ttest_1samp(gaps, 0).confidence_interval()])
+    assert row["once"] < row["value"] - 0.5
+    text = technique.recommendation(found)
+    assert f"points; over plain once {row['once']:+.1f} [".replace("-", "−") in text
+    assert text.count("over plain once") == 4, "of twice and three times, for two outcomes"
+
+
+def test_where_plain_fine_tuning_itself_is_chosen_the_recommendation_says_so():
+    best = technique_table({}, SEEDS).assign(english_accuracy=lambda t: 0.5 + 0.1 * (t["label"] == "none"))
+    found = technique.chosen(best)
+    assert set(found["plain"]) == {SEEDS}
+    assert f"in {SEEDS} of {SEEDS} seeds plain itself" in technique.recommendation(found)
+
+
 def test_choosing_on_the_judged_seed_would_flatter():
     """Without any effect, the recipe chosen on other seeds gains nothing in English; the one of the same seeds does."""
     honest, flattered = [], []
@@ -148,21 +175,21 @@ def test_the_recommendation_is_made_of_the_recipe_and_its_interval(table):
     one = found[(found["level"] == 2) & (found["outcome"] == "zero_shot_accuracy")].iloc[0]
     assert zero_shot.startswith("For zero-shot accuracy, the recipe most accurate in English")
     interval = f"{one['value']:+.1f} [{one['low']:+.1f}, {one['high']:+.1f}] points"
-    assert f"twice {one['recipe']} (chosen in {one['agree']} of {SEEDS} seeds; {interval})" in zero_shot
+    assert f"twice {one['recipe']} (chosen in {one['agree']} of {SEEDS} seeds; {interval}" in zero_shot
     assert adapted.startswith("For accuracy after adaptation, the recipe")
     assert "none stands" not in zero_shot + adapted
 
 
 def test_none_stands_is_said_too(null):
     text = technique.recommendation(technique.chosen(null))
-    assert text.count("points over the best plain fine-tuning of no more compute.") == text.count("none stands: ") == 2
+    assert text.count("its length chosen in the same way.") == text.count("none stands: ") == 2
     assert "(no difference)" in text
 
 
 def test_one_level_may_stand_and_others_not(table, null):
     mixed = pd.concat([table[table["compute"] < 1.5], null[null["compute"] > 1.5]])
     text = technique.recommendation(technique.chosen(mixed))
-    assert "no more compute: once kl=1.4 (chosen in" in text
+    assert "chosen in the same way: once kl=1.4 (chosen in" in text
     assert "; none stands at twice" in text
 
 

@@ -74,13 +74,18 @@ def per_halving(table: pd.DataFrame) -> pd.DataFrame:
     Returns:
         A row for each outcome and what is held: `outcome, held` ("", "at equal loss"), `value, low, high`
         (points per halving: positive where smaller traces do better), `p` (t test, Holm over the outcomes), `targets,
-        seeds, verdict`: rises, falls, no effect (within ± half a point per halving), undecided.
+        seeds, verdict`: rises, falls, no effect (within ± half a point per halving), undecided; and `rests_on`, the
+        targets without which the verdict is another (none are left out of fewer than three).
 
     Raises:
         FlatlingoError: as for `effects`.
     """
     runs = _runs(table)
-    return _judged(runs[runs["target"] == 1], ["x"])
+    runs = runs[runs["target"] == 1]
+    found, targets = _judged(runs, ["x"]), sorted(runs["weight"].unique())
+    without = {one: _judged(runs[runs["weight"] != one], ["x"]) for one in targets if len(targets) > 2}
+    changed = {one: less["verdict"] != found["verdict"] for one, less in without.items()}
+    return found.assign(rests_on=[[one for one, rows in changed.items() if rows[i]] for i in found.index])
 
 
 def besides(table: pd.DataFrame) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 Recipes are compared, seed by seed, with plain fine-tuning that takes as much compute or less: of the lengths that fit
 the one that is most accurate in English in other seeds, for a budget need not be spent. Intervals are 95 % t intervals
-over seeds. No run is left out as incompetent: what has not learnt its task is no recipe to choose.
+over seeds. No run is left out as incompetent: one that has not learnt its task counts against its recipe.
 """
 
 import matplotlib.pyplot as plt
@@ -109,15 +109,17 @@ def chosen(table: pd.DataFrame) -> pd.DataFrame:
     In each seed the recipe is that of the highest mean English accuracy over the *other* seeds, of all recipes that
     take as much compute or less and that every seed has, plain fine-tuning among them; so no seed both chooses and
     judges. (The choices of two seeds share most of the runs they rest on, which the t interval over seeds does not know
-    of.)
+    of.) The plain fine-tuning chosen in this way may be a longer one that is no better in other languages; so what is
+    gained over the shortest is told as well.
 
     Args:
         table: as for `with_level`.
 
     Returns:
         A row for each level and outcome: `level, outcome, recipe` (chosen on all seeds), `agree` (in how many seeds the
-        others choose it too), `value, low, high` (points; doublings), `p` (t test; of zero-shot accuracy and accuracy
-        after adaptation Holm over levels and these), `seeds, verdict`. NaN with one seed.
+        others choose it too), `plain` (in how many they choose a plain fine-tuning), `value, low, high` (points;
+        doublings), `p` (t test; of zero-shot accuracy and accuracy after adaptation Holm over levels and these),
+        `seeds`, `once, once_low, once_high` (over plain fine-tuning of the first level), `verdict`. NaN with one seed.
 
     Raises:
         FlatlingoError: as for `with_level`.
@@ -125,17 +127,23 @@ def chosen(table: pd.DataFrame) -> pd.DataFrame:
     runs = with_level(table)
     rows = []
     for level in sorted(runs["level"].unique()):
-        gaps = minus_reference(runs, level)
-        gaps["recipe"] += _less(gaps["level"], level)
-        english = gaps.assign(english_accuracy=runs["english_accuracy"])
-        english = english.pivot(index="seed", columns="recipe", values="english_accuracy").dropna(axis=1)
-        gaps = gaps.set_index(["seed", "recipe"])
+        bought = runs[runs["level"] <= level]
+        bought = bought.assign(recipe=bought["recipe"] + _less(bought["level"], level))
+        english = bought.pivot(index="seed", columns="recipe", values="english_accuracy").dropna(axis=1)
         by_seed = {seed: english.drop(index=seed).mean().idxmax() for seed in english.index if len(english) > 1}
         everywhere = english.mean().idxmax()
-        picked = gaps.loc[[*by_seed.items()]].droplevel("recipe")
+        picked = bought.set_index(["seed", "recipe"]).loc[[*by_seed.items()]].droplevel("recipe")
+        plain = plain_outcomes(runs, reference(runs, level))
+        once = plain_outcomes(runs, pd.Series(runs["level"].min(), index=english.index))
+        number = {
+            "agree": [*by_seed.values()].count(everywhere),
+            "plain": sum(name.split(",")[0] == "plain" for name in by_seed.values()),
+        }
         for y in _measured(runs):
-            names = {"level": level, "outcome": y, "recipe": everywhere}
-            rows.append(names | {"agree": [*by_seed.values()].count(everywhere)} | _row(picked[y], y))
+            over = over_seeds(_scale(y) * (picked[y] - once[y].reindex(picked.index)))
+            shortest = {"once": over.value, "once_low": over.low, "once_high": over.high}
+            names = {"level": level, "outcome": y, "recipe": everywhere} | number
+            rows.append(names | _row(picked[y] - plain[y].reindex(picked.index), y) | shortest)
     found = pd.DataFrame(rows)
     judged = found["outcome"].isin(JUDGED)
     found.loc[judged, "p"] = holm([*found.loc[judged, "p"]])
@@ -237,10 +245,14 @@ def reference(runs: pd.DataFrame, level: int) -> pd.Series:
 
 def minus_reference(runs: pd.DataFrame, level: int) -> pd.DataFrame:
     """The runs that a budget can buy, their outcomes less those of the `reference` of their seed."""
-    columns, at = _measured(runs), reference(runs, level)
-    plain = runs[(runs["recipe"] == "plain") & (runs["level"] == runs["seed"].map(at))].set_index("seed")[columns]
-    bought = runs[runs["level"] <= level]
-    return bought.assign(**(bought[columns] - plain.loc[bought["seed"]].to_numpy()))
+    plain, bought = plain_outcomes(runs, reference(runs, level)), runs[runs["level"] <= level]
+    return bought.assign(**(bought[plain.columns] - plain.loc[bought["seed"]].to_numpy()))
+
+
+def plain_outcomes(runs: pd.DataFrame, at: pd.Series) -> pd.DataFrame:
+    """What plain fine-tuning reaches in each seed, of the level that is given for it."""
+    plain = runs[(runs["recipe"] == "plain") & (runs["level"] == runs["seed"].map(at))]
+    return plain.set_index("seed")[_measured(runs)]
 
 
 def _less(levels: pd.Series, level: int) -> pd.Series:
@@ -264,23 +276,33 @@ def _advice(found: pd.DataFrame, outcome: str) -> str:
     lines = found.to_dict("records")
     stands = [row for row in lines if row["verdict"] == WORDS[0]]
     others = ", ".join(
-        f"{_times(row['level'])} {interval(row, 1)} ({row['verdict']})" for row in lines if row["verdict"] != WORDS[0]
+        f"{_times(row['level'])} {interval(row, 1)} ({row['verdict']}{_beside(row)})"
+        for row in lines
+        if row["verdict"] != WORDS[0]
     )
     if not stands:
         return (
             f"For {outcome} none stands: the recipe most accurate in English in other seeds gains {others} points over "
-            "the best plain fine-tuning of no more compute."
+            "plain fine-tuning of no more compute, its length chosen in the same way."
         )
     advice = ", ".join(
         f"{_times(row['level'])} {row['recipe']} (chosen in {row['agree']} of {row['seeds']} seeds; {interval(row, 1)} "
-        "points)"
+        f"points{_beside(row)})"
         for row in stands
     )
     rest = f"; none stands at {others}" if others else ""
     return (
-        f"For {outcome}, the recipe most accurate in English in other seeds beats the best plain fine-tuning of no "
-        f"more compute: {advice}{rest}."
+        f"For {outcome}, the recipe most accurate in English in other seeds beats plain fine-tuning of no more "
+        f"compute, its length chosen in the same way: {advice}{rest}."
     )
+
+
+def _beside(row: dict) -> str:
+    """How often plain fine-tuning itself is chosen, and what is gained over the shortest where that is another."""
+    itself = f"; in {row['plain']} of {row['seeds']} seeds plain itself" if row["plain"] else ""
+    other = not np.isclose(row["once"], row["value"])
+    once = {"value": row["once"], "low": row["once_low"], "high": row["once_high"]}
+    return itself + (f"; over plain once {interval(once, 1)}" if other else "")
 
 
 def _times(level: int) -> str:
