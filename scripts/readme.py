@@ -17,7 +17,6 @@ from flatlingo.errors import FlatlingoError
 from flatlingo.files import RECORDED, ROOT, replacing
 from flatlingo.report import answers, competence, decisions, judging, slopes, statistics
 from flatlingo.report.drawing import LANGUAGES
-from flatlingo.report.intervention import HELD
 from flatlingo.report.matched import TOO_FEW_SEEDS
 from flatlingo.report.regimes import regime
 from flatlingo.study.families import family
@@ -81,7 +80,7 @@ def lead(figures: Path = FIGURES) -> str:
         columns[title] = _column(setting, "")
     everything = pd.concat(found)
     slope = everything.index.get_level_values("question") == "slope"
-    summary = f"{_over_regularisers(everything[slope])} {_by_setting(setting, _rests(intervention))}".strip()
+    summary = f"{_over_regularisers(everything[slope])} {_by_setting(setting)}".strip()
     table = pd.DataFrame(columns).reindex([*ROWS]).fillna("")
     made_up = _read(figures / POWER)
     notes = [_by_target(intervention), _besides(intervention), _power(made_up), _pairs(made_up)]
@@ -152,18 +151,10 @@ def _setting(figure: dict) -> pd.DataFrame:
         return pd.DataFrame()
     found = pd.DataFrame(rows)
     found = found.assign(question=found["held"], outcome=found["outcome"].map(slopes.OUTCOMES))
-    return _printed(found.to_dict("records"))
+    return _printed(found.to_dict("records")).assign(rests_on=found["rests_on"].to_numpy())
 
 
-def _rests(figure: dict) -> dict[str, dict[str, list[float]]]:
-    """The targets without which a verdict of plan `intervention` is another, by what is held and outcome."""
-    found: dict[str, dict[str, list[float]]] = {held: {} for held in HELD}
-    for row in figure.get("headline", {}).get("verdicts", []):
-        found[row["held"]][slopes.OUTCOMES[row["outcome"]]] = row["rests_on"]
-    return found
-
-
-def _by_setting(found: pd.DataFrame, rests: dict[str, dict[str, list[float]]]) -> str:
+def _by_setting(found: pd.DataFrame) -> str:
     """The outcomes that rise, fall or stay the same as Tr(F) falls by being set, and what of it holds at equal loss.
 
     And what rests on a single target.
@@ -179,17 +170,17 @@ def _by_setting(found: pd.DataFrame, rests: dict[str, dict[str, list[float]]]) -
     held = [name for name, verdict in settled.items() if said["at equal loss"].get(name) == verdict]
     too = "adjusted for training loss the same holds"
     too += "" if [*settled] == held else f" of {_listed(held)}"
-    alone = _without(rests[""], settled) or ", whichever target is left out"
-    also = too + _without(rests["at equal loss"], held) if held else "adjusted for training loss this is undecided"
+    alone = _without(found.loc[""], settled) or ", whichever target is left out"
+    also = too + _without(found.loc["at equal loss"], held) if held else "adjusted for training loss this is undecided"
     return (
         f"Setting Tr(F) by one term (mini-nli) decides {len(settled)} of {len(said[''])}: as it falls, "
         f"{effects}{alone}; {also}."
     )
 
 
-def _without(rests: dict[str, list[float]], names: Iterable[str]) -> str:
+def _without(found: pd.DataFrame, names: Iterable[str]) -> str:
     """That not all of what is said of some outcomes holds without one of the targets; "" if it does."""
-    targets = sorted({target for name in names for target in rests[name]}, reverse=True)
+    targets = sorted({target for name in names for target in found.loc[name, "rests_on"]}, reverse=True)
     listed = " or ".join(f"{target:g}" for target in targets)
     return f", but not all of it without the target {listed}" if targets else ""
 

@@ -175,21 +175,23 @@ def test_the_recommendation_is_made_of_the_recipe_and_its_interval(table):
     one = found[(found["level"] == 2) & (found["outcome"] == "zero_shot_accuracy")].iloc[0]
     assert zero_shot.startswith("For zero-shot accuracy, the recipe most accurate in English")
     interval = f"{one['value']:+.1f} [{one['low']:+.1f}, {one['high']:+.1f}] points"
-    assert f"twice {one['recipe']} (chosen in {one['agree']} of {SEEDS} seeds; {interval}" in zero_shot
+    once = f"over plain once {one['once']:+.1f} [{one['once_low']:+.1f}, {one['once_high']:+.1f}]"
+    assert f"twice {one['recipe']} (chosen in {one['agree']} of {SEEDS} seeds; {interval}; {once})" in zero_shot
     assert adapted.startswith("For accuracy after adaptation, the recipe")
     assert "none stands" not in zero_shot + adapted
 
 
 def test_none_stands_is_said_too(null):
     text = technique.recommendation(technique.chosen(null))
-    assert text.count("its length chosen in the same way.") == text.count("none stands: ") == 2
+    over = "points over plain fine-tuning of no more compute, its length chosen in the same way."
+    assert text.count(over) == text.count("none stands: ") == 2
     assert "(no difference)" in text
 
 
 def test_one_level_may_stand_and_others_not(table, null):
     mixed = pd.concat([table[table["compute"] < 1.5], null[null["compute"] > 1.5]])
     text = technique.recommendation(technique.chosen(mixed))
-    assert "chosen in the same way: once kl=1.4 (chosen in" in text
+    assert "no more compute, its length chosen in the same way: once kl=1.4 (chosen in" in text
     assert "; none stands at twice" in text
 
 

@@ -125,7 +125,7 @@ def chosen(table: pd.DataFrame) -> pd.DataFrame:
         FlatlingoError: as for `with_level`.
     """
     runs = with_level(table)
-    rows = []
+    rows, once = [], plain_outcomes(runs, pd.Series(runs["level"].min(), index=runs["seed"].unique()))
     for level in sorted(runs["level"].unique()):
         bought = runs[runs["level"] <= level]
         bought = bought.assign(recipe=bought["recipe"] + _less(bought["level"], level))
@@ -134,10 +134,9 @@ def chosen(table: pd.DataFrame) -> pd.DataFrame:
         everywhere = english.mean().idxmax()
         picked = bought.set_index(["seed", "recipe"]).loc[[*by_seed.items()]].droplevel("recipe")
         plain = plain_outcomes(runs, reference(runs, level))
-        once = plain_outcomes(runs, pd.Series(runs["level"].min(), index=english.index))
         number = {
             "agree": [*by_seed.values()].count(everywhere),
-            "plain": sum(name.split(",")[0] == "plain" for name in by_seed.values()),
+            "plain": int((picked["family"] == "none").sum()),
         }
         for y in _measured(runs):
             over = over_seeds(_scale(y) * (picked[y] - once[y].reindex(picked.index)))

@@ -112,9 +112,9 @@ class Sources:
 
     def require_gpu(self) -> None:
         """Refuse an encoder that needs a GPU where there is none, see `devices.require_gpu`."""
-        from flatlingo import devices
-
         if self.encoder.needs_gpu:
+            from flatlingo import devices
+
             devices.require_gpu(f"training {self.encoder.source}")
 
     def check(self, spec: RunSpec, *, here: bool = True) -> None:
