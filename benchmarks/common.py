@@ -1,6 +1,7 @@
 """What the benchmarks share: models and batches, paired timing, memory of a process of its own, reports by machine."""
 
 import argparse
+import ast
 import hashlib
 import json
 import os
@@ -184,13 +185,25 @@ def environment(*packages: str) -> dict[str, str]:
     return here | versions | {"code": code()}
 
 
-def code() -> str:
-    """A digest of what is measured, which a version does not tell: between releases it changes and that does not."""
+def code(package: Path = Path(flatlingo.__file__).parent) -> str:
+    """A digest of what is measured, which a version does not tell: between releases it changes and that does not.
+
+    Comments and docstrings do not count.
+    """
     digest = hashlib.sha256()
     for folder in ("fisher", "regularizers"):
-        for path in sorted((Path(flatlingo.__file__).parent / folder).glob("*.py")):
-            digest.update(path.read_bytes())
+        for path in sorted((package / folder).glob("*.py")):
+            digest.update(ast.unparse(_without_docstrings(path.read_text(encoding="utf-8"))).encode())
     return digest.hexdigest()[:8]
+
+
+def _without_docstrings(source: str) -> ast.Module:
+    module = ast.parse(source)
+    for node in ast.walk(module):
+        match node:
+            case ast.Module() | ast.ClassDef() | ast.FunctionDef() if ast.get_docstring(node) is not None:
+                node.body = node.body[1:]
+    return module
 
 
 def read_report(path: Path, where: dict[str, str], *, lists: tuple[str, ...] = ("rows",)) -> dict:

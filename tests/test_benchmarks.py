@@ -54,6 +54,24 @@ def test_other_makes_stay_and_so_does_this_ones_of_the_same_versions(path, where
     assert report["environments"]["B"] == OTHER
 
 
+@pytest.mark.parametrize(
+    ("source", "same"),
+    [
+        ('"""Other words."""\n\n\nclass A:\n    """New."""\n\n    def f(self):\n        return 1  # one\n', True),
+        ("class A:\n    def f(self):\n        return 1\n", True),
+        ("class A:\n    def f(self):\n        return 2\n", False),
+    ],
+    ids=["other prose", "no prose", "another result"],
+)
+def test_the_digest_of_the_code_leaves_out_its_prose(tmp_path, source, same):
+    module = tmp_path / "fisher" / "norms.py"
+    module.parent.mkdir()
+    module.write_text('"""Words."""\nclass A:\n    def f(self):\n        """One."""\n        return 1\n')
+    before = common.code(tmp_path)
+    module.write_text(source)
+    assert (common.code(tmp_path) == before) is same
+
+
 def test_the_first_report_is_empty(tmp_path):
     report = common.read_report(tmp_path / "none.json", OLD, lists=("rows", "lengths"))
     assert report == {"environments": {"A": OLD}, "rows": [], "lengths": []}
