@@ -33,7 +33,7 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from flatlingo import devices, models
-from flatlingo.callbacks import Checkpoints
+from flatlingo.checkpoints import Checkpoints
 from flatlingo.encoding import batches
 from flatlingo.evaluation import accuracy, evaluating, trace_of_rows
 from flatlingo.fisher import fisher_trace

@@ -8,7 +8,7 @@ from tiny import make_model, make_rows, make_tokenizer
 from transformers import TrainerCallback
 
 from flatlingo.averaging import FILE, WeightAverage
-from flatlingo.callbacks import Checkpoints
+from flatlingo.checkpoints import Checkpoints
 from flatlingo.errors import FlatlingoError
 from flatlingo.training import finetune
 

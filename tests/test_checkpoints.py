@@ -10,9 +10,9 @@ import torch
 from tiny import make_model, make_rows, make_tokenizer
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from flatlingo import callbacks
+from flatlingo import checkpoints
 from flatlingo import files as digests
-from flatlingo.callbacks import Checkpoints
+from flatlingo.checkpoints import Checkpoints
 from flatlingo.regularizers import FisherPenalty, SubwordConsistency
 from flatlingo.training import finetune
 
@@ -184,12 +184,12 @@ def test_a_training_shorter_than_the_interval_writes_nothing(tmp_path, undisturb
 @pytest.mark.parametrize(("processes", "agreements"), [(1, []), (2, [50, 100])])
 def test_processes_agree_on_a_checkpoint_in_every_50th_step_only(monkeypatch, tmp_path, processes, agreements):
     seen, saved = [], []
-    monkeypatch.setattr(callbacks, "PartialState", lambda: SimpleNamespace(num_processes=processes))
-    monkeypatch.setattr(callbacks, "broadcast_object_list", lambda due: seen.append(step) or due)
-    checkpoints = Checkpoints(tmp_path, minutes=0)
+    monkeypatch.setattr(checkpoints, "PartialState", lambda: SimpleNamespace(num_processes=processes))
+    monkeypatch.setattr(checkpoints, "broadcast_object_list", lambda due: seen.append(step) or due)
+    writer = Checkpoints(tmp_path, minutes=0)
     for step in range(1, 121):
         control = TrainerControl()
-        checkpoints.on_step_end(SimpleNamespace(eval_strategy="no"), TrainerState(global_step=step), control)
+        writer.on_step_end(SimpleNamespace(eval_strategy="no"), TrainerState(global_step=step), control)
         saved += [step] if control.should_save else []
     assert seen == agreements
     assert saved == (agreements or list(range(1, 121)))

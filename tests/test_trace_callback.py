@@ -16,7 +16,7 @@ from tiny import make_model, make_rows, make_tokenizer
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import flatlingo as fl
-from flatlingo import callbacks as watching
+from flatlingo import tracecallbacks
 from flatlingo.encoding import PairCollator, encode
 
 TOKENIZER = make_tokenizer()
@@ -90,7 +90,7 @@ def test_a_plain_trainer_logs_the_trace_of_the_weights_at_each_turn(tmp_path, se
 @pytest.mark.parametrize("settings", [{}, {"bf16": True}], ids=["float32", "bf16"])
 def test_a_curve_has_trace_and_loss_of_the_weights_at_its_shares(tmp_path, settings):
     copies = Copies()
-    trainer = plain_trainer(tmp_path, copies, watching.TraceCurve(BATCHES, (0, 0.25, 0.5)), **settings)
+    trainer = plain_trainer(tmp_path, copies, tracecallbacks.TraceCurve(BATCHES, (0, 0.25, 0.5)), **settings)
     copies.weights[0] = copy.deepcopy(trainer.model.state_dict())
     trainer.train()
     entries = [entry for entry in trainer.state.log_history if "trace/value" in entry]
@@ -120,7 +120,7 @@ def test_tensorboard_shows_what_the_log_holds(tmp_path, monkeypatch):
 
 CALLBACKS = {
     "callback": lambda trainer: fl.TraceCallback(BATCHES, trainer, every=1, max_share=1),
-    "curve": lambda trainer: watching.TraceCurve(BATCHES, (0, 0.25, 0.5)),
+    "curve": lambda trainer: tracecallbacks.TraceCurve(BATCHES, (0, 0.25, 0.5)),
 }
 
 
@@ -150,15 +150,15 @@ def clock(monkeypatch):
         def on_step_begin(self, *args, **kwargs):
             self.now += 1
 
-    clock, measured = Clock(), watching.fisher_trace
+    clock, measured = Clock(), tracecallbacks.fisher_trace
 
     def fisher_trace(model, batches):
         found = measured(model, batches)
         clock.now += clock.per_row * found.n
         return found
 
-    monkeypatch.setattr(watching, "fisher_trace", fisher_trace)
-    monkeypatch.setattr(watching.time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(tracecallbacks, "fisher_trace", fisher_trace)
+    monkeypatch.setattr(tracecallbacks.time, "monotonic", lambda: clock.now)
     return clock
 
 
@@ -167,7 +167,7 @@ def test_measuring_takes_no_more_than_its_share_of_the_time(tmp_path, clock, cap
     clock.per_row = 0.2  # 2.2 s for all rows, twice 1.6 s for the first batch
     trainer = plain_trainer(tmp_path, clock, num_train_epochs=15)  # 60 s
     trainer.add_callback(fl.TraceCallback(BATCHES, trainer, every=2, max_share=max_share))
-    with caplog.at_level(logging.WARNING, logger="flatlingo.callbacks"):
+    with caplog.at_level(logging.WARNING, logger="flatlingo.tracecallbacks"):
         trainer.train()
     log = trainer.state.log_history
     shares = [entry["fisher_trace_share"] for entry in traced(log)]

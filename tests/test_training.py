@@ -48,7 +48,8 @@ from flatlingo.regularizers import (
     finite_differences,
     periodic,
 )
-from flatlingo.training import RegularizedTrainer, _accuracy, adapt, finetune
+from flatlingo.trainer import RegularizedTrainer
+from flatlingo.training import _accuracy, adapt, finetune
 
 SETTINGS = {"seed": 1, "epochs": 2, "batch_size": 8, "learning_rate": 1e-3, "max_length": 32}
 TOKENIZER = make_tokenizer()

@@ -3,7 +3,7 @@
 import pytest
 from tiny import make_model, make_rows, make_tokenizer
 
-from flatlingo import callbacks as watching
+from flatlingo import watching
 from flatlingo.training import finetune
 
 

@@ -269,10 +269,10 @@ def train(
     condition = _condition(family, weight)
     _refuse_existing(output)
     _refuse_unwritable(output)
-    from flatlingo import callbacks
     from flatlingo.devices import is_first_process, keep_memory
     from flatlingo.study.run import run
     from flatlingo.study.sources import Sources
+    from flatlingo.watching import MinuteLines, tensorboard_in
 
     keep_memory()
     sources = Sources.of(settings, plan, model=model, task=task, data=data)
@@ -281,7 +281,7 @@ def train(
     spec = spec.model_copy(update={"condition": condition, "setup": setup})
     (config,) = sources.resolve([spec])
     sources.check(spec)
-    boards = [callbacks.tensorboard(tensorboard)] if tensorboard else []
+    boards = [tensorboard_in(tensorboard)] if tensorboard else []
     work = output.with_name(f".{output.name}.work")
     with _alone(work, output) if is_first_process() else nullcontext():
         finished = run(
@@ -289,7 +289,7 @@ def train(
             sources,
             work=work / config.run_id,
             checkpoint_minutes=checkpoint_minutes,
-            callbacks=[callbacks.MinuteLines(), *boards],
+            callbacks=[MinuteLines(), *boards],
         )
         if not is_first_process():
             return

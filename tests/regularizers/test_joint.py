@@ -20,7 +20,7 @@ from flatlingo.regularizers import (
     Translation,
     XTune,
 )
-from flatlingo.training import RegularizedTrainer
+from flatlingo.trainer import RegularizedTrainer
 
 TOKENIZER = make_tokenizer()
 SWITCHING = CodeSwitching(TOKENIZER, {"cat": "understand", "big": "grün", "the": "Hund und"}, 0.9)

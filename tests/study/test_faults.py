@@ -16,7 +16,7 @@ from joblib.externals.loky.backend.context import set_start_method
 from tiny import SIZES, resolved, sources_of, write_preset
 from transformers import PreTrainedModel
 
-from flatlingo import callbacks, evaluation
+from flatlingo import checkpoints, evaluation
 from flatlingo.errors import FlatlingoError
 from flatlingo.study import launchers
 from flatlingo.study import run as running
@@ -24,7 +24,7 @@ from flatlingo.study import store as storing
 from flatlingo.study.sources import Sources
 from flatlingo.study.store import Store
 from flatlingo.study.sweep import sweep
-from flatlingo.training import RegularizedTrainer
+from flatlingo.trainer import RegularizedTrainer
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ MOMENTS = {
     "before the first step": (killing(running, "_train", 2), 1, 2),
     "in a step": (killing(RegularizedTrainer, "compute_loss", 4), 1, 1),
     "in the writing of a checkpoint": (killing(RegularizedTrainer, "_save_rng_state", 4), 1, 1),
-    "before a checkpoint has its digests": (killing(callbacks, "write_sums", 4), 1, 1),
+    "before a checkpoint has its digests": (killing(checkpoints, "write_sums", 4), 1, 1),
     "in the measurement of Tr(F)": (killing(evaluation, "trace_of_rows", 3), 1, 0),
     "before the result is written": (killing(Store, "write", 2), 1, 0),
     "in the writing of the weights": (killing(PreTrainedModel, "save_pretrained", 6, after=True, spoil=tear), 1, 0),

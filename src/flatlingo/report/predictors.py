@@ -89,7 +89,7 @@ def trace_at_loss(history: Sequence[Mapping[str, float]], loss: float) -> float:
     between the two measurements that the loss lies between.
 
     Args:
-        history: the entries of a training log; those of `callbacks.TraceCurve` hold `trace/loss` and `trace/value`.
+        history: the entries of a training log; those of `TraceCurve` hold `trace/loss` and `trace/value`.
         loss: in nats.
 
     Returns:

@@ -27,7 +27,7 @@ from submitit.core.utils import UncompletedJobError
 from transformers import TrainerCallback
 
 from flatlingo import devices
-from flatlingo.callbacks import MINUTES, MinuteLines, tensorboard
+from flatlingo.checkpoints import MINUTES
 from flatlingo.devices import device_name, keep_memory
 from flatlingo.errors import DivergedError, FlatlingoError, first_line
 from flatlingo.study.outcome import FAILED, Outcome
@@ -35,6 +35,7 @@ from flatlingo.study.presets import RunConfig
 from flatlingo.study.run import run
 from flatlingo.study.sources import Sources
 from flatlingo.study.store import LOGS, Store
+from flatlingo.watching import MinuteLines, tensorboard_in
 
 PACKAGES = ("flatlingo", "torch", "transformers", "tokenizers", "datasets", "accelerate", "numpy")
 POLL_SECONDS = 5
@@ -113,7 +114,7 @@ class Job:
 
     def _callbacks(self, config: RunConfig) -> list[TrainerCallback]:
         """What is written while a run trains: a line per minute into its log, and for TensorBoard if asked for."""
-        boards = [tensorboard(self.tensorboard / config.run_id)] if self.tensorboard else []
+        boards = [tensorboard_in(self.tensorboard / config.run_id)] if self.tensorboard else []
         return [MinuteLines(), *boards]
 
 

@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from flatlingo import training
-from flatlingo.callbacks import MINUTES, Checkpoints, TraceCurve
+from flatlingo.checkpoints import MINUTES, Checkpoints
 from flatlingo.devices import device, loading_processes, processes, threads
 from flatlingo.encoding import batches
 from flatlingo.evaluation import TRACE_BATCH
@@ -22,6 +22,7 @@ from flatlingo.study.sources import Sources
 from flatlingo.study.stages import Stages
 from flatlingo.study.terms import segmentation, settings, terms
 from flatlingo.tasks import Task
+from flatlingo.tracecallbacks import TraceCurve
 
 SHARPNESS_ROWS = 300
 
