@@ -12,9 +12,10 @@ import pandas as pd
 from flatlingo.errors import FlatlingoError
 from flatlingo.files import MINI_MBERT, RECORDED, replacing
 from flatlingo.hub import provenance
+from flatlingo.miniencoder import split_words
 from flatlingo.miniworld.corpus import CLAIMS, RESTATED
 from flatlingo.models import load_tokenizer
-from flatlingo.pretraining import Masking, split_words
+from flatlingo.pretraining import Masking
 
 
 def zero_shot() -> pd.DataFrame:

@@ -15,10 +15,11 @@ import pytest
 import torch
 from transformers import Trainer
 
-from flatlingo import cli, devices, miniworld, models, pretraining
+from flatlingo import cli, devices, miniencoder, miniworld, models, pretraining, vocabulary
 from flatlingo.errors import FlatlingoError
 from flatlingo.files import ROOT
-from flatlingo.pretraining import Pretraining, pretrain, read_texts, train_tokenizer
+from flatlingo.pretraining import Pretraining, pretrain, read_texts
+from flatlingo.vocabulary import train_tokenizer
 
 SMALL = Pretraining(layers=1, hidden=32, heads=2, vocabulary=1100, epochs=4, batch_size=16, threads=1)
 
@@ -210,7 +211,7 @@ def test_words_are_never_unknown_and_chinese_ones_have_several_segmentations(doc
     pieces = tokenizer.get_vocab()
     for text in ("Größere Mäuse, pingüino y niño: Xylophone #42!", "狗跑", "Hugo 追赶 the 狗.", *documents):
         assert tokenizer.unk_token not in tokenizer.tokenize(text)
-    chinese = [piece.removeprefix("##") for piece in pieces if pretraining.CHINESE.search(piece)]
+    chinese = [piece.removeprefix("##") for piece in pieces if vocabulary.CHINESE.search(piece)]
     assert {len(piece) for piece in chinese} == {1, 2}
     assert pieces.keys() >= {"狗", "##狗", "##正在", "##正", "##在"}
 
@@ -275,9 +276,9 @@ def test_the_shipped_encoder_says_what_it_is():
         settings = Pretraining(
             seed=int(options.get("seed", 0)), epochs=float(options.get("epochs", Pretraining().epochs))
         )
-        found = pretraining.mini_world_corpus(settings.seed, float(options.get("claims", pretraining.CLAIMS)))
+        found = miniencoder.mini_world_corpus(settings.seed, float(options.get("claims", miniencoder.CLAIMS)))
         assert one["data"] == found, "the world changed: run `make pretrain`"
-        assert one["documents"] == pretraining.MINI_WORLD_DOCUMENTS
+        assert one["documents"] == miniencoder.MINI_WORLD_DOCUMENTS
         assert one["settings"] == asdict(settings)
         for fact in (f"| {one['steps']:,} |", f"{one['parameters']:,} parameters", str(one["held_out_loss"])):
             assert fact in card

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from flatlingo import miniworld, models
-from flatlingo.pretraining import split_words
+from flatlingo.miniencoder import split_words
 from flatlingo.segmentation import WordPieceSampler, share_that_loses_a_word
 from flatlingo.study.presets import load_preset
 

@@ -519,15 +519,15 @@ def pretrain(
         raise FlatlingoError("give text files, or --mini-world, and not both")
     if texts and claims is not None:
         raise FlatlingoError("--claims says what the mini world's corpus is made of; leave it out with text files")
-    from flatlingo import pretraining
+    from flatlingo import miniencoder, pretraining
 
     _refuse_unwritable(output)
     settings = pretraining.Pretraining(
         layers, hidden, heads, vocabulary, max_length, epochs, batch_size, learning_rate, seed=seed
     )
     if mini_world:
-        share = pretraining.CLAIMS if claims is None else claims
-        facts = pretraining.pretrain_mini_world(output, settings, start=start, claims=share)
+        share = miniencoder.CLAIMS if claims is None else claims
+        facts = miniencoder.pretrain_mini_world(output, settings, start=start, claims=share)
     else:
         facts = pretraining.pretrain(
             pretraining.read_texts(texts),

@@ -1,4 +1,4 @@
-"""Pre-training of a small multilingual BERT (masked LM, next sentence) on text files or on the mini world."""
+"""Pre-training of a small multilingual BERT: masked pieces, and whether two segments belong together."""
 
 import hashlib
 import json
@@ -7,48 +7,35 @@ import random
 import re
 import shutil
 import time
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 from transformers import (
     BertConfig,
     BertForPreTraining,
     BertTokenizer,
     DataCollatorForLanguageModeling,
-    PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
     TrainingArguments,
 )
 from transformers.utils import ModelOutput
 
-from flatlingo import devices, miniworld
+from flatlingo import devices
 from flatlingo.errors import FlatlingoError
 from flatlingo.files import replacing
-from flatlingo.miniworld.corpus import CLAIMS
-from flatlingo.miniworld.lexicon import FORMS
 from flatlingo.models import load_tokenizer
 from flatlingo.rowfiles import LineError, read_text
-from flatlingo.segmentation import WordPieceSampler, share_that_loses_a_word
 from flatlingo.training import own_randomness
+from flatlingo.vocabulary import SPECIAL, train_tokenizer
 
-MINI_WORLD_DOCUMENTS = 192_000
-PRIVATE = 0xF0000  # first code point of the private plane that marks letters inside a word
-CHINESE = re.compile("[\u3400-\u4dbf\u4e00-\u9fff]")
-CHINESE_PIECES = 0.3  # share of the pieces of several characters that is learned from Chinese text
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 SENTENCE_END = re.compile(r"[.!?]\s+(?=\S)|[。！？]\s*(?=\S)")
-PRINTABLE = [chr(c) for c in range(33, 127)] + list("äöüßÄÖÜáéíóúüñÁÉÍÓÚÑ¿¡«»“”„…–，。！？：；")
 
 
 @dataclass(frozen=True)
@@ -73,77 +60,6 @@ class Pretraining:
 
 
 SIZES = ("layers", "hidden", "heads", "vocabulary")  # which an encoder to go on from has already
-
-
-def train_tokenizer(documents: Iterable[str], vocabulary: int) -> BertTokenizer:
-    """A cased WordPiece tokenizer: `##` marks continuations.
-
-    Unlike multilingual BERT's it does not make a word of every Chinese character, but of all that stand side by side,
-    so that Chinese words too have several segmentations.
-
-    Printable ASCII, the letters of German and Spanish and all characters of the documents are in the vocabulary, with
-    `##` and without, so that no word made of them is [UNK]. Of the pieces of several characters, a share
-    `CHINESE_PIECES` is learned from Chinese text, where there is any, and has two characters, as most words have. (Of
-    one list for all languages, hardly a piece would be a Chinese word: particles are more frequent.)
-
-    Args:
-        documents: the texts to learn pieces from.
-        vocabulary: number of pieces with the five special ones; the characters are kept even where they are more.
-    """
-    normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=False, handle_chinese_chars=False)
-    pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    words = Counter(
-        word for text in documents for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text))
-    )
-    chinese = {word: count for word, count in words.items() if CHINESE.search(word)}
-    other = {word: count for word, count in words.items() if word not in chinese}
-    alphabets = sorted(set(PRINTABLE).union(*other)), sorted(set().union(*chinese))
-    characters = len(set().union(*alphabets))
-    merges = max(0, vocabulary - len(SPECIAL) - 2 * characters)
-    of_chinese = round(CHINESE_PIECES * merges) if chinese else 0
-    pieces = [
-        *SPECIAL,
-        *_learned(other, alphabets[0], merges - of_chinese),
-        *_learned(chinese, alphabets[1], of_chinese, max_token_length=2),
-    ]
-    vocab = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
-    backend = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
-    backend.normalizer = normalizer
-    backend.pre_tokenizer = pre_tokenizer
-    backend.decoder = decoders.WordPiece()
-    ids = {piece: backend.token_to_id(piece) for piece in SPECIAL}
-    backend.post_processor = processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
-    return BertTokenizer(tokenizer_object=backend, do_lower_case=False, tokenize_chinese_chars=False)
-
-
-def _learned(words: dict[str, int], alphabet: list[str], merges: int, **limits: int) -> list[str]:
-    """The characters, with `##` and without, and `merges` longer pieces of some words and their counts.
-
-    The library's own WordPiece trainer numbers the `##` letters in random order and so breaks ties at random. Byte-pair
-    training of words whose letters after the first are marked learns such pieces in a definite order.
-    """
-    learner = Tokenizer(models.BPE())
-    learner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    learner.train_from_iterator(
-        (_mark(word) for word, count in words.items() for _ in range(count)),
-        trainers.BpeTrainer(
-            vocab_size=2 * len(alphabet) + merges,
-            initial_alphabet=alphabet + [_mark(" " + letter)[1] for letter in alphabet],
-            show_progress=False,
-            **limits,
-        ),
-    )
-    return [_unmark(piece) for piece in sorted(learner.get_vocab(), key=learner.token_to_id)]
-
-
-def _mark(word: str) -> str:
-    """Move all letters but the first to a private plane of Unicode; letters beyond the basic plane become U+FFFD."""
-    return word[0] + "".join(chr(min(ord(letter), 0xFFFD) + PRIVATE) for letter in word[1:])
-
-
-def _unmark(piece: str) -> str:
-    text = "".join(chr(ord(letter) - PRIVATE) if ord(letter) >= PRIVATE else letter for letter in piece)
-    return f"##{text}" if ord(piece[0]) >= PRIVATE else text
 
 
 def read_texts(paths: list[Path]) -> list[str]:
@@ -207,44 +123,16 @@ def pretrain(
     before = {} if start is None else {"start": _facts(start)}
     if start is not None:
         settings = replace(settings, **{name: before["start"]["settings"][name] for name in SIZES})
-    if settings.hidden % settings.heads:
-        raise FlatlingoError(f"hidden {settings.hidden} is no multiple of {settings.heads} heads; give one that is")
-    if len(documents) < settings.batch_size:
-        raise FlatlingoError(f"{len(documents)} documents do not fill one batch of {settings.batch_size}")
-    if output.exists() and not (output / "pretraining.json").is_file() and not _is_empty(output):
-        raise FlatlingoError(f"{output} exists and is no encoder of this command, which would replace it; give another")
+    _check(documents, output, settings)
     work = output.with_name(f".{output.name}.work")
     checkpoints = work / _digest([description, asdict(settings), before, documents])
     torch.manual_seed(settings.seed)
     tokenizer = load_tokenizer(start) if start else train_tokenizer(documents, settings.vocabulary)
     tokenizer.model_max_length = settings.max_length
-    half_precision = devices.has_bf16()
     held_out = max(1, min(2000, len(documents) // 50))
     rows = _encode(documents, tokenizer, settings)
     model = _begin(settings, len(tokenizer)) if start is None else _go_on(start, settings)
-    args = TrainingArguments(
-        output_dir=str(checkpoints),
-        num_train_epochs=settings.epochs,
-        per_device_train_batch_size=settings.batch_size,
-        per_device_eval_batch_size=settings.batch_size,
-        learning_rate=settings.learning_rate,
-        weight_decay=0.01,
-        warmup_steps=0.06,
-        lr_scheduler_type="linear",
-        train_sampling_strategy="group_by_length",
-        seed=settings.seed,
-        logging_steps=0.02,
-        # not within an epoch: what a resumed training drew there would not be what the killed one had drawn
-        save_strategy="epoch",
-        save_total_limit=2,
-        report_to="none",
-        disable_tqdm=not progress,
-        bf16=half_precision,
-        use_cpu=not torch.cuda.is_available(),
-        prediction_loss_only=True,
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )
-    args._n_gpu = min(args.n_gpu, 1)  # DataParallel would multiply the batch
+    args = _arguments(settings, checkpoints, progress=progress)
     trainer = Trainer(
         model=model,
         args=args,
@@ -262,7 +150,7 @@ def pretrain(
         "data": description,
         "documents": len(documents),
         "settings": asdict(settings),
-        "precision": "bfloat16" if half_precision else "float32",
+        "precision": "bfloat16" if args.bf16 else "float32",
         "steps": trainer.state.global_step,
         "training_loss": {str(step): round(loss, 3) for step, loss in _thin(history, 12)},
         "held_out_loss": round(held_out_loss, 3),
@@ -275,66 +163,40 @@ def pretrain(
     return facts | {"seconds": round(time.perf_counter() - started)}
 
 
-def pretrain_mini_world(
-    output: Path,
-    settings: Pretraining,
-    *,
-    start: Path | None = None,
-    claims: float = CLAIMS,
-    documents: int = MINI_WORLD_DOCUMENTS,
-) -> dict:
-    """Pre-train on the mini world's corpus, as the shipped encoder was (see `pretrain` and `miniworld.corpus`)."""
-    texts = list(miniworld.corpus(documents, seed=settings.seed, claims=claims))
-    return pretrain(texts, output, settings, description=mini_world_corpus(settings.seed, claims), start=start)
+def _check(documents: list[str], output: Path, settings: Pretraining) -> None:
+    if settings.hidden % settings.heads:
+        raise FlatlingoError(f"hidden {settings.hidden} is no multiple of {settings.heads} heads; give one that is")
+    if len(documents) < settings.batch_size:
+        raise FlatlingoError(f"{len(documents)} documents do not fill one batch of {settings.batch_size}")
+    if output.exists() and not (output / "pretraining.json").is_file() and not _is_empty(output):
+        raise FlatlingoError(f"{output} exists and is no encoder of this command, which would replace it; give another")
 
 
-def mini_world_corpus(seed: int, claims: float = CLAIMS) -> str:
-    """What a model card says of the corpus, and a digest that changes when the mini world does."""
-    sample = "\n".join(miniworld.corpus(1000, seed=seed, claims=claims))
-    share = "" if claims == CLAIMS else f"{claims:.0%} claims, "
-    return (
-        f"mini world, seed {seed}, {share}SHA-256 of the first 1000: {hashlib.sha256(sample.encode()).hexdigest()[:16]}"
+def _arguments(settings: Pretraining, checkpoints: Path, *, progress: bool) -> TrainingArguments:
+    args = TrainingArguments(
+        output_dir=str(checkpoints),
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        per_device_eval_batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        weight_decay=0.01,
+        warmup_steps=0.06,
+        lr_scheduler_type="linear",
+        train_sampling_strategy="group_by_length",
+        seed=settings.seed,
+        logging_steps=0.02,
+        # not within an epoch: what a resumed training drew there would not be what the killed one had drawn
+        save_strategy="epoch",
+        save_total_limit=2,
+        report_to="none",
+        disable_tqdm=not progress,
+        bf16=devices.has_bf16(),
+        use_cpu=not torch.cuda.is_available(),
+        prediction_loss_only=True,
+        dataloader_pin_memory=torch.cuda.is_available(),
     )
-
-
-def split_words(tokenizer: PreTrainedTokenizerBase, rows: int = 500) -> pd.DataFrame:
-    """How the words of the mini world split: over validation rows of both tasks, a line a language.
-
-    Args:
-        tokenizer: with a WordPiece model.
-        rows: of each task.
-
-    Returns:
-        `pieces_per_word`: of the words between spaces and punctuation, which Chinese has not (NaN);
-        `several`: the share of running words that have two segmentations or more without losing a piece, in Chinese of
-        the lexicon's words of two characters, which may be one piece or two; `loses_a_word`: the share of pairs, in a
-        draw of `faithful` segmentations (p = 0.2), of which a word is lost to the unknown piece; `longest`: pieces of
-        the longest pair.
-    """
-    examples = [e for task in miniworld.LABELS for e in miniworld.examples(task, rows, split="validation", seed=0)]
-    plain, sampler = WordPieceSampler(tokenizer, 0.0), WordPieceSampler(tokenizer, mode="clean")
-    rng = random.Random(0)  # what it draws does not matter at p = 0
-    table = {}
-    for language in miniworld.LANGUAGES:
-        pairs = [example.texts[language] for example in examples]
-        if language == "zh":
-            words = [w for w in _CHINESE_PAIRS for pair in pairs for text in pair for _ in range(text.count(w))]
-            several = [f"##{word}" in tokenizer.get_vocab() for word in words]
-        else:
-            words = [word for pair in pairs for text in pair for word in sampler.words(text) if word.isalpha()]
-            several = [sampler.count(word) > 1 for word in words]
-        table[language] = {
-            "pieces_per_word": math.nan
-            if language == "zh"
-            else sum(len(plain.sample_word(word, rng)) for word in words) / len(words),
-            "several": sum(several) / len(words),
-            "loses_a_word": share_that_loses_a_word(tokenizer, pairs),
-            "longest": max(len(tokenizer(*pair)["input_ids"]) for pair in pairs),
-        }
-    return pd.DataFrame.from_dict(table, orient="index")
-
-
-_CHINESE_PAIRS = sorted({form["word"] for form in FORMS["zh"].values() if len(form["word"]) == 2})
+    args._n_gpu = min(args.n_gpu, 1)  # DataParallel would multiply the batch
+    return args
 
 
 def split_document(text: str) -> tuple[str, str]:

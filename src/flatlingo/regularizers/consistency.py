@@ -7,10 +7,8 @@ cross entropy CE as the task loss, q the prediction of the perturbed pass and CE
 
 Both passes run in train mode, each with dropout masks of its own. Where the perturbed pass is an ordinary pass of other
 rows (sampled segmentations, translations, code-switching, dropout), `shared_pass=True` computes both as one pass of 2B
-rows: the same loss, other draws of dropout, and less time where a batch is small for its model. Measured on one CPU
-core with equally long rows, one pass takes 0.61 of the time of two for mBERT's size (T = 64, B = 4), 0.90 and 0.97 for
-a MiniLM (T = 64, B = 4 and 16), 0.82 and 0.95 for the mini encoder (T = 24, B = 8 and 32). Rows are padded to the
-longer view.
+rows: the same loss, other draws of dropout, and less time where a batch is small for its model (16 rows are none for a
+MiniLM: benchmarks/results/steps.md). Rows are padded to the longer view.
 """
 
 from collections.abc import Iterator, Mapping
