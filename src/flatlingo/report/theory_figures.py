@@ -158,8 +158,11 @@ def estimators_figure(cost: pd.DataFrame, spread: pd.DataFrame, ratios: pd.DataF
         axes[1].set(xlabel="batch size B", ylabel="relative spread of one draw")
         axes[2].set(xlabel="batch size B", ylabel="ratio to Tr(F), with 95 % interval")
         axes[2].axhline(1, color="0.4", linewidth=0.8)
+        plain_log_labels(axes[0].xaxis)
+        for ax, (table, x, _) in zip(axes[1:], panels[1:], strict=True):
+            ax.set_xticks(sorted(set(table[x])), sorted(set(table[x])))
+            ax.set_xticks([], minor=True)
         for ax in axes:
-            plain_log_labels(ax.xaxis)
             plain_log_labels(ax.yaxis)
         drawn = set().union(*(table["estimator"] for table, _, _ in panels))
         keys = [key(n, color=c, marker=m, markersize=4) for n, (c, m) in ESTIMATORS.items() if n in drawn]
