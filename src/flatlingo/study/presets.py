@@ -251,7 +251,8 @@ class RunSpec(_Settings):
 
         Terms add their passes to the plain ones (`Family.passes`, of an exact trace `EXACT`), a penalty in every k-th
         step a k-th of them, of some layers their share (`PARTS`); SAM doubles what is there. The length is that of the
-        epochs, which are whole. Measured times of a step differ by up to a tenth (benchmarks/results/steps.md).
+        epochs, which are whole. Measured times of a step differ by up to a tenth, mixout's by more
+        (benchmarks/results/steps.md).
         """
         passes, factor = 1.0, 1.0
         for row, _ in self.condition.parts:
