@@ -200,9 +200,8 @@ def code(package: Path = Path(flatlingo.__file__).parent) -> str:
 def _without_docstrings(source: str) -> ast.Module:
     module = ast.parse(source)
     for node in ast.walk(module):
-        match node:
-            case ast.Module() | ast.ClassDef() | ast.FunctionDef() if ast.get_docstring(node) is not None:
-                node.body = node.body[1:]
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
     return module
 
 

@@ -109,9 +109,14 @@ def finetune(
             the model is of no use.
     """
     _check_rows(rows, eval_rows, model)
-    _check_least(batch_size=(batch_size, 1), gradient_accumulation_steps=(gradient_accumulation_steps, 1))
-    _check_least(seed=(seed, 0), learning_rate=(learning_rate, 0), weight_decay=(weight_decay, 0))
-    _check_least(max_grad_norm=(max_grad_norm, 0))
+    _check_least(
+        batch_size=(batch_size, 1),
+        gradient_accumulation_steps=(gradient_accumulation_steps, 1),
+        seed=(seed, 0),
+        learning_rate=(learning_rate, 0),
+        weight_decay=(weight_decay, 0),
+        max_grad_norm=(max_grad_norm, 0),
+    )
     if not epochs > 0 or not 0 <= warmup < 1:
         raise FlatlingoError(f"epochs must be above 0, warmup a share below 1; got {epochs} and {warmup}")
     _check_stopping(patience, eval_rows, average)

@@ -160,7 +160,8 @@ def estimators_figure(cost: pd.DataFrame, spread: pd.DataFrame, ratios: pd.DataF
         axes[2].axhline(1, color="0.4", linewidth=0.8)
         plain_log_labels(axes[0].xaxis)
         for ax, (table, x, _) in zip(axes[1:], panels[1:], strict=True):
-            ax.set_xticks(sorted(set(table[x])), sorted(set(table[x])))
+            sizes = sorted(set(table[x]))
+            ax.set_xticks(sizes, sizes)
             ax.set_xticks([], minor=True)
         for ax in axes:
             plain_log_labels(ax.yaxis)
