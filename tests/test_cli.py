@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 
@@ -51,6 +52,23 @@ def test_a_call_that_waited_for_another_does_not_train_what_that_one_has_made(tm
     assert not work.exists()
 
 
+@pytest.mark.parametrize("option", ["--store", "--data", "--tensorboard"])
+def test_a_path_from_a_variable_that_is_not_set_is_refused(flatlingo, option):
+    code, _, message = flatlingo("sweep", "nli", option, "")
+    assert code == 2
+    assert f"Invalid value for '{option}': it is empty" in message
+
+
+def test_a_full_disk_is_told_without_a_traceback(tmp_path):
+    trained = ["train", "--preset", "smoke", "--output", "o"]
+    command = shlex.join([sys.executable, "-m", "flatlingo", *trained])
+    done = subprocess.run(["bash", "-c", f"ulimit -f 400; {command}"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "o").exists()
+
+
 def test_a_home_is_found_behind_an_equals_sign_too(flatlingo, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "model").mkdir()
@@ -65,6 +83,7 @@ def test_a_home_is_found_behind_an_equals_sign_too(flatlingo, tmp_path, monkeypa
         (["sweep", "nli", "--preset", "smoke", "--store", "s", "--data", "nowhere"], "nowhere"),
         (["sweep", "nli", "--preset", "smoke", "--store", "s", "--model", "./nowhere"], "nowhere"),
         (["trace", "mini-mbert", "--task", "mini-nli", "--language", "fr"], "fr"),
+        (["train", "--output", "o", "--tensorboard", "/dev/null/board"], "/dev/null/board/events cannot be made"),
         (["pretrain", "nowhere.txt", "--output", "o"], "nowhere.txt"),
         (["notebook", "nowhere.ipynb", "o.ipynb"], "no notebook"),
         (["pretrain", "--mini-world", "--output", "/dev/null/encoder"], "/dev/null/encoder cannot be made: "),
@@ -97,9 +116,11 @@ def test_a_folder_of_rows_is_where_the_command_is_given(tmp_path, arguments):
         (["train", "--family", "magic", "--output", "o"], "family"),
         (["train", "--family", "l2", "--weight", "-1", "--output", "o"], "weight"),
         (["train", "--family", "fisher_penalty", "--output", "o"], "needs a --weight above 0 (λ), as in Fisher"),
-        (["train", "--weight", "3", "--output", "o"], "none has no weight"),
+        (["train", "--weight", "3", "--output", "o"], "none at 3: this family has no weight"),
         (["train", "--preset", "absent.yaml", "--output", "o"], "absent.yaml: cannot be read: No such file"),
         (["train", "--output", "."], "exists"),
+        (["train", "--output", "a/b", "--model", "./nowhere"], "nowhere"),
+        (["train", "--family", "dropout", "--weight", "1.5", "--output", "o"], "a probability is below 1"),
         (["status", "nowhere"], "nowhere"),
         (["trace", "mini-mbert", "--task", "mnli"], "unknown task"),
         (["pretrain", "--output", "o"], "text files, or --mini-world"),

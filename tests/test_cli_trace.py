@@ -8,6 +8,8 @@ import sys
 
 import pandas as pd
 import pytest
+import torch
+import transformers
 from tiny import make_model, make_rows, make_tokenizer
 
 from flatlingo.evaluation import comparison, trace_of_rows
@@ -43,6 +45,31 @@ def test_trace_as_json(flatlingo, folder):
     assert found["standard_error"] == pytest.approx(trace.standard_error, rel=1e-5)
     assert list(found["groups"]) == GROUPS
     assert sum(group["value"] for group in found["groups"].values()) == pytest.approx(found["trace"])
+
+
+def test_a_checkpoint_that_cannot_be_ranked_is_told_before_any_is_measured(flatlingo, folder):
+    code, out, err = flatlingo("rank", folder / "one", "mini-mbert", "--rows", folder / "pairs.jsonl")
+    assert (code, out) == (2, "")
+    assert "mini-mbert" in err
+    assert "1 of 2" not in err
+
+
+def test_a_checkpoint_that_is_no_numbers_is_named(flatlingo, folder, tmp_path):
+    broken = make_model()
+    broken.classifier.bias.data.fill_(torch.nan)
+    broken.save_pretrained(tmp_path / "broken")
+    make_tokenizer().save_pretrained(tmp_path / "broken")
+    code, _, err = flatlingo("rank", folder / "one", tmp_path / "broken", "--rows", folder / "pairs.jsonl")
+    assert (code, f"{tmp_path / 'broken'}: the logits of example" in err) == (2, True)
+
+
+@pytest.mark.parametrize("examples", [2, 40])
+def test_the_classes_are_those_of_the_task_whatever_rows_are_drawn(flatlingo, tmp_path, examples):
+    config = transformers.BertConfig(**make_model().config.to_diff_dict() | {"num_labels": 2})
+    transformers.BertForSequenceClassification(config).save_pretrained(tmp_path / "two")
+    make_tokenizer().save_pretrained(tmp_path / "two")
+    code, _, err = flatlingo("trace", tmp_path / "two", "--task", "mini-nli", "--examples", examples)
+    assert (code, "tells 2 classes apart, the task has 3" in err) == (2, True)
 
 
 def test_trace_as_csv(flatlingo, folder):

@@ -87,6 +87,14 @@ def test_the_trace_of_rows_is_not_that_of_the_shortest(model, rows, option):
         trace_of_rows(model.eval(), TOKENIZER, rows, **option)
 
 
+def test_an_example_is_named_by_its_row_though_rows_are_measured_in_order_of_length(model):
+    rows = [{"text_a": "dog " * n} for n in (9, 2, 3)]
+    with torch.no_grad():
+        model.bert.embeddings.position_embeddings.weight[6:] = float("nan")
+    with pytest.raises(FlatlingoError, match="the logits of example 0 are not finite"):
+        trace_of_rows(model.eval(), TOKENIZER, rows, batch_size=1)
+
+
 @pytest.mark.parametrize("measure", [accuracy, memorisation, margins], ids=lambda measure: measure.__name__)
 def test_what_cannot_be_scored_is_refused(rows, measure):
     def refused(model, rows, message):

@@ -48,6 +48,22 @@ def test_the_loss_falls_and_the_facts_are_kept(encoder):
     assert kept["steps"] == facts["steps"] == 4 * -(-(400 - 8) // 16)
 
 
+def test_a_training_that_diverges_leaves_no_encoder(documents, tmp_path):
+    with pytest.raises(
+        FlatlingoError, match="the loss has become no number: give a learning rate smaller than 1e\\+09"
+    ):
+        pretrain(documents, tmp_path / "o", replace(SMALL, learning_rate=1e9), description="test", progress=False)
+    assert not (tmp_path / "o").exists()
+
+
+def test_the_facts_are_all_that_is_printed(tmp_path):
+    (tmp_path / "docs.txt").write_text("\n".join(islice(miniworld.corpus(60, seed=5), 60)))
+    sizes = "--layers 1 --hidden 16 --heads 2 --vocabulary 400 --epochs 1"
+    command = [sys.executable, "-m", "flatlingo", "pretrain", "docs.txt", "--output", "o", *sizes.split()]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert json.loads(done.stdout)["documents"] == 60
+
+
 def test_the_encoder_loads_as_a_classifier_with_its_tokenizer(encoder):
     folder, _ = encoder
     model = models.load_model(str(folder), 3, seed=0)

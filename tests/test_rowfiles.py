@@ -61,6 +61,11 @@ def test_single_texts(write):
     assert read_rows(write("rows.tsv", "text_a\none\ntwo\n")) == [{"text_a": "one"}, {"text_a": "two"}]
 
 
+def test_texts_may_be_long(write):
+    long = "dog " * 40_000
+    assert read_rows(write("a.tsv", f"text_a\ttext_b\r\n{long}\tx\r\n")) == [{"text_a": long, "text_b": "x"}]
+
+
 BAD = {
     "no header": ("a.tsv", "one\ttwo\n", "line 1: must name the columns.*'one"),
     "a column twice": ("a.tsv", "text_a\ttext_a\nx\ty\n", "line 1: must name"),
@@ -68,6 +73,9 @@ BAD = {
     "an empty text": ("a.tsv", "text_a\ttext_b\nx\ty\n \tz\n", "line 3: text_a"),
     "an empty second text": ("a.tsv", "text_a\ttext_b\nx\t\n", "line 2: text_b"),
     "not UTF-8": ("a.tsv", b"text_a\nx\n\xff\n", "line 3: not UTF-8"),
+    "nearly text_b": ("a.tsv", "text_a\ttext_b \nx\ty\n", "line 1: has a column 'text_b ', which is not 'text_b'"),
+    "text_b in capitals": ("a.jsonl", '{"text_a": "x", "Text_B": "y"}\n', "line 1: has a column 'Text_B'"),
+    "a lone carriage return": ("a.tsv", "text_a\nx\ry\n", "line 2: a carriage return within the line"),
     "only a header": ("a.tsv", "text_a\n", "no rows"),
     "empty": ("a.jsonl", "", "no rows"),
     "not JSON": ("a.jsonl", '{"text_a": "x"}\n{"text_a"\n', "line 2: not JSON"),

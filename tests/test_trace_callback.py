@@ -13,6 +13,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import make_model, make_rows, make_tokenizer
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 import flatlingo as fl
@@ -120,6 +121,9 @@ def test_tensorboard_shows_what_the_log_holds(tmp_path, monkeypatch):
 
 CALLBACKS = {
     "callback": lambda trainer: fl.TraceCallback(BATCHES, trainer, every=1, max_share=1),
+    "callback with a DataLoader": lambda trainer: fl.TraceCallback(
+        DataLoader(MEASURED, 8, collate_fn=COLLATE), trainer, every=1, max_share=1
+    ),
     "curve": lambda trainer: tracecallbacks.TraceCurve(BATCHES, (0, 0.25, 0.5)),
 }
 

@@ -4,6 +4,7 @@ from collections import Counter
 from functools import cache, partial
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -322,6 +323,54 @@ def test_tokenised_data_do_for_terms_that_need_no_text(tmp_path):
     items = encode(make_rows(16), TOKENIZER, max_length=32)
     trainer = trainer_of(tmp_path, rows=items, regularizers=[FisherPenalty(), L2(0.1)], settings={"max_steps": 2})
     assert trainer.train().global_step == 2
+
+
+@pytest.mark.parametrize("trained", ["texts", "tokenised"])
+def test_texts_and_tokenised_rows_are_evaluated_whatever_was_trained_on(tmp_path, trained):
+    texts = make_rows(16)
+    items = [item | {"label": item.pop("labels")} for item in encode(texts, TOKENIZER, max_length=64)]
+    kinds = {"texts": texts, "tokenised": Dataset.from_list(items)}
+    settings = {"eval_strategy": "epoch", "num_train_epochs": 1}
+    trainer = trainer_of(tmp_path, rows=kinds[trained], eval_dataset=kinds, settings=settings)
+    trainer.train()
+    found = [trainer.evaluate(kinds[kind])["eval_loss"] for kind in kinds]
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    logged = {key for entry in trainer.state.log_history for key in entry}
+    assert {"eval_texts_loss", "eval_tokenised_loss"} <= logged
+
+
+SLIPS = {
+    "one term": ({"regularizers": RDrop()}, r"regularizers must be a list, as in \[RDrop\(\)\], got RDrop"),
+    "a class": ({"regularizers": [RDrop]}, "RDrop'> is no regulariser"),
+    "a radius": ({"sam": 0.05}, r"sam must be a SAM, as in SAM\(rho=0.05\), got 0.05"),
+    "a table": ({"rows": pd.DataFrame(make_rows(8))}, "a pandas table; give Dataset.from_pandas"),
+    "a dict": ({"rows": {"train": make_rows(8)}}, "a dict of train; give one"),
+    "other columns": (
+        {"rows": [{"premise": "x", "label": 0}], "regularizers": [SubwordConsistency(TOKENIZER)]},
+        "the training data are rows of label, premise; give",
+    ),
+    "a typing error": ({"rows": [{"text_a": "x", "text_B": "y", "label": 0}]}, "rows have a column 'text_B'"),
+}
+
+
+@pytest.mark.parametrize(("given", "says"), SLIPS.values(), ids=SLIPS)
+def test_a_slip_is_told_with_the_remedy(tmp_path, given, says):
+    rows = given.pop("rows", make_rows(8))
+    with pytest.raises(FlatlingoError, match=says):
+        RegularizedTrainer(
+            model=make_model(),
+            args=arguments(tmp_path),
+            train_dataset=rows,
+            processing_class=TOKENIZER,
+            max_length=64,
+            **given,
+        )
+
+
+def test_rows_that_are_given_only_once_are_refused():
+    settings = {"seed": 1, "epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "max_length": 64}
+    with pytest.raises(FlatlingoError, match="a generator, which gives them only once"):
+        finetune(make_model(), TOKENIZER, (row for row in make_rows(8)), **settings)
 
 
 def test_global_generators_are_left_as_they_were():

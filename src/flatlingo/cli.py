@@ -7,16 +7,18 @@ import random
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.models import OptionInfo
 
 from flatlingo.errors import FlatlingoError
 from flatlingo.extras import missing
 from flatlingo.files import probe, replacing
+from flatlingo.randomness import LARGEST_SEED
 from flatlingo.study.families import FAMILIES
 from flatlingo.study.presets import PLANS, Condition, calibration_seeds, chosen_seeds, load_preset
 from flatlingo.taskfiles import MINI, load_description, validated
@@ -29,9 +31,15 @@ app = typer.Typer(
 )
 
 
-def _home(path: Path | None) -> Path | None:
+def _path(text: str) -> Path:
     """With the `~` of `--store=~/runs`, which a shell leaves as it is, in its meaning."""
-    return path and path.expanduser()
+    if not text:
+        raise typer.BadParameter("it is empty; a variable that is not set?")
+    return Path(text).expanduser()
+
+
+def _path_option(about: str, *names: str) -> OptionInfo:
+    return typer.Option(*names, parser=_path, metavar="PATH", help=about)
 
 
 TASKS = "xnli, pawsx, mini-nli, mini-paraphrase, or a YAML file that describes a task of your own"
@@ -39,16 +47,13 @@ RowsTaskOption = Annotated[str | None, typer.Option("--task", help=TASKS)]
 TaskOption = Annotated[str | None, typer.Option("--task", help=f"another task than the plan's: {TASKS}")]
 RowsOption = Annotated[
     Path | None,
-    typer.Option(
-        "--rows",
-        callback=_home,
-        help="your own rows instead of a task: a .tsv or .jsonl with text_a and, for pairs, text_b",
-    ),
+    _path_option("your own rows instead of a task: a .tsv or .jsonl with text_a and, for pairs, text_b", "--rows"),
 ]
 DataOption = Annotated[
     Path | None,
     typer.Option(
-        callback=lambda path: path and _home(path).resolve(),
+        parser=lambda text: _path(text).resolve(),
+        metavar="PATH",
         help="folder of rows in XTREME layout (xnli/dev-en.tsv, …); otherwise the Hub",
     ),
 ]
@@ -65,7 +70,7 @@ CheckpointsOption = Annotated[
 ]
 BoardOption = Annotated[
     Path | None,
-    typer.Option(callback=_home, help="also write the training logs for TensorBoard into this folder"),
+    _path_option("also write the training logs for TensorBoard into this folder"),
 ]
 
 
@@ -109,7 +114,8 @@ def trace(
 ) -> None:
     """Exact Tr(F) of a checkpoint on a task's validation rows or on rows of your own, per module group."""
     _refuse_missing(model)
-    result, _ = _trace(model, _rows(task, rows, data, language, examples), max_length, batch_size, progress=progress)
+    texts, classes = _rows(task, rows, data, language, examples)
+    result, _ = _trace(model, _classifier(model, classes), texts, max_length, batch_size, progress=progress)
     table = result.to_frame()
     if output is Output.json:
         summary = {"model": model, "examples": result.n, "trace": result.value, "standard_error": result.standard_error}
@@ -145,14 +151,17 @@ def rank(
         _refuse_missing(model)
     from flatlingo.evaluation import comparison
 
-    texts = _rows(task, rows, data, language, examples)
+    texts, classes = _rows(task, rows, data, language, examples)
     if len(texts) < 2:
         raise FlatlingoError("one row says nothing of an order; give two or more")
+    for model in models[1:]:  # that none fails when others have been measured
+        _classifier(model, classes)
     traces, sizes = {}, {}
     for number, model in enumerate(models, start=1):
         if progress:
             typer.echo(f"{model} ({number} of {len(models)})", err=True)
-        traces[model], sizes[model] = _trace(model, texts, max_length, batch_size, progress=progress)
+        loaded = _classifier(model, classes)
+        traces[model], sizes[model] = _trace(model, loaded, texts, max_length, batch_size, progress=progress)
     if len(set(sizes.values())) > 1:
         parts = ", ".join(f"{model} {size:,}" for model, size in sizes.items())
         typer.echo(f"Tr(F) is over the trainable parameters, which differ in number: {parts}", err=True)
@@ -185,8 +194,8 @@ def _refuse_missing(source: str) -> None:
 
 def _rows(
     task: str | None, file: Path | None, data: Path | None, language: str | None, examples: int | None
-) -> list[dict]:
-    """The rows to measure on: a file's, or a task's validation rows."""
+) -> tuple[list[dict], int]:
+    """The rows to measure on, a file's or a task's validation rows, and how many classes the task has; 0 if unknown."""
     if (task is None) == (file is None):
         raise FlatlingoError("say which rows to measure on: give --task, or a file of your own with --rows")
     if file is not None and (data or language):
@@ -198,10 +207,9 @@ def _rows(
     from flatlingo.tasks import load_task
 
     if file is not None:
-        return _drawn(read_rows(file), examples)
-    languages = tuple(dict.fromkeys(("en", language)))
-    rows = load_task(task, data=data, languages=languages, train_size=0).rows(language, "validation")
-    return _drawn(list(rows), examples)
+        return _drawn(read_rows(file), examples), 0
+    loaded = load_task(task, data=data, languages=tuple(dict.fromkeys(("en", language))), train_size=0)
+    return _drawn(list(loaded.rows(language, "validation")), examples), len(loaded.labels)
 
 
 def _drawn(rows: list[dict], number: int | None) -> list[dict]:
@@ -211,19 +219,28 @@ def _drawn(rows: list[dict], number: int | None) -> list[dict]:
     return [rows[i] for i in sorted(random.Random(0).sample(range(len(rows)), number))]
 
 
-def _trace(model: str, rows: list[dict], max_length: int, batch_size: int, *, progress: bool):
-    """Tr(F) of a checkpoint, and over how many parameters it is."""
+def _classifier(model: str, classes: int):
+    """The model and the tokenizer of a checkpoint that tells as many classes apart."""
     from flatlingo import models
+
+    classifier, tokenizer = models.load_classifier(model)
+    if classifier.config.num_labels < classes:
+        raise FlatlingoError(f"{model} tells {classifier.config.num_labels} classes apart, the task has {classes}")
+    return classifier, tokenizer
+
+
+def _trace(model: str, loaded: tuple, rows: list[dict], max_length: int, batch_size: int, *, progress: bool):
+    """Tr(F) of a checkpoint, and over how many parameters it is."""
     from flatlingo.devices import device
     from flatlingo.evaluation import trace_of_rows
 
-    classifier, tokenizer = models.load_classifier(model)
-    classes = 1 + max((row.get("label", 0) for row in rows), default=0)
-    if classifier.config.num_labels < classes:
-        raise FlatlingoError(f"{model} tells {classifier.config.num_labels} classes apart, the task has {classes}")
-    found = trace_of_rows(
-        classifier.to(device()), tokenizer, rows, max_length=max_length, batch_size=batch_size, progress=progress
-    )
+    classifier, tokenizer = loaded
+    try:
+        found = trace_of_rows(
+            classifier.to(device()), tokenizer, rows, max_length=max_length, batch_size=batch_size, progress=progress
+        )
+    except FlatlingoError as error:
+        raise FlatlingoError(f"{model}: {error}") from error
     return found, sum(parameter.numel() for parameter in classifier.parameters() if parameter.requires_grad)
 
 
@@ -244,7 +261,7 @@ def _json(value) -> str:
 def train(
     output: Annotated[
         Path,
-        typer.Option(callback=_home, help="folder for the fine-tuned checkpoint and its result.json; must not exist"),
+        _path_option("folder for the fine-tuned checkpoint and its result.json; must not exist"),
     ],
     plan: Annotated[str, typer.Option(help=f"plan that sets task, sizes and measurements: {PLAN_HELP}")] = "nli",
     family: Annotated[str, typer.Option(help=f"one of {', '.join(FAMILIES)}")] = "none",
@@ -252,7 +269,9 @@ def train(
         float | None, typer.Option(help="weight of the regulariser, or its probability, radius, …")
     ] = None,
     preset: PresetOption = "mini",
-    seed: Annotated[int, typer.Option(min=0, help="of rows, label noise, head and order of training")] = 1,
+    seed: Annotated[
+        int, typer.Option(min=0, max=LARGEST_SEED, help="of rows, label noise, head and order of training")
+    ] = 1,
     task: TaskOption = None,
     data: DataOption = None,
     model: PretrainedOption = None,
@@ -267,6 +286,8 @@ def train(
     settings = load_preset(preset)
     settings.plan(plan)
     condition = _condition(family, weight)
+    if model is not None:
+        _refuse_missing(model)
     _refuse_existing(output)
     _refuse_unwritable(output)
     from flatlingo.devices import is_first_process, keep_memory
@@ -282,6 +303,8 @@ def train(
     (config,) = sources.resolve([spec])
     sources.check(spec)
     boards = [tensorboard_in(tensorboard)] if tensorboard else []
+    if tensorboard:
+        _refuse_unwritable(tensorboard / "events")
     work = output.with_name(f".{output.name}.work")
     with _alone(work, output) if is_first_process() else nullcontext():
         finished = run(
@@ -312,8 +335,6 @@ def _condition(family: str, weight: float | None) -> Condition:
     row = FAMILIES[family]
     if row.weight and not weight:
         raise FlatlingoError(f"--family {family} needs a --weight above 0 ({row.weight}), as in {row.code}")
-    if weight and not row.weight:
-        raise FlatlingoError(f"--family {family} has no weight; leave --weight out")
     return condition
 
 
@@ -353,10 +374,7 @@ def sweep(
     plan: Annotated[str, typer.Argument(help=PLAN_HELP)],
     store: Annotated[
         Path | None,
-        typer.Option(
-            callback=_home,
-            help="folder of finished runs (only what is missing is computed), or `recorded` for committed ones",
-        ),
+        _path_option("folder of finished runs (only what is missing is computed), or `recorded` for committed ones"),
     ] = None,
     preset: PresetOption = "mini",
     seeds: SeedsOption = None,
@@ -386,6 +404,8 @@ def sweep(
         raise FlatlingoError("give the folder of finished runs: --store DIR (or --dry-run to see what it will take)")
     if model is not None:
         _refuse_missing(model)
+    if tensorboard:
+        _refuse_unwritable(tensorboard / "events")
     from flatlingo.study.sweep import sweep
 
     table = sweep(
@@ -449,9 +469,10 @@ def status(
 def calibrate(
     plan: Annotated[str, typer.Argument(help="a plan whose preset has a calibration: nli, paraphrase, …")],
     store: Annotated[
-        Path, typer.Option(callback=_home, help="folder of finished runs; only what is missing from it is computed")
+        Path,
+        _path_option("folder of finished runs; only what is missing from it is computed"),
     ],
-    output: Annotated[Path, typer.Option(callback=_home, help="CSV file for the runs and the weights found")],
+    output: Annotated[Path, _path_option("CSV file for the runs and the weights found")],
     preset: PresetOption = "mini",
     task: TaskOption = None,
     data: DataOption = None,
@@ -490,7 +511,7 @@ def calibrate(
 def pretrain(
     output: Annotated[
         Path,
-        typer.Option(callback=_home, help="folder for the encoder; an encoder that is there is replaced at the end"),
+        _path_option("folder for the encoder; an encoder that is there is replaced at the end"),
     ],
     texts: Annotated[list[Path] | None, typer.Argument(help="UTF-8 text files, one document per line")] = None,
     mini_world: Annotated[
@@ -504,10 +525,10 @@ def pretrain(
     epochs: Annotated[float, typer.Option(min=0.01, help="passes over the texts")] = 2.0,
     batch_size: Annotated[int, typer.Option(min=1, help="documents per batch")] = 32,
     learning_rate: Annotated[float, typer.Option(min=0, help="the highest, after the warm-up")] = 1e-3,
-    seed: Annotated[int, typer.Option(min=0, help="of the weights, the masks and the order")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="of the weights, the masks and the order")] = 0,
     start: Annotated[
         Path | None,
-        typer.Option(callback=_home, help="an encoder of this command to go on from, instead of from scratch"),
+        _path_option("an encoder of this command to go on from, instead of from scratch"),
     ] = None,
     claims: Annotated[
         float | None,
@@ -525,17 +546,18 @@ def pretrain(
     settings = pretraining.Pretraining(
         layers, hidden, heads, vocabulary, max_length, epochs, batch_size, learning_rate, seed=seed
     )
-    if mini_world:
-        share = miniencoder.CLAIMS if claims is None else claims
-        facts = miniencoder.pretrain_mini_world(output, settings, start=start, claims=share)
-    else:
-        facts = pretraining.pretrain(
-            pretraining.read_texts(texts),
-            output,
-            settings,
-            description=", ".join(path.name for path in texts),
-            start=start,
-        )
+    with redirect_stdout(sys.stderr):  # where the Trainer logs, for the facts are JSON
+        if mini_world:
+            share = miniencoder.CLAIMS if claims is None else claims
+            facts = miniencoder.pretrain_mini_world(output, settings, start=start, claims=share)
+        else:
+            facts = pretraining.pretrain(
+                pretraining.read_texts(texts),
+                output,
+                settings,
+                description=", ".join(path.name for path in texts),
+                start=start,
+            )
     typer.echo(json.dumps(facts, indent=1))
 
 
@@ -556,7 +578,11 @@ def notebook(
 
 
 def main() -> None:
-    """Run the command line; mistakes of the user end with a message and exit code 2, without a traceback."""
+    """Run the command line.
+
+    Mistakes of the user end with a message and exit code 2, without a traceback; what the system refuses (a full disk)
+    with exit code 1.
+    """
     try:
         app()
     except (FlatlingoError, ModuleNotFoundError) as error:
@@ -565,3 +591,10 @@ def main() -> None:
             raise
         typer.echo(f"flatlingo: {explained}", err=True)
         sys.exit(2)
+    except Exception as error:
+        if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
+            raise
+        typer.echo(
+            f"flatlingo: {error}; mend this and repeat the call, which goes on from what it has stored", err=True
+        )
+        sys.exit(1)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from flatlingo.errors import FlatlingoError
 from flatlingo.labels import class_order, with_classes_of_model
 from flatlingo.regularizers import Regularizer
-from flatlingo.rowfiles import has_half_a_pair, texts_of
+from flatlingo.rowfiles import has_half_a_pair, misspelt, texts_of
 
 CHUNK = 1024  # rows per tokenizer call: bounds the memory that its encodings take
 NO_PADDING = (
@@ -142,6 +142,8 @@ def encode(
     if not rows:
         raise FlatlingoError("there are no rows to encode; check the split and its size")
     columns = list(texts_of(rows[0]))
+    if name := misspelt(rows[0]):
+        raise FlatlingoError(f"rows have a column {name!r}, which is not {name.strip().casefold()!r}; rename it")
     if "text_a" not in columns:
         raise FlatlingoError(f"rows lack text_a; they have {', '.join(sorted(rows[0]))}")
     if max_length <= (special := tokenizer.num_special_tokens_to_add(pair=len(columns) > 1)):

@@ -18,10 +18,11 @@ class DivergedError(FlatlingoError):
 def first_line(error: BaseException) -> str:
     r"""What an error says in one line; its kind if it says nothing.
 
-    >>> first_line(ValueError("no such layer\n  at 3")), first_line(MemoryError())
-    ('no such layer', 'MemoryError')
+    >>> first_line(ValueError("no such layer\n  at 3")), first_line(MemoryError()), first_line(KeyError("x"))
+    ('no such layer', 'MemoryError', "KeyError 'x'")
     """
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    said = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__} {said}".strip() if isinstance(error, KeyError) or not said else said
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:

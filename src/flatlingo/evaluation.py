@@ -1,6 +1,7 @@
 """Measures of a classifier on rows of text: accuracy, memorised labels, Tr(F), and checkpoints compared by it."""
 
 import numbers
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -230,8 +231,13 @@ def trace_of_rows(
     else:
         items = [{column: values for column, values in item.items() if column != "labels"} for item in items]
     order, batches = zip(*indexed_batches(items, collate, batch_size=batch_size), strict=True)
-    contributions = measure(model, batches, **options).contributions
-    return FisherTrace(contributions.iloc[np.argsort(np.concatenate(order))].reset_index(drop=True))
+    order = np.concatenate(order)
+    try:
+        contributions = measure(model, batches, **options).contributions
+    except FlatlingoError as error:  # which counts examples as they came, in order of length
+        text = re.sub(r"\bexample (\d+)", lambda found: f"example {order[int(found[1])]}", str(error))
+        raise FlatlingoError(text) from error
+    return FisherTrace(contributions.iloc[np.argsort(order)].reset_index(drop=True))
 
 
 def _encoded(

@@ -3,6 +3,7 @@
 import hashlib
 import math
 import random
+import statistics
 from pathlib import Path
 
 import pandas as pd
@@ -59,17 +60,17 @@ def split_words(tokenizer: PreTrainedTokenizerBase, rows: int = 500) -> pd.DataF
     table = {}
     for language in miniworld.LANGUAGES:
         pairs = [example.texts[language] for example in examples]
+        texts = [text for pair in pairs for text in pair]
         if language == "zh":
-            words = [w for w in _CHINESE_PAIRS for pair in pairs for text in pair for _ in range(text.count(w))]
-            several = [f"##{word}" in tokenizer.get_vocab() for word in words]
+            words = [word for word in _CHINESE_PAIRS for text in texts for _ in range(text.count(word))]
+            several, pieces = [f"##{word}" in tokenizer.get_vocab() for word in words], [math.nan]
         else:
-            words = [word for pair in pairs for text in pair for word in sampler.words(text) if word.isalpha()]
+            words = [word for text in texts for word in sampler.words(text) if word.isalpha()]
             several = [sampler.count(word) > 1 for word in words]
+            pieces = [len(plain.sample_word(word, rng)) for word in words]
         table[language] = {
-            "pieces_per_word": math.nan
-            if language == "zh"
-            else sum(len(plain.sample_word(word, rng)) for word in words) / len(words),
-            "several": sum(several) / len(words),
+            "pieces_per_word": statistics.fmean(pieces),
+            "several": statistics.fmean(several),
             "loses_a_word": share_that_loses_a_word(tokenizer, pairs),
             "longest": max(len(tokenizer(*pair)["input_ids"]) for pair in pairs),
         }

@@ -38,7 +38,7 @@ HEAD_WEIGHT = re.compile(
     r"\b(classifier|score|logits_proj|classification_head|sequence_summary)\.((?!lora_|original_module)\w+\.)*weight$"
 )
 LOADING_ERRORS = (
-    *(OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError),
+    *(OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ArithmeticError, ImportError),
     *(SafetensorError, StrictDataclassError),  # the last: a setting of another type than its field
 )
 

@@ -31,8 +31,8 @@ from flatlingo import devices
 from flatlingo.errors import FlatlingoError
 from flatlingo.files import replacing
 from flatlingo.models import load_tokenizer
+from flatlingo.randomness import own_randomness
 from flatlingo.rowfiles import LineError, read_text
-from flatlingo.training import own_randomness
 from flatlingo.vocabulary import SPECIAL, train_tokenizer
 
 SENTENCE_END = re.compile(r"[.!?]\s+(?=\S)|[。！？]\s*(?=\S)")
@@ -118,7 +118,8 @@ def pretrain(
 
     Raises:
         FlatlingoError: if there are too few documents to make one batch, the sizes do not go together, `start` is no
-            encoder of this function or too small for `settings.max_length`, or `output` is a folder of something else.
+            encoder of this function or too small for `settings.max_length`, `output` is a folder of something else, or
+            the training diverges.
     """
     before = {} if start is None else {"start": _facts(start)}
     if start is not None:
@@ -145,6 +146,11 @@ def pretrain(
     with devices.threads(settings.threads):
         trainer.train(resume_from_checkpoint=_last_checkpoint(checkpoints))
         held_out_loss = trainer.evaluate()["eval_loss"]
+    if not math.isfinite(held_out_loss):
+        shutil.rmtree(checkpoints)
+        raise FlatlingoError(
+            f"the loss has become no number: give a learning rate smaller than {settings.learning_rate:g}"
+        )
     history = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
     facts = {
         "data": description,
@@ -185,6 +191,7 @@ def _arguments(settings: Pretraining, checkpoints: Path, *, progress: bool) -> T
         train_sampling_strategy="group_by_length",
         seed=settings.seed,
         logging_steps=0.02,
+        logging_nan_inf_filter=False,
         # not within an epoch: what a resumed training drew there would not be what the killed one had drawn
         save_strategy="epoch",
         save_total_limit=2,

@@ -3,15 +3,30 @@
 import math
 import numbers
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import pandas as pd
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from flatlingo.encoding import EncodedRows
 from flatlingo.errors import FlatlingoError
 from flatlingo.regularizers import Consistency
 from flatlingo.rowfiles import HALF_A_PAIR, has_half_a_pair, texts_of
+
+
+def check_dataset(rows: object) -> None:
+    """Refuse what looks like a data set and has no rows by number.
+
+    Raises:
+        FlatlingoError: naming what makes a data set of it.
+    """
+    if isinstance(rows, pd.DataFrame):
+        raise FlatlingoError("rows are a pandas table; give Dataset.from_pandas(table) or table.to_dict('records')")
+    if isinstance(rows, Mapping):
+        raise FlatlingoError(f"rows are a dict of {', '.join(map(str, rows))}; give one of these")
+    if isinstance(rows, Iterator):
+        raise FlatlingoError("rows are a generator, which gives them only once; give a list of them")
 
 
 def check_rows(rows: Sequence[Mapping[str, Any]], config: PretrainedConfig, *, needs_labels: bool) -> None:

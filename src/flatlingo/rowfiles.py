@@ -1,10 +1,8 @@
 """Rows in TSV and JSONL files: which lines hold which values, and rows of texts of a user's own."""
 
-import csv
-import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,6 +77,11 @@ def read_rows(path: str | Path) -> list[dict[str, str]]:
     if not rows:
         raise FlatlingoError(f"{path}: no rows in this file")
     return rows
+
+
+def misspelt(columns: Iterable[str]) -> str | None:
+    """A column that is `text_a` or `text_b` but for its case or spaces around it, and that would be ignored."""
+    return next((name for name in columns if name not in TEXTS and str(name).strip().casefold() in TEXTS), None)
 
 
 def texts_of(row: Mapping[str, Any]) -> dict[str, str]:
@@ -162,11 +165,10 @@ def jsonl_rows(text: str) -> Iterator[tuple[int, dict]]:
 
 
 def _plain(text: str) -> list[TsvRow]:
-    reader = csv.reader(io.StringIO(text, newline="\n"), delimiter="\t", quoting=csv.QUOTE_NONE)
-    try:
-        return [TsvRow(reader.line_num, values, quoted=False) for values in reader]
-    except csv.Error as error:
-        raise LineError(reader.line_num, str(error)) from error
+    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
+    if (odd := next((i for i, line in enumerate(lines, start=1) if "\r" in line), None)) is not None:
+        raise LineError(odd, r"a carriage return within the line; end lines with \n or \r\n, and nothing else")
+    return [TsvRow(i, line.split("\t") if line else [], quoted=False) for i, line in enumerate(lines, start=1)]
 
 
 def _quoted(text: str) -> tuple[list[TsvRow], bool] | None:
@@ -206,6 +208,7 @@ def _named_tsv(text: str) -> Iterator[tuple[int, dict]]:
     if "text_a" not in columns or len(set(columns)) < len(columns):
         header = "\t".join(columns)[:80]
         raise LineError(number, f"must name the columns, text_a and perhaps text_b among them; it is {header!r}")
+    _refuse_misspelt(number, columns)
     for number, values, _ in rows[1:]:
         if len(values) != len(columns):
             raise LineError(number, f"{len(values)} columns, tab separated, where the first line has {len(columns)}")
@@ -216,7 +219,13 @@ def _named_jsonl(text: str) -> Iterator[tuple[int, dict]]:
     for number, row in jsonl_rows(text):
         if "text_a" not in row:
             raise LineError(number, 'not an object with "text_a"')
+        _refuse_misspelt(number, row)
         yield number, row
+
+
+def _refuse_misspelt(number: int, columns: Iterable[str]) -> None:
+    if name := misspelt(columns):
+        raise LineError(number, f"has a column {name!r}, which is not {name.strip().casefold()!r}; rename it")
 
 
 def _checked(number: int, row: dict, first: dict) -> dict[str, str]:

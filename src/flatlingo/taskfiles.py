@@ -194,14 +194,27 @@ def yaml_file(name: str | Path, what: str, shipped: Path, known: list[str]) -> P
     return shipped / f"{name}.yaml"
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping, of which YAML would take the last."""
+
+    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        """The mapping as it is written, before another is merged into it."""
+        node = super().compose_mapping_node(anchor)
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for i, key in enumerate(keys):
+            if any(key.value == other.value for other in keys[:i]):
+                raise yaml.composer.ComposerError(None, None, f"{key.value!r} is given twice", key.start_mark)
+        return node
+
+
 def read_yaml(path: Path, what: str) -> object:
     """The content of a YAML file.
 
     Raises:
-        FlatlingoError: if it cannot be read, or is not YAML; the message begins with what it should be.
+        FlatlingoError: if it cannot be read, is not YAML or has a key twice; the message begins with what it should be.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
     except OSError as error:
         raise FlatlingoError(f"{what} {path}: cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -17,6 +17,7 @@ from flatlingo.errors import FlatlingoError
 from flatlingo.evaluation import evaluating
 from flatlingo.fisher import FisherTrace, fisher_trace
 from flatlingo.fisher.trace import check_whole
+from flatlingo.randomness import own_randomness
 
 logger = logging.getLogger(__name__)
 
@@ -116,8 +117,12 @@ class TraceCallback(TrainerCallback):
             raise FlatlingoError(f"every={every!r}, unit={unit!r}: give a whole number, 1 or more, of step or epoch")
         if not 0 < max_share <= 1:
             raise FlatlingoError(f"max_share={max_share}: give a share of the training time above 0, up to 1")
+        if isinstance(batches, Mapping):
+            raise FlatlingoError("batches is a single batch; give a list of batches: [batch]")
         check_whole(batches)
-        self.batches, self.trainer = [dict(batch) for batch in batches], trainer
+        with own_randomness():  # a DataLoader draws a seed, which would change what training draws
+            self.batches = [dict(batch) for batch in batches]
+        self.trainer = trainer
         if not self.batches:
             raise FlatlingoError("there are no batches to measure Tr(F) on; a generator that is used up gives none")
         self.every, self.unit, self.max_share = every, unit, max_share

@@ -22,14 +22,15 @@ from flatlingo.lossrecord import LossRecord
 from flatlingo.masks import whole_masks
 from flatlingo.regularizers import SAM, Regularizer
 from flatlingo.regularizers.base import check_softmax
-from flatlingo.rowchecks import check_rows, warn_if_cut, warn_if_empty
+from flatlingo.rowchecks import check_dataset, check_rows, warn_if_cut, warn_if_empty
 
 
 class RegularizedTrainer(Trainer):
     """A `transformers.Trainer` whose training loss is the task loss plus the terms of regularisers.
 
     Data sets may hold rows of texts (`text_a`, for pairs `text_b`, `label` and, optionally, `row_id`), which are
-    encoded with `processing_class` and padded batch by batch, or be tokenised already, as for any Trainer. Where rows
+    encoded with `processing_class` and padded batch by batch (not by `data_collator`), or be tokenised already, as for
+    any Trainer, and then `data_collator` makes the batches. Where rows
     of texts name their labels (`ClassLabel`) and the model its classes, they are matched by name. Evaluation
     never sees regularisers. Each training log holds, besides `loss`, the means since the last log of the task loss
     (`loss/task`), of each term (`loss/<name>`) and of what it reports (`<name>/<key>`).
@@ -89,6 +90,7 @@ class RegularizedTrainer(Trainer):
         group_by_length: bool = False,
         **kwargs: Any,
     ):
+        _check_terms(regularizers, sam)
         super().__init__(*args, **kwargs)
         self.regularizers = [regularizer for regularizer in regularizers if regularizer.weight > 0]
         self.sam, self.max_length, self.group_by_length = sam, max_length, group_by_length
@@ -104,7 +106,6 @@ class RegularizedTrainer(Trainer):
             self.eval_dataset = self._encoded(self.eval_dataset)
         self.train_dataset = self._encoded(self.train_dataset, self.regularizers, training=True)
         if isinstance(self.train_dataset, EncodedRows):
-            self.data_collator = PairCollator(self.processing_class, padding_id(self.model, self.processing_class))
             # accelerate forwards the epoch to the data set in one process only
             self.add_callback(_EpochCallback(self.train_dataset))
             warn_if_cut(self.train_dataset, self.processing_class)
@@ -238,7 +239,7 @@ class RegularizedTrainer(Trainer):
         if not _holds_texts(rows):
             if needy := [regularizer.name for regularizer in regularizers if regularizer.needs_text]:
                 raise FlatlingoError(
-                    f"{needy[0]} draws new segmentations and needs texts, but the training data are tokenised already; "
+                    f"{needy[0]} draws new segmentations and needs texts, but the training data are {_kind(rows)}; "
                     "give rows with text_a, for pairs text_b, and label"
                 )
             return rows
@@ -255,6 +256,15 @@ class RegularizedTrainer(Trainer):
             regularizers=regularizers,
             seed=self.args.seed,
         )
+
+    def _get_dataloader(self, dataset: Any, *args: Any, **kwargs: Any) -> torch.utils.data.DataLoader:
+        given = self.data_collator
+        if isinstance(dataset, EncodedRows):  # others may be tokenised already
+            self.data_collator = PairCollator(self.processing_class, padding_id(self.model, self.processing_class))
+        try:
+            return super()._get_dataloader(dataset, *args, **kwargs)
+        finally:
+            self.data_collator = given
 
     def _get_collator_with_removed_columns(self, data_collator: Callable, description: str | None = None) -> Callable:
         if isinstance(data_collator, PairCollator):
@@ -411,11 +421,29 @@ class _EpochCallback(TrainerCallback):
         self.rows.set_epoch(int(state.epoch))
 
 
+def _kind(rows: Any) -> str:
+    """What a data set is that does not hold rows of texts."""
+    if isinstance(rows, torch.utils.data.IterableDataset):
+        return "iterable, of which no row can be looked up"
+    first = rows[0] if rows is not None and len(rows) else {}
+    return "tokenised already" if "input_ids" in first else f"rows of {', '.join(sorted(first)) or 'nothing'}"
+
+
 def _holds_texts(rows: Any) -> bool:
     """Whether a data set holds rows of texts rather than token ids."""
+    check_dataset(rows)
     if rows is None or isinstance(rows, str | EncodedRows | torch.utils.data.IterableDataset) or len(rows) == 0:
         return False
     return isinstance(rows[0], Mapping) and "text_a" in rows[0]
+
+
+def _check_terms(regularizers: Any, sam: Any) -> None:
+    if not isinstance(regularizers, Sequence):
+        raise FlatlingoError(f"regularizers must be a list, as in [RDrop()], got {type(regularizers).__name__}")
+    if odd := [one for one in regularizers if not isinstance(one, Regularizer)]:
+        raise FlatlingoError(f"{odd[0]!r} is no regulariser; give objects such as RDrop()")
+    if sam is not None and not isinstance(sam, SAM):
+        raise FlatlingoError(f"sam must be a SAM, as in SAM(rho=0.05), got {sam!r}")
 
 
 def _check_names(regularizers: Sequence[Regularizer]) -> None:

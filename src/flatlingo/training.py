@@ -1,10 +1,8 @@
 """Fine-tuning with regularisers, and its second stage."""
 
 import copy
-import random
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -26,8 +24,9 @@ from flatlingo import devices
 from flatlingo.averaging import WeightAverage
 from flatlingo.checkpoints import KEPT, Checkpoints
 from flatlingo.errors import FlatlingoError, unknown
+from flatlingo.randomness import LARGEST_SEED, own_randomness
 from flatlingo.regularizers import SAM, Regularizer
-from flatlingo.rowchecks import check_rows
+from flatlingo.rowchecks import check_dataset, check_rows
 from flatlingo.tracecallbacks import TraceCallback
 from flatlingo.trainer import RegularizedTrainer
 
@@ -117,6 +116,8 @@ def finetune(
         weight_decay=(weight_decay, 0),
         max_grad_norm=(max_grad_norm, 0),
     )
+    if seed > LARGEST_SEED:
+        raise FlatlingoError(f"seed must be {LARGEST_SEED} or less, got {seed}")
     if not epochs > 0 or not 0 <= warmup < 1:
         raise FlatlingoError(f"epochs must be above 0, warmup a share below 1; got {epochs} and {warmup}")
     _check_stopping(patience, eval_rows, average)
@@ -187,18 +188,6 @@ def adapt(
     return adapted
 
 
-@contextmanager
-def own_randomness() -> Iterator[None]:
-    """Give the global generators of Python, NumPy and PyTorch back as they were found."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (what Trainer seeds)
-    try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
-
-
 def _arguments(
     folder: Path, precision: Precision, *, evaluates: bool, stops: bool, **settings: Any
 ) -> TrainingArguments:
@@ -250,7 +239,9 @@ def _stopped_at(checkpoint: Path, patience: int) -> float | None:
 
 
 def _check_rows(rows: Sequence, eval_rows: Sequence | None, model: PreTrainedModel) -> None:
-    """Refuse what is empty; rows to train on the Trainer checks besides."""
+    """Refuse what is no data set, or empty; rows to train on the Trainer checks besides."""
+    check_dataset(rows)
+    check_dataset(eval_rows)
     if len(rows) == 0:
         raise FlatlingoError("there are no rows to train on; check the split and its size")
     if eval_rows is None:

@@ -153,6 +153,14 @@ def test_only_a_job_that_is_stopped_near_its_end_counts_as_out_of_time(cluster, 
     assert out_of_time == [False, False, True, True]
 
 
+def test_jobs_that_slurm_refuses_are_told_in_its_words(cluster, configs, sources):
+    sbatch = cluster / "bin" / "sbatch"
+    sbatch.write_text("#!/bin/sh\necho 'sbatch: error: invalid partition specified: gpux' >&2\nexit 1\n")
+    job = Job(Store(cluster / "store"), sources, keep_weights=False)
+    with pytest.raises(FlatlingoError, match="SLURM does not take the jobs: sbatch: error: invalid partition"):
+        next(launchers.slurm(job, configs))
+
+
 def test_a_short_job_writes_checkpoints_before_it_is_stopped(cluster, configs, sources):
     delayed, _ = submitted(cluster, configs, sources, 8)
     assert delayed.function.checkpoint_minutes < 8 - 2.5

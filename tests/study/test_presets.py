@@ -331,9 +331,13 @@ def test_unknown_names_are_refused(call, says):
         ({"family": "magic"}, "condition"),
         ({"family": "l2", "weight": -1}, "condition"),
         ({"family": "l2", "weight": "nan"}, "condition"),
+        ({"family": "none", "weight": 1}, "none at 1: this family has no weight"),
+        ({"family": "mixout", "weight": 1}, "mixout at 1: a probability is below 1"),
+        ({"family": "none", "also": {"weight_averaging": 1.5}}, "weight_averaging at 1.5: a share is at most 1"),
+        ({"family": "early_stopping", "weight": 0.5}, "early_stopping at 0.5: epochs are a whole number"),
         ({"family": "none", "also": {"sam": 0.05, "asam": 0.5}}, "condition: .*sam is given twice, .*sets the same"),
     ],
-    ids=["family", "negative", "no number", "two of SAM"],
+    ids=["family", "negative", "no number", "no weight", "probability", "share", "epochs", "two of SAM"],
 )
 def test_an_impossible_condition_is_refused(values, says):
     with pytest.raises(FlatlingoError, match=says):

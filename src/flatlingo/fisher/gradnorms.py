@@ -18,7 +18,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from flatlingo.errors import FlatlingoError
 from flatlingo.fisher.checks import check_alone
 from flatlingo.fisher.lastlayer import first_token_only
-from flatlingo.fisher.recorder import Call, Tap, by_row, check_unchanged, modules_using, recording, uses_in_graph
+from flatlingo.fisher.recorder import (
+    Call,
+    Tap,
+    by_row,
+    check_unchanged,
+    is_ragged,
+    modules_using,
+    recording,
+    uses_in_graph,
+)
 from flatlingo.fisher.reference import autograd_explained, coarser, differing, example_of, plain_norms, squared_norm
 from flatlingo.fisher.roles import LastGram, LinearWeight, Role, agree
 
@@ -39,12 +48,13 @@ class GradientNorms:
     a backward pass visits activations only, and under autocast the weights of linear layers are in its precision; all
     is undone on leaving, whatever happened.
 
-    What is measured is what plain autograd gives, or a FlatlingoError. A parameter is *covered* if every use of it is a
+    What is measured is held against plain autograd. A parameter is *covered* if every use of it is a
     call of a module of a known kind: Linear, Conv1D, LayerNorm, RMSNorm or Embedding; each other use is seen in the
     autograd graph of the very pass, and the parameter's gradient is then formed. Examples are taken one at a time from
     there on, and also where a module does not see one row per example; a warning says so. Besides, one example in 512,
-    the first, and the first that uses a parameter another number of times, are measured by plain autograd too, alone,
-    and a few beside it in another order: examples that depend on each other, or change places, are found out.
+    the first, the first whose batch has rows of several lengths, and the first that uses a parameter another number of
+    times, are measured by plain autograd too, alone, and a few beside it in another order: examples that depend on each
+    other, or change places, are found out where they do so in such a batch.
 
     Args:
         model: a module in eval mode; `model(**batch)` gives the logits or an output that has `.logits`.
@@ -181,7 +191,7 @@ class GradientNorms:
     def _run(self, batch: Mapping[str, Tensor]) -> bool:
         """A recorded forward pass; whether it went as expected, or must be run again."""
         self._forget()
-        self._pass = now = _Pass(batch_size(batch))
+        self._pass = now = _Pass(batch_size(batch), is_ragged(batch))
         try:
             with torch.enable_grad(), self._attention(), uncached_casts():
                 now.logits = logits_of(self.model, batch)
@@ -192,6 +202,9 @@ class GradientNorms:
                 raise
         now.open = False
         self._grams.forget()
+        if self._shorten and not now.logits.isfinite().all():  # the head reads other tokens than the first
+            self._change(shorten=False)
+            return False
         if now.spread and (now.logits is None or len(now.logits) != now.size):
             self._narrow |= now.spread
             return False
@@ -225,6 +238,8 @@ class GradientNorms:
     def _receive(self, module: str, kept: list, cotangent: Tensor) -> None:
         """Add to the norms what one call of a module gives, now that the cotangent of its output is known."""
         now = self._pass
+        if now.open:  # a gradient that the model takes in its forward pass
+            return
         cotangent = by_row(cotangent, now.size)
         for name, role, value, version in kept:
             if version is not None:
@@ -278,6 +293,11 @@ class GradientNorms:
             check_alone(logits[i : i + 1], alone.detach(), now.precision, start + i)
             expected = plain_norms(alone, self.parameters.values(), direction[i : i + 1])
         if wrong := differing(self.parameters, norms[i], expected, now.precision):
+            if not expected.isfinite().all():
+                raise FlatlingoError(
+                    f"the gradient of {listed(wrong)} at example {start + i} is not finite: the weights have grown too "
+                    "large, as in a training that has diverged"
+                )
             if now.size == 1 and self._formed.issuperset(wrong):
                 raise FlatlingoError(
                     f"the gradient of {listed(wrong)} at example {start + i} differs from one pass to the next: "
@@ -358,6 +378,8 @@ class GradientNorms:
         return _unfused_attention() if device == "cpu" and dtype.itemsize == 2 else nullcontext()
 
     def _forget(self) -> None:
+        if self._pass:
+            self._pass.logits = None  # the graph, and what calls have kept
         self._pass = None
         self._grams.forget()
 
@@ -373,8 +395,8 @@ class _Uncovered(Exception):
 class _Pass:
     """A forward pass of some examples, and the backward passes that follow."""
 
-    def __init__(self, size: int):
-        self.size = size
+    def __init__(self, size: int, ragged: bool):
+        self.size, self.ragged = size, ragged
         self.open = True  # the forward pass is running
         self.logits: Tensor | None = None
         self.dtypes = {torch.float64}  # of outputs
@@ -408,8 +430,8 @@ class _Pass:
         return reduce(coarser, self.dtypes)
 
     def facts(self) -> set:
-        """What plain autograd must have confirmed once: how often each parameter is called, and that rows are rows."""
-        return {*self.counts.items(), self.size > 1}
+        """What plain autograd must have confirmed once: calls of each parameter, rows together, of other lengths."""
+        return {*self.counts.items(), ("together", self.size > 1), ("ragged", self.ragged)}
 
 
 @contextmanager
@@ -451,14 +473,16 @@ def batch_size(batch: Mapping[str, Tensor]) -> int:
 
 
 def logits_of(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """The logits of a batch, (B, C)."""
+    """The logits of a batch, (B, C): of an output that has them, or is a dict or a tuple with them."""
     try:
         output = model(**batch)
     except ValueError as error:
         if "padding token" in str(error):  # a decoder's, which looks for the last token before the padding
             raise FlatlingoError(f"{error} Set model.config.pad_token_id, or give batches of one.") from error
         raise
-    return getattr(output, "logits", output)
+    if isinstance(output, tuple):
+        return output[0]
+    return output.get("logits", output) if type(output) is dict else getattr(output, "logits", output)
 
 
 def listed(names: list[str]) -> str:

@@ -17,10 +17,10 @@ LAYERS = {"BertLayer", "RobertaLayer", "XLMRobertaLayer", "CamembertLayer", "Ele
 
 @contextmanager
 def first_token_only(model: nn.Module) -> Iterator[bool]:
-    """Within the context the last layer gives its output at the first token, (B, 1, H).
+    """Within the context the last layer gives its output at the first token, and NaN at all others.
 
-    For BERT, RoBERTa, XLM-R, CamemBERT, ELECTRA and DistilBERT with eager or fused attention. Whether the
-    head reads more than the first token is for the caller to find out: compare the logits.
+    For BERT, RoBERTa, XLM-R, CamemBERT, ELECTRA and DistilBERT with eager or fused attention. A head that reads more
+    than the first token gives logits that are NaN, in whichever batch it does.
 
     Yields:
         Whether the model is of a kind that can be shortened; if not, nothing changes.
@@ -89,7 +89,7 @@ def _attention(layer: nn.Module) -> tuple[nn.Module, tuple[str, str, str]]:
 
 
 def _first_token(layer, query, scaling: float, hidden: Tensor, attention_mask: Tensor | None = None, *args, **kwargs):
-    """What `layer.forward` does, at the first token."""
+    """What `layer.forward` does, at the first token; (B, T, H) with NaN at the others."""
     cached = any(value is not None and not isinstance(value, bool) for value in (*args, *kwargs.values()))
     if cached or _hides_all(attention_mask):  # prefix tuning's keys; what attention makes of a row of padding
         return type(layer).forward(layer, hidden, attention_mask, *args, **kwargs)
@@ -98,9 +98,11 @@ def _first_token(layer, query, scaling: float, hidden: Tensor, attention_mask: T
     scores = layer.first_token_key(heads) @ hidden.mT * scaling  # (B, heads, T)
     context = layer.first_token_value(_masked(scores, attention_mask).softmax(-1) @ hidden).flatten(1).unsqueeze(1)
     if hasattr(layer, "feed_forward_chunk"):
-        return layer.feed_forward_chunk(layer.attention.output(context, first))
-    attended = layer.sa_layer_norm(layer.attention.out_lin(context) + first)
-    return layer.output_layer_norm(layer.ffn(attended) + attended)
+        output = layer.feed_forward_chunk(layer.attention.output(context, first))
+    else:
+        attended = layer.sa_layer_norm(layer.attention.out_lin(context) + first)
+        output = layer.output_layer_norm(layer.ffn(attended) + attended)
+    return torch.cat([output, output.new_full((), torch.nan).expand_as(hidden[:, 1:])], dim=1)
 
 
 def _hides_all(mask: Tensor | None) -> bool:

@@ -8,11 +8,16 @@ from torch import Tensor, nn
 
 from flatlingo.errors import FlatlingoError
 
+TOGETHER = 2**24  # elements of the gradients formed in one pass, unless one of them has more
+SQUARED = 2**17  # elements squared at a time: in float64 as much as a cache holds
+
 
 def plain_norms(
     logits: Tensor, parameters: Iterable[nn.Parameter], direction: Tensor, *, again: bool = False
 ) -> Tensor:
-    """‖∇_θ (direction · logits)‖² of each parameter θ, (P,) in float64, from gradients formed one by one.
+    """‖∇_θ (direction · logits)‖² of each parameter θ, (P,) in float64, from its gradient.
+
+    A pass forms some of the gradients, so that no more memory is taken than for the largest (or 64 MiB in float32).
 
     Args:
         logits: (B, C) with their graph.
@@ -24,18 +29,39 @@ def plain_norms(
     norms = torch.zeros(len(parameters), dtype=torch.float64, device=logits.device)
     if not logits.requires_grad:
         return norms
-    with autograd_explained():
-        gradients = torch.autograd.grad(logits, parameters, direction.to(logits), retain_graph=again, allow_unused=True)
-    for k, gradient in enumerate(gradients):
-        if gradient is not None:
-            norms[k] = squared_norm(gradient)
+    portions = _portions([parameter.numel() for parameter in parameters], TOGETHER)
+    for portion in portions:
+        kept = again or portion is not portions[-1]
+        some = [parameters[k] for k in portion]
+        with autograd_explained():
+            found = torch.autograd.grad(logits, some, direction.to(logits), retain_graph=kept, allow_unused=True)
+        for k, gradient in zip(portion, found, strict=True):
+            if gradient is not None:
+                norms[k] = squared_norm(gradient)
+        del found, gradient  # before the next are formed
     return norms
 
 
+def _portions(sizes: list[int], most: int) -> list[list[int]]:
+    """Numbers of parameters whose gradients are formed together: neighbours, no larger together than the largest one.
+
+    >>> _portions([9, 2, 2, 8, 1], most=4)
+    [[0], [1, 2], [3, 4]]
+    """
+    most, portions, taken = max(most, *sizes), [[]], 0
+    for k, size in enumerate(sizes):
+        if taken + size > most:
+            portions.append([])
+            taken = 0
+        portions[-1].append(k)
+        taken += size
+    return portions
+
+
 def squared_norm(gradient: Tensor) -> Tensor:
-    """∑ g² in float64, without a copy in float64; of a sparse gradient too."""
+    """∑ g² in float64, a piece at a time: no copy of the whole in float64; of a sparse gradient too."""
     values = gradient.coalesce().values() if gradient.is_sparse else gradient
-    return torch.linalg.vector_norm(values, dtype=torch.float64).square()
+    return torch.stack([piece.double().square().sum() for piece in values.flatten().split(SQUARED)]).sum()
 
 
 def differing(names: Iterable[str], found: Tensor, expected: Tensor, precision: torch.dtype) -> list[str]:

@@ -255,7 +255,7 @@ class HeadBias(Role):
         return _at_least_float32(cotangents).square().sum((1, 2))
 
 
-_WEIGHT, _BIAS, _SCALE, _TABLE = LinearWeight(), Bias(), NormScale(), EmbeddingTable()
+_WEIGHT, _TRANSPOSED, _BIAS, _SCALE, _TABLE = LinearWeight(), LinearWeight(), Bias(), NormScale(), EmbeddingTable()
 _HEAD_WEIGHT, _HEAD_BIAS = HeadWeight(), HeadBias()
 
 
@@ -267,8 +267,10 @@ def roles_of(module: nn.Module) -> dict[str, Role]:
     forward = type(module).forward
     if "forward" in vars(module):
         return {}
-    if forward in (nn.Linear.forward, Conv1D.forward):
+    if forward is nn.Linear.forward:
         return {"weight": _WEIGHT, "bias": _BIAS}
+    if forward is Conv1D.forward:
+        return {"weight": _TRANSPOSED, "bias": _BIAS}  # of a weight tied to a Linear's the uses cannot be joined
     if isinstance(module, PerHead):
         return {"weight": _HEAD_WEIGHT, "bias": _HEAD_BIAS}
     if forward is nn.LayerNorm.forward and len(module.normalized_shape) == 1:

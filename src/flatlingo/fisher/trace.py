@@ -170,6 +170,8 @@ def fisher_trace(
     """
     if labels not in ("exact", "sampled"):
         raise FlatlingoError(f'labels={labels!r}: choose "exact" or "sampled" (for gold labels: empirical_fisher)')
+    if not isinstance(seed, int) or seed < 0:
+        raise FlatlingoError(f"seed={seed!r}: give a whole number, 0 or more")
 
     def directions(logits: Tensor, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         if labels == "sampled":
@@ -205,7 +207,7 @@ def empirical_fisher(
         if batch.gold is None:
             raise FlatlingoError('the empirical Fisher needs gold labels: give each batch a "labels" tensor')
         check_gold(batch.gold, logits, batch.start)
-        return [score_direction(logits, batch.gold.to(logits.device))]
+        return [score_direction(logits, batch.gold.to(logits.device).long())]
 
     return measure(model, batches, directions, parameters, by, max_examples, None, progress)
 
@@ -276,9 +278,11 @@ def measure(
 
     Weights are (B,), directions (B, C); the other arguments are those of `fisher_trace`.
     """
+    if isinstance(batches, Mapping):
+        raise FlatlingoError("batches is a single batch; give a list of batches: [batch]")
     check_model(model)
-    if max_examples is not None and max_examples < 1:
-        raise FlatlingoError(f"max_examples={max_examples}: Tr(F) needs at least one example")
+    if max_examples is not None and (not isinstance(max_examples, int) or max_examples < 1):
+        raise FlatlingoError(f"max_examples={max_examples!r}: give a whole number, 1 or more")
     measured = selected(model, parameters)
     groups = _Groups(list(measured), _grouping(model, by))
     check_whole(batches)
@@ -290,7 +294,7 @@ def measure(
         raise FlatlingoError("no batches: Tr(F) needs at least one example (a generator that is used up gives none)")
 
     table, seen_padding = np.empty((0, len(groups.names))), False
-    with full_float32(), _engine(model, measured, first) as norms:
+    with full_float32(), _as_written(), _engine(model, measured, first) as norms:
         stream = chain([first], stream)
         while round_ := list(islice(stream, processes)):  # each process takes one batch of the round
             for batch in [] if seen_padding else round_:
@@ -349,6 +353,18 @@ class _Groups:
         """Sums over the parameters of each group: (B, groups) from (B, P)."""
         norms = norms.cpu()
         return norms.new_zeros(len(norms), len(self.names)).index_add_(1, self._index, norms).numpy()
+
+
+@contextmanager
+def _as_written() -> Iterator[None]:
+    """Modules computed as they are written: not compiled (`torch.compile`), not by a transformer's fast path."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from flatlingo.errors import FlatlingoError
 from flatlingo.fisher.differentiable import RecordedCall, batch_trace, check_norms, connected, recorded
 from flatlingo.fisher.gradnorms import CHECK_EVERY
+from flatlingo.fisher.recorder import is_ragged
 from flatlingo.fisher.selection import Selection
 from flatlingo.regularizers.base import logits_of
 from flatlingo.regularizers.periodic import PeriodicPenalty, check_finite
@@ -33,8 +34,8 @@ class TracePenalty(PeriodicPenalty):
     parameters outside the known kinds of modules, and to follow the paper. `benchmarks/penalties.py` measures both.
 
     In every step each use of a parameter penalised that the autograd graph shows must be a recorded call of a module of
-    a known kind, with one row per example; and of one example in 512, the first among them, the norms are held against
-    plain autograd. What differs is refused.
+    a known kind, with one row per example; and of one example in 512, the first among them and the first in a
+    batch of rows of several lengths, the norms are held against plain autograd. What differs is refused.
 
     Args:
         weight: λ, at least 0.
@@ -59,12 +60,14 @@ class TracePenalty(PeriodicPenalty):
         super().__init__(weight, every, parameters)
         self._calls: list[RecordedCall] | None = None
         self._seen = self._checked = 0
+        self._ragged = False  # whether a batch of rows of several lengths was checked
 
     def start(self, model: nn.Module, *, seed: int) -> None:
         """Check that the model can be differentiated twice, and remember it and the parameters penalised."""
         super().start(model, seed=seed)
         self.choose_parameters(model)
         self._seen = self._checked = 0
+        self._ragged = False  # whether a batch of rows of several lengths was checked
 
     def recording_context(self) -> AbstractContextManager:
         """Composite (not fused) attention where it is needed, and hooks that record the pass."""
@@ -84,10 +87,12 @@ class TracePenalty(PeriodicPenalty):
             raise FlatlingoError(f"{self.name} saw no forward pass; run it inside forward_context(), after start()")
         parameters = self.penalised()
         calls = connected(parameters, outputs.logits, calls)
-        if self._seen >= CHECK_EVERY * self._checked:
+        ragged = not self._ragged and is_ragged(batch)
+        if ragged or self._seen >= CHECK_EVERY * self._checked:
             check_finite(outputs.logits, self.name)
             check_norms(parameters, outputs.logits, calls, self._checked % len(outputs.logits))
             self._checked += 1
+            self._ragged |= ragged
         self._seen += len(outputs.logits)
         trace = batch_trace(outputs.logits, calls).to(logits_of(outputs).dtype)
         return trace, trace

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from flatlingo.errors import FlatlingoError
-from flatlingo.report.drawing import TRACE, beside, lacks, plain_log_labels
+from flatlingo.report.drawing import HALO, TRACE, beside, lacks, plain_log_labels
 from flatlingo.report.judging import holm, judge, said
 from flatlingo.report.matched import TOO_FEW_SEEDS, WORDS, verdict, with_baseline
 from flatlingo.report.saving import STYLE
@@ -140,7 +140,8 @@ def intervention_figure(table: pd.DataFrame) -> Figure:
             ax.set_xscale("log")
             plain_log_labels(ax.xaxis)
         for one in found[found["outcome"] == ys[0]].itertuples():
-            beside(axes.flat[0], f"{one.target:g}", (one.trace, one.value), (4, 4), "data", color=COLOUR)
+            place, look = (one.trace, one.value), {"color": COLOUR, "path_effects": HALO}
+            beside(axes.flat[0], f"{one.target:g}", place, (4, 4), "data", **look)
     return fig
 
 

@@ -78,16 +78,14 @@ def half_widths(runs: pd.DataFrame, conditions: pd.DataFrame) -> pd.Series:
 
 
 def draw_marks(ax: Axes, runs: pd.DataFrame, conditions: pd.DataFrame, *, size: float = 1.0) -> None:
-    """Every run as a small dot, every condition as its family's mark, joined by weight; hollow if not competent.
+    """Every run as its family's mark, small, every condition as a large one, joined by weight; hollow if not competent.
 
     A line starts at no regulariser (the one of consistency at both views without the divergence, where it was run).
     One artist per condition has its label.
     """
     colours = shades(conditions)
-    for (label, able), part in runs.groupby(["label", "able"], sort=False):
-        dots = {"marker": ".", "markersize": 3, "linestyle": "none", "color": colours[label], "alpha": 0.55}
-        dots |= {} if able else {"marker": "o", "markerfacecolor": "none", "markeredgewidth": 0.6}
-        ax.plot(part["x"], part["y"], zorder=2, label=f"_{label}", **dots)
+    for (name, label, able), part in runs.groupby(["family", "label", "able"], sort=False):
+        ax.plot(part["x"], part["y"], zorder=2, label=f"_{label}", **_small(name, colours[label], able))
     for name, part in conditions.groupby("family", sort=False):
         line = pd.concat([conditions[conditions["family"] == _start(name, conditions)], part])
         ax.plot(line["x"], line["y"], color=family(name).drawn.colour, linewidth=0.8, alpha=0.7, zorder=1.5, label="_")
@@ -99,6 +97,15 @@ def draw_marks(ax: Axes, runs: pd.DataFrame, conditions: pd.DataFrame, *, size: 
         hides = row.able and marker["marker"] not in LINES
         order = 3 if row.family == "none" else 4 if hides else 4.5
         ax.plot(row.x, row.y, label=row.label, zorder=order, **marker)
+
+
+def _small(name: str, colour: tuple, able: bool) -> dict:
+    """Line2D settings of the mark of one run; a family whose marker has no face to leave out gets a ring."""
+    marker = marker_of(name, colour) | {"markeredgecolor": colour, "markeredgewidth": 0.6, "alpha": 0.55}
+    marker["markersize"] *= 0.45
+    if able:
+        return marker
+    return marker | {"markerfacecolor": "none"} | ({"marker": "o"} if marker["marker"] in LINES else {})
 
 
 def _start(name: str, conditions: pd.DataFrame) -> str | None:

@@ -65,6 +65,22 @@ class Family:
         """How the family is drawn: its look or, without one, a dot in the colour of its kind."""
         return self.look or Look(".", KINDS[self.kind][1], size=7)
 
+    def impossible(self, weight: float) -> str | None:
+        """Why the family cannot have a weight; None if it can.
+
+        >>> family("dropout").impossible(1.5), family("dropout").impossible(0.1)
+        ('a probability is below 1', None)
+        """
+        if weight and not self.weight:
+            return "this family has no weight"
+        if self.weight == "probability" and weight >= 1:
+            return "a probability is below 1"
+        if self.weight == "share" and weight > 1:
+            return "a share is at most 1"
+        if self.weight == "epochs" and weight != int(weight):
+            return "epochs are a whole number"
+        return None
+
     def label(self, weight: float) -> str:
         """Its name with a weight in legends and run ids, as in the paper: `kl=0.6`."""
         return f"{self.legend or self.name}={weight:g}" if self.weight else self.legend or self.name

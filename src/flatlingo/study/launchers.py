@@ -196,7 +196,8 @@ def slurm(
         cluster: "slurm", or submitit's "local" or "debug" to try it without one.
 
     Raises:
-        FlatlingoError: for a time limit in which no run could go on, or a path that SLURM would read as a pattern.
+        FlatlingoError: for a time limit in which no run could go on, a path that SLURM would read as a pattern, or jobs
+            that SLURM refuses.
     """
     folder = job.runs.folder.resolve() / LOGS / "slurm"
     if "%" in str(folder):
@@ -208,14 +209,17 @@ def slurm(
         )
     working = time_limit - STOPPING_MINUTES
     job = replace(job, checkpoint_minutes=min(job.checkpoint_minutes, working / 3))
-    executor = submitit.AutoExecutor(folder, cluster=cluster)
-    executor.update_parameters(
-        name=f"flatlingo-{configs[0].plan}",
-        timeout_min=_minutes_for_submitit(working),
-        slurm_additional_parameters={"time": time_limit},
-        slurm_array_parallelism=jobs or len(configs),
-    )
-    submitted = executor.map_array(job, configs)
+    try:
+        executor = submitit.AutoExecutor(folder, cluster=cluster)
+        executor.update_parameters(
+            name=f"flatlingo-{configs[0].plan}",
+            timeout_min=_minutes_for_submitit(working),
+            slurm_additional_parameters={"time": time_limit},
+            slurm_array_parallelism=jobs or len(configs),
+        )
+        submitted = executor.map_array(job, configs)
+    except (RuntimeError, submitit.core.utils.FailedJobError) as error:
+        raise FlatlingoError(f"SLURM does not take the jobs: {first_line(error)}") from error
     of = {task.job_id: config for task, config in zip(submitted, configs, strict=True)}
     for task in submitit.helpers.as_completed(submitted, poll_frequency=POLL_SECONDS):
         try:

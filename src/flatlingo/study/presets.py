@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from flatlingo.errors import FlatlingoError, unknown
 from flatlingo.files import PRESETS
+from flatlingo.randomness import LARGEST_SEED
 from flatlingo.study.families import FAMILIES, Family, family
 from flatlingo.taskfiles import read_yaml, validated, yaml_file
 
@@ -80,6 +81,13 @@ class Condition(_Settings):
             )
         if self.every > 1 and not families & {*PERIODIC}:
             raise ValueError(f"every={self.every} is of penalties on the gradient, and {self.family} is none")
+        return self
+
+    @model_validator(mode="after")
+    def _has_possible_weights(self) -> "Condition":
+        for row, weight in self.parts:
+            if expected := row.impossible(weight):
+                raise ValueError(f"{row.name} at {weight:g}: {expected}")
         return self
 
     @model_validator(mode="after")
@@ -224,7 +232,7 @@ class RunSpec(_Settings):
 
     plan: PlanName
     condition: Condition
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, le=LARGEST_SEED)
     encoder: str
     setup: Setup
 
