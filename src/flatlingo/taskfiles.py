@@ -12,7 +12,7 @@ It is given where a task is named: `load_task("reviews.yaml")`, `flatlingo train
 module imports neither torch nor the rows of tasks, so that a configuration is read and checked in no time.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Self, TypeVar
 
@@ -194,19 +194,6 @@ def yaml_file(name: str | Path, what: str, shipped: Path, known: list[str]) -> P
     return shipped / f"{name}.yaml"
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that stands twice in a mapping, of which YAML would take the last."""
-
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
-        """The mapping as it is written, before another is merged into it."""
-        node = super().compose_mapping_node(anchor)
-        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for i, key in enumerate(keys):
-            if any(key.value == other.value for other in keys[:i]):
-                raise yaml.composer.ComposerError(None, None, f"{key.value!r} is given twice", key.start_mark)
-        return node
-
-
 def read_yaml(path: Path, what: str) -> object:
     """The content of a YAML file.
 
@@ -214,13 +201,31 @@ def read_yaml(path: Path, what: str) -> object:
         FlatlingoError: if it cannot be read, is not YAML or has a key twice; the message begins with what it should be.
     """
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+        text = path.read_text(encoding="utf-8")
+        for repeated in _repeated_keys(yaml.compose(text, yaml.SafeLoader), set()):
+            raise yaml.MarkedYAMLError(problem=f"{repeated.value!r} is given twice", problem_mark=repeated.start_mark)
+        return yaml.safe_load(text)
     except OSError as error:
         raise FlatlingoError(f"{what} {path}: cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         why = f"line {mark.line + 1}: {error.problem}" if mark else str(error)
         raise FlatlingoError(f"{what} {path.name} is not a YAML file: {why}") from error
+
+
+def _repeated_keys(node: yaml.Node | None, seen: set[int]) -> Iterator[yaml.Node]:
+    """The keys that stand in a mapping before; YAML would take the last. Each node once, for an alias repeats one."""
+    if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+        return
+    seen.add(id(node))
+    pairs = node.value if isinstance(node, yaml.MappingNode) else [(None, item) for item in node.value]
+    keys = set()
+    for key, value in pairs:
+        if isinstance(key, yaml.ScalarNode):
+            if key.value in keys:
+                yield key
+            keys.add(key.value)
+        yield from _repeated_keys(value, seen)
 
 
 def validated(kind: type[S], values: object, what: str) -> S:

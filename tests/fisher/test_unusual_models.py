@@ -62,15 +62,17 @@ def texts(lengths, first_of_second=99):
 READERS = {
     "the last token": (last_token, [texts((7, 7, 7)), texts((7, 3, 5))]),
     "a second text, in a later batch": (second_text, [texts((8, 8, 8)), texts((8, 8, 8), 4)]),
+    "a second text, in a later batch with padding": (second_text, [texts((8, 8, 8)), texts((8, 6, 8), 4)]),
     "all tokens, first of rows of one": (mean, [texts((1, 1)), texts((6, 4))]),
 }
 
 
 @pytest.mark.parametrize(("read", "batches"), READERS.values(), ids=READERS)
-@pytest.mark.filterwarnings("ignore:the padding of a row")  # rows of one token have no others
 def test_a_head_may_read_any_token_in_any_batch(read, batches):
     model = perturbed(Reading(read))
-    found = fisher_trace(model, batches, by="parameter").contributions
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = fisher_trace(model, batches, by="parameter").contributions
     oracle = np.concatenate([per_example_trace(model, batch).to_numpy() for batch in batches])
     np.testing.assert_allclose(found, oracle, rtol=1e-10, atol=1e-16 * oracle.sum())
 

@@ -51,26 +51,31 @@ def check_batch(model: nn.Module, batch: object, position: int) -> None:
     if not sizes or len(set(sizes.values())) > 1 or 0 in sizes.values():
         raise FlatlingoError(f"batch {position} needs one row per example in each tensor; it has {sizes}")
     if "input_ids" in batch and batch["input_ids"].ndim == 2:
-        _check_ids(model, batch["input_ids"], position, counted="position_ids" not in batch)
+        _check_ids(model, batch["input_ids"], position)
+        if "position_ids" not in batch:
+            _check_positions(model, batch["input_ids"].shape[1], position)
     pad = getattr(getattr(model, "config", None), "pad_token_id", None)
     if pad is not None and "attention_mask" not in batch and "input_ids" in batch and (batch["input_ids"] == pad).any():
         raise FlatlingoError(f"batch {position} has padding but no attention_mask, so padding would be read as text")
 
 
-def _check_ids(model: nn.Module, ids: Tensor, position: int, *, counted: bool) -> None:
-    """Refuse rows (B, T) longer than the positions of a model that counts them by itself, and unknown tokens.
-
-    A model that is not transformers' own may give its encoder a part of a row.
-    """
+def _check_positions(model: nn.Module, tokens: int, position: int) -> None:
+    """Refuse rows longer than the positions of a model of transformers' own; others may give it parts of a row."""
     whole = model.get_base_model() if hasattr(model, "get_base_model") else model
-    for name, module in model.named_modules() if counted and type(whole).__module__.startswith("transformers.") else ():
+    if not type(whole).__module__.startswith("transformers."):
+        return
+    for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             room = module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-            if ids.shape[1] > room:
+            if tokens > room:
                 raise FlatlingoError(
-                    f"batch {position} has rows of {ids.shape[1]} tokens and the model {room} positions; cut "
+                    f"batch {position} has rows of {tokens} tokens and the model {room} positions; cut "
                     f"the rows with max_length={room}"
                 )
+
+
+def _check_ids(model: nn.Module, ids: Tensor, position: int) -> None:
+    """Refuse tokens (B, T) that a model does not know."""
     known = getattr(word_embeddings(model), "num_embeddings", None)
     if known and not ids.is_cuda and int(ids.max()) >= known:
         raise FlatlingoError(

@@ -48,9 +48,9 @@ class GradientNorms:
     a backward pass visits activations only, and under autocast the weights of linear layers are in its precision; all
     is undone on leaving, whatever happened.
 
-    What is measured is held against plain autograd. A parameter is *covered* if every use of it is a
-    call of a module of a known kind: Linear, Conv1D, LayerNorm, RMSNorm or Embedding; each other use is seen in the
-    autograd graph of the very pass, and the parameter's gradient is then formed. Examples are taken one at a time from
+    What is measured is held against plain autograd. A parameter is *covered* if every use of it is a call of a module
+    of a known kind: Linear, Conv1D, LayerNorm, RMSNorm or Embedding; each other use is seen in the autograd graph of
+    the very pass, and the parameter's gradient is then formed. Examples are taken one at a time from
     there on, and also where a module does not see one row per example; a warning says so. Besides, one example in 512,
     the first, the first whose batch has rows of several lengths, and the first that uses a parameter another number of
     times, are measured by plain autograd too, alone, and a few beside it in another order: examples that depend on each
