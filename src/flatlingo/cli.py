@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from safetensors import SafetensorError
 from typer.models import OptionInfo
 
 from flatlingo.errors import FlatlingoError
@@ -591,9 +592,7 @@ def main() -> None:
             raise
         typer.echo(f"flatlingo: {explained}", err=True)
         sys.exit(2)
-    except Exception as error:
-        if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
-            raise
+    except (OSError, SafetensorError) as error:
         typer.echo(
             f"flatlingo: {error}; mend this and repeat the call, which goes on from what it has stored", err=True
         )

@@ -142,8 +142,8 @@ def encode(
     if not rows:
         raise FlatlingoError("there are no rows to encode; check the split and its size")
     columns = list(texts_of(rows[0]))
-    if name := misspelt(rows[0]):
-        raise FlatlingoError(f"rows have a column {name!r}, which is not {name.strip().casefold()!r}; rename it")
+    if wrong := misspelt(rows[0]):
+        raise FlatlingoError(f"rows have {wrong}")
     if "text_a" not in columns:
         raise FlatlingoError(f"rows lack text_a; they have {', '.join(sorted(rows[0]))}")
     if max_length <= (special := tokenizer.num_special_tokens_to_add(pair=len(columns) > 1)):

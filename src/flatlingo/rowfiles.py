@@ -80,8 +80,11 @@ def read_rows(path: str | Path) -> list[dict[str, str]]:
 
 
 def misspelt(columns: Iterable[str]) -> str | None:
-    """A column that is `text_a` or `text_b` but for its case or spaces around it, and that would be ignored."""
-    return next((name for name in columns if name not in TEXTS and str(name).strip().casefold() in TEXTS), None)
+    """What is wrong with a column that is `text_a` or `text_b` but for case or spaces, and that would be ignored."""
+    for name in columns:
+        if name not in TEXTS and (meant := str(name).strip().casefold()) in TEXTS:
+            return f"a column {name!r}, which is not {meant!r}; rename it"
+    return None
 
 
 def texts_of(row: Mapping[str, Any]) -> dict[str, str]:
@@ -224,8 +227,8 @@ def _named_jsonl(text: str) -> Iterator[tuple[int, dict]]:
 
 
 def _refuse_misspelt(number: int, columns: Iterable[str]) -> None:
-    if name := misspelt(columns):
-        raise LineError(number, f"has a column {name!r}, which is not {name.strip().casefold()!r}; rename it")
+    if wrong := misspelt(columns):
+        raise LineError(number, f"has {wrong}")
 
 
 def _checked(number: int, row: dict, first: dict) -> dict[str, str]:

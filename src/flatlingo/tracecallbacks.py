@@ -117,8 +117,6 @@ class TraceCallback(TrainerCallback):
             raise FlatlingoError(f"every={every!r}, unit={unit!r}: give a whole number, 1 or more, of step or epoch")
         if not 0 < max_share <= 1:
             raise FlatlingoError(f"max_share={max_share}: give a share of the training time above 0, up to 1")
-        if isinstance(batches, Mapping):
-            raise FlatlingoError("batches is a single batch; give a list of batches: [batch]")
         check_whole(batches)
         with own_randomness():  # a DataLoader draws a seed, which would change what training draws
             self.batches = [dict(batch) for batch in batches]

@@ -30,10 +30,10 @@ class RegularizedTrainer(Trainer):
 
     Data sets may hold rows of texts (`text_a`, for pairs `text_b`, `label` and, optionally, `row_id`), which are
     encoded with `processing_class` and padded batch by batch (not by `data_collator`), or be tokenised already, as for
-    any Trainer, and then `data_collator` makes the batches. Where rows
-    of texts name their labels (`ClassLabel`) and the model its classes, they are matched by name. Evaluation
-    never sees regularisers. Each training log holds, besides `loss`, the means since the last log of the task loss
-    (`loss/task`), of each term (`loss/<name>`) and of what it reports (`<name>/<key>`).
+    any Trainer, and then `data_collator` makes the batches. Where rows of texts name their labels (`ClassLabel`) and
+    the model its classes, they are matched by name. Evaluation never sees regularisers. Each training log holds,
+    besides `loss`, the means since the last log of the task loss (`loss/task`), of each term (`loss/<name>`) and of
+    what it reports (`<name>/<key>`).
 
     Every loss is a mean over a micro-batch, and the mean over micro-batches is followed: with equally large ones,
     accumulating 4 batches of 8 is one batch of 32, but for terms that are no mean over rows, which say so.

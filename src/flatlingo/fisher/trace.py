@@ -278,8 +278,6 @@ def measure(
 
     Weights are (B,), directions (B, C); the other arguments are those of `fisher_trace`.
     """
-    if isinstance(batches, Mapping):
-        raise FlatlingoError("batches is a single batch; give a list of batches: [batch]")
     check_model(model)
     if max_examples is not None and (not isinstance(max_examples, int) or max_examples < 1):
         raise FlatlingoError(f"max_examples={max_examples!r}: give a whole number, 1 or more")
@@ -445,11 +443,13 @@ def _on_device(model: nn.Module, inputs: dict[str, Tensor]) -> dict[str, Tensor]
 
 
 def check_whole(batches: Iterable) -> None:
-    """Refuse a DataLoader of which each of several processes would have its own share.
+    """Refuse a single batch, and a DataLoader of which each of several processes would have its own share.
 
     Raises:
         FlatlingoError: naming the fix.
     """
+    if isinstance(batches, Mapping):
+        raise FlatlingoError("batches is a single batch; give a list of batches: [batch]")
     if _process()[1] > 1 and isinstance(batches, (DataLoaderShard, DataLoaderDispatcher)):
         raise FlatlingoError("this DataLoader is already split over processes: give the one before accelerator.prepare")
 
