@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from flatlingo.devices import cpu_has_bf16
 from flatlingo.fisher import fisher_trace, softmax_factor
 from flatlingo.fisher.gradnorms import GradientNorms
-from flatlingo.fisher.trace import CHECKED
+from flatlingo.fisher.measuring import CHECKED
 
 CALL = 64  # rows, at least: what a call sets up serves all of them
 BUDGET = 2**31  # bytes of gradients that a peer may hold at a time

@@ -25,7 +25,7 @@ from flatlingo import devices
 from flatlingo.encoding import EncodedRows, LengthGroupedSampler, PairCollator, batches, encode
 from flatlingo.errors import FlatlingoError
 from flatlingo.evaluation import accuracy
-from flatlingo.fisher.trace import fisher_trace
+from flatlingo.fisher import fisher_trace
 from flatlingo.lossrecord import READ_EVERY
 from flatlingo.regularizers import (
     L2,

@@ -1,6 +1,6 @@
 """Which device this is, and which of several processes as their launcher tells it.
 
-`callbacks` and `fisher.trace`, which talk to the other processes, ask accelerate and torch.distributed instead.
+`checkpoints` and `fisher.processes`, which talk to the other processes, ask accelerate and torch.distributed instead.
 """
 
 import ctypes

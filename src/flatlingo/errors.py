@@ -1,7 +1,7 @@
 """The one exception for mistakes a user can mend."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class FlatlingoError(ValueError):
@@ -23,6 +23,16 @@ def first_line(error: BaseException) -> str:
     """
     said = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__} {said}".strip() if isinstance(error, KeyError) or not said else said
+
+
+def listed(names: Sequence[str]) -> str:
+    """The names in a sentence, or the first four of them.
+
+    >>> listed(["a", "b"]), listed("abcdef")
+    ('a, b', 'a, b, c, d and 2 more')
+    """
+    more = len(names) - 4
+    return ", ".join(names[:4]) + (f" and {more} more" if more > 0 else "")
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:

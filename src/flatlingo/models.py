@@ -25,7 +25,7 @@ from transformers import (
 from transformers.utils import logging
 
 from flatlingo import hub
-from flatlingo.errors import FlatlingoError, first_line
+from flatlingo.errors import FlatlingoError, first_line, listed
 from flatlingo.labels import class_names, label_order
 
 # What a model leaves out as it becomes a classifier: heads for masked words and sentence order, unused pooler, buffers.
@@ -124,7 +124,7 @@ def load_classifier(
     model, fresh = _load(folder, source, _config(folder, source))
     if fresh:
         raise FlatlingoError(
-            f"{source}: the checkpoint has no classification head ({_some(fresh)}); fine-tune it first, or give the "
+            f"{source}: the checkpoint has no classification head ({listed(fresh)}); fine-tune it first, or give the "
             "folder of a fine-tuned classifier"
         )
     return model, load_tokenizer(source, revision=revision)
@@ -262,13 +262,14 @@ def _load(
         )
     if unexpected := sorted(key for key in info["unexpected_keys"] if not PRETRAINING_ONLY.match(key)):
         raise FlatlingoError(
-            f"{source}: the checkpoint has weights that config.json knows nothing of ({_some(unexpected)}); it belongs "
-            "to another architecture or number of layers"
+            f"{source}: the checkpoint has weights that config.json knows nothing of ({listed(unexpected)}); it "
+            "belongs to another architecture or number of layers"
         )
     encoder = re.compile(rf"{model.base_model_prefix}\.(?!pooler\.)")
     if lacking := sorted(key for key in info["missing_keys"] if encoder.match(key)):
         raise FlatlingoError(
-            f"{source}: the checkpoint lacks weights that config.json announces ({_some(lacking)}); they would be noise"
+            f"{source}: the checkpoint lacks weights that config.json announces ({listed(lacking)}); they would be "
+            "noise"
         )
     return model, sorted(info["missing_keys"])
 
@@ -358,8 +359,8 @@ def _load_adapter(folder: Path, source: str | Path) -> PreTrainedModel:
     model, fresh = _load(base_folder, base, config)
     if lacking := [name for name in fresh if not any(saved.endswith(f".{name}") for saved in shapes)]:
         raise FlatlingoError(
-            f"{source}: neither this adapter nor its base model {base} has the weights {_some(lacking)}; they would be "
-            "noise. Save them with the adapter (modules_to_save in its configuration)"
+            f"{source}: neither this adapter nor its base model {base} has the weights {listed(lacking)}; they would "
+            "be noise. Save them with the adapter (modules_to_save in its configuration)"
         )
     try:
         with _quiet(), warnings.catch_warnings():
@@ -402,7 +403,3 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

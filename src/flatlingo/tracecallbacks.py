@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from flatlingo.errors import FlatlingoError
 from flatlingo.evaluation import evaluating
 from flatlingo.fisher import FisherTrace, fisher_trace
-from flatlingo.fisher.trace import check_whole
+from flatlingo.fisher.batches import check_whole
 from flatlingo.randomness import own_randomness
 
 logger = logging.getLogger(__name__)

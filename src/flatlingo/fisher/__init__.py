@@ -1,7 +1,9 @@
 """Fisher information of classifiers: the exact trace, dense matrices of tiny models, and the theory behind it."""
 
+from flatlingo.fisher.directions import softmax_factor
+from flatlingo.fisher.result import FisherTrace
 from flatlingo.fisher.sharpness import sam_sharpness
-from flatlingo.fisher.trace import FisherTrace, empirical_fisher, fisher_trace, softmax_factor
+from flatlingo.fisher.trace import empirical_fisher, fisher_trace
 from flatlingo.fisher.weights import distance, scale_aware
 
 __all__ = [

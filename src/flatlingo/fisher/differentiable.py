@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from flatlingo.errors import FlatlingoError
-from flatlingo.fisher.gradnorms import batch_size, listed
+from flatlingo.errors import FlatlingoError, listed
+from flatlingo.fisher.batches import batch_size
+from flatlingo.fisher.directions import softmax_factor
 from flatlingo.fisher.recorder import Call, Tap, by_row, check_unchanged, recording, uses_in_graph
 from flatlingo.fisher.reference import autograd_explained, coarser, differing, plain_norms
 from flatlingo.fisher.roles import LastGram, Role
-from flatlingo.fisher.trace import softmax_factor
 
 
 class RecordedCall(NamedTuple):

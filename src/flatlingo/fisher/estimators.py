@@ -22,10 +22,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flatlingo.errors import FlatlingoError
+from flatlingo.fisher.batches import Batch, logits_of
 from flatlingo.fisher.checks import LABEL_KEYS, check_batch, check_model, checked_logits
-from flatlingo.fisher.gradnorms import logits_of
+from flatlingo.fisher.directions import score_direction
+from flatlingo.fisher.measuring import measure
+from flatlingo.fisher.result import FisherTrace
 from flatlingo.fisher.theory import Estimate, estimate, functional, quadratic_form
-from flatlingo.fisher.trace import Batch, FisherTrace, measure, score_direction
 
 
 @torch.enable_grad()

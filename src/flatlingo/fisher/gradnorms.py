@@ -6,37 +6,34 @@ activations alone brings the cotangents, and the two are contracted as soon as t
 
 import random
 import warnings
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import partial, reduce
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from flatlingo.errors import FlatlingoError
+from flatlingo.errors import FlatlingoError, listed
+from flatlingo.fisher.batches import batch_size, example_of, is_ragged, logits_of
 from flatlingo.fisher.checks import check_alone
 from flatlingo.fisher.lastlayer import first_token_only
+from flatlingo.fisher.modes import plain, uncached_casts, unfused_attention
+from flatlingo.fisher.passes import DIFFERS, HOOKED, ROWS, USED, Pass, Uncovered
 from flatlingo.fisher.recorder import (
     Call,
     Tap,
     by_row,
     check_unchanged,
-    is_ragged,
     modules_using,
     recording,
     uses_in_graph,
 )
-from flatlingo.fisher.reference import autograd_explained, coarser, differing, example_of, plain_norms, squared_norm
-from flatlingo.fisher.roles import LastGram, LinearWeight, Role, agree
+from flatlingo.fisher.reference import autograd_explained, differing, plain_norms, squared_norm
+from flatlingo.fisher.roles import LastGram, LinearWeight, agree
 
 CHECK_EVERY = 512  # examples, of which one is measured by plain autograd too
 CHECKED_ROWS = 4  # examples beside it, measured in another order
-USED = "used in a way that the fast route does not cover"
-HOOKED = "changed by a gradient hook"
-ROWS = "in a module that does not see one row per example"
-DIFFERS = "not what plain autograd gives"
 
 Terms = Callable[[Tensor, int], list[tuple[Tensor, Tensor]]]
 
@@ -87,7 +84,7 @@ class GradientNorms:
         device = next(iter(self.parameters.values())).device
         self._anchor = torch.zeros((), device=device, requires_grad=True)  # where backward passes end
         self._undo: ExitStack | None = None
-        self._pass: _Pass | None = None
+        self._pass: Pass | None = None
         self._survey(batch, logits)
 
     def __enter__(self) -> "GradientNorms":
@@ -124,7 +121,7 @@ class GradientNorms:
         while size == 1 or not self.single:
             try:
                 return self._sum(batch, terms, start)
-            except _Uncovered as found:
+            except Uncovered as found:
                 self._cover(found.reasons, size)
         return self._one_at_a_time(batch, terms, start)
 
@@ -133,7 +130,7 @@ class GradientNorms:
         while not self._run(batch):
             pass
         if reasons := self._pass.reasons:
-            raise _Uncovered(reasons | self._used_in_graph())
+            raise Uncovered(reasons | self._used_in_graph())
         return self._pass.logits.detach()
 
     def backward(self, direction: Tensor, *, last: bool = False) -> Tensor:
@@ -148,7 +145,7 @@ class GradientNorms:
         """
         now = self._pass
         now.norms, now.waiting = {}, defaultdict(list)
-        with _plain(now.logits.device):
+        with plain(now.logits.device):
             self._backpropagate(direction.to(now.logits), retain_graph=not last)
             for (name, role), pairs in now.waiting.items():
                 now.norms[name] = role.norm(pairs, self._grams)
@@ -191,7 +188,7 @@ class GradientNorms:
     def _run(self, batch: Mapping[str, Tensor]) -> bool:
         """A recorded forward pass; whether it went as expected, or must be run again."""
         self._forget()
-        self._pass = now = _Pass(batch_size(batch), is_ragged(batch))
+        self._pass = now = Pass(batch_size(batch), is_ragged(batch))
         try:
             with torch.enable_grad(), self._attention(), uncached_casts():
                 now.logits = logits_of(self.model, batch)
@@ -225,7 +222,7 @@ class GradientNorms:
             now.spread.add(call.name)
             call = call.spread(now.size)
         kept = []
-        with _plain(call.output.device):
+        with plain(call.output.device):
             now.note(call, self._fitting)
             if not now.reasons:
                 rows = by_row(call.inputs.detach(), now.size)
@@ -261,7 +258,7 @@ class GradientNorms:
             )[1:]
         formed = {n: g for n, g in zip(self.parameters, gradients, strict=True) if g is not None}
         if unexpected := formed.keys() - self._formed:
-            raise _Uncovered(dict.fromkeys(unexpected, USED))
+            raise Uncovered(dict.fromkeys(unexpected, USED))
         for name, gradient in formed.items():
             now.norms[name] = squared_norm(gradient).reshape(1)
 
@@ -283,9 +280,9 @@ class GradientNorms:
         again = self.backward(direction[rows] * factors[:, None].to(direction), last=True) / factors[:, None].square()
         wrong = {n for i, row in enumerate(rows) for n in differing(self.parameters, again[i], found[row], precision)}
         if wrong:
-            raise _Uncovered({name: DIFFERS for name in self.parameters if name in wrong})
+            raise Uncovered({name: DIFFERS for name in self.parameters if name in wrong})
 
-    def _check_example(self, batch, logits: Tensor, direction: Tensor, norms: Tensor, now: "_Pass", start: int) -> None:
+    def _check_example(self, batch, logits: Tensor, direction: Tensor, norms: Tensor, now: Pass, start: int) -> None:
         """Hold an example's norms against plain autograd, on the model as it is and with the example alone."""
         i = self._random.randrange(now.size)
         with self._left(), torch.enable_grad(), self._attention(), uncached_casts():
@@ -303,7 +300,7 @@ class GradientNorms:
                     f"the gradient of {listed(wrong)} at example {start + i} differs from one pass to the next: "
                     "something is random even in eval mode; switch it off"
                 )
-            raise _Uncovered(dict.fromkeys(wrong, DIFFERS))
+            raise Uncovered(dict.fromkeys(wrong, DIFFERS))
         self._checked += 1
         self._verified |= now.facts()
 
@@ -375,117 +372,10 @@ class GradientNorms:
         device, dtype = self._anchor.device.type, next(iter(self.parameters.values())).dtype
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
-        return _unfused_attention() if device == "cpu" and dtype.itemsize == 2 else nullcontext()
+        return unfused_attention() if device == "cpu" and dtype.itemsize == 2 else nullcontext()
 
     def _forget(self) -> None:
         if self._pass:
             self._pass.logits = None  # the graph, and what calls have kept
         self._pass = None
         self._grams.forget()
-
-
-class _Uncovered(Exception):
-    """Parameters that the fast route does not cover, with the reasons."""
-
-    def __init__(self, reasons: dict[str, str]):
-        super().__init__(reasons)
-        self.reasons = reasons
-
-
-class _Pass:
-    """A forward pass of some examples, and the backward passes that follow."""
-
-    def __init__(self, size: int, ragged: bool):
-        self.size, self.ragged = size, ragged
-        self.open = True  # the forward pass is running
-        self.logits: Tensor | None = None
-        self.dtypes = {torch.float64}  # of outputs
-        self.counts: Counter[str] = Counter()  # calls by parameter
-        self.roles: dict[str, Role] = {}
-        self.spread: set[str] = set()  # modules whose one row for all examples was repeated for each
-        self.reasons: dict[str, str] = {}  # why parameters are not covered
-        self.norms: dict[str, Tensor] = {}
-        self.waiting: dict[tuple[str, Role], list] = {}
-
-    def note(self, call: Call, fitting: set[str]) -> None:
-        """Count a call, and find parameters that it uses in a way that is not covered.
-
-        Modules in `fitting` have been found to be what their roles assume.
-        """
-        self.dtypes.add(call.output.dtype)
-        by_row = call.is_by_row(self.size)
-        for name, role in call.roles.items():
-            self.counts[name] += 1
-            fits = call.name in fitting or role.fits(call.module, call.inputs, call.output)
-            if self.roles.setdefault(name, role) is not role or not fits:
-                self.reasons.setdefault(name, USED)
-            elif not by_row:
-                self.reasons.setdefault(name, ROWS)
-        if not self.reasons:
-            fitting.add(call.name)
-
-    @property
-    def precision(self) -> torch.dtype:
-        """The least precise type of any output in the pass."""
-        return reduce(coarser, self.dtypes)
-
-    def facts(self) -> set:
-        """What plain autograd must have confirmed once: calls of each parameter, rows together, of other lengths."""
-        return {*self.counts.items(), ("together", self.size > 1), ("ragged", self.ragged)}
-
-
-@contextmanager
-def _unfused_attention() -> Iterator[None]:
-    """Attention from matrix products in half precision; PyTorch would copy their inputs to float32."""
-    allowed = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()  # not of CUDA alone, whatever it is called
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(allowed)
-
-
-@contextmanager
-def uncached_casts() -> Iterator[None]:
-    """No casts that autocast has kept from a pass without gradients or from another graph: they would end this one."""
-    enabled = torch.is_autocast_cache_enabled()
-    torch.set_autocast_cache_enabled(False)
-    try:
-        yield
-    finally:
-        torch.set_autocast_cache_enabled(enabled)
-
-
-def _plain(device: torch.device) -> AbstractContextManager:
-    """Context without gradients and without autocast."""
-    if not torch.is_autocast_enabled(device.type):
-        return torch.no_grad()  # entered at every call, so nothing more than is needed
-    stack = ExitStack()
-    stack.enter_context(torch.no_grad())
-    stack.enter_context(torch.autocast(device.type, enabled=False))
-    return stack
-
-
-def batch_size(batch: Mapping[str, Tensor]) -> int:
-    """Number of examples in a batch."""
-    return len(next(iter(batch.values())))
-
-
-def logits_of(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """The logits of a batch, (B, C): of an output that has them, or is a dict or a tuple with them."""
-    try:
-        output = model(**batch)
-    except ValueError as error:
-        if "padding token" in str(error):  # a decoder's, which looks for the last token before the padding
-            raise FlatlingoError(f"{error} Set model.config.pad_token_id, or give batches of one.") from error
-        raise
-    if isinstance(output, tuple):
-        return output[0]
-    return output.get("logits", output) if type(output) is dict else getattr(output, "logits", output)
-
-
-def listed(names: list[str]) -> str:
-    """The names in a sentence, or the first four of them."""
-    more = len(names) - 4
-    return ", ".join(names[:4]) + (f" and {more} more" if more > 0 else "")

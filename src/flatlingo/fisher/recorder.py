@@ -163,15 +163,6 @@ def check_unchanged(name: str, inputs: Tensor, version: int) -> None:
         )
 
 
-def is_ragged(batch: Mapping[str, Tensor]) -> bool:
-    """Whether the rows of a batch have several lengths, by its attention mask (B, T)."""
-    mask = batch.get("attention_mask")
-    if mask is None or mask.ndim != 2:
-        return False
-    lengths = mask.sum(1)
-    return bool((lengths != lengths[0]).any())
-
-
 def by_row(x: Tensor, size: int) -> Tensor:
     """Ids as (B, T), activations as (B, T, d), of a batch of B rows."""
     return x.reshape(size, -1, x.shape[-1]) if x.is_floating_point() else x.reshape(size, -1)

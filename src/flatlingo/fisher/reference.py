@@ -1,6 +1,6 @@
 """Plain autograd for one example: what the fast routes are held against while they run."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -103,19 +103,3 @@ def autograd_explained() -> Iterator[None]:
 def coarser(x: torch.dtype, y: torch.dtype) -> torch.dtype:
     """The less precise of two floating-point types."""
     return x if torch.finfo(x).eps >= torch.finfo(y).eps else y
-
-
-def example_of(batch: Mapping[str, Tensor], i: int) -> dict[str, Tensor]:
-    """The i-th example as a batch of one, padded as it is."""
-    return {key: value[i : i + 1] for key, value in batch.items()}
-
-
-def unpadded(example: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A batch of one without the columns before the first and after the last that its mask (1, T) attends to."""
-    mask = example["attention_mask"]
-    (attended,) = mask[0].nonzero(as_tuple=True)
-    first, last = int(attended.min()), int(attended.max())
-    return {
-        key: value[:, first : last + 1] if value.shape[1:2] == mask.shape[1:] else value
-        for key, value in example.items()
-    }

@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from flatlingo.errors import FlatlingoError
+from flatlingo.fisher.batches import logits_of
 from flatlingo.fisher.checks import LABEL_KEYS, check_batch, check_gold, check_model, checked_logits
-from flatlingo.fisher.gradnorms import logits_of, uncached_casts
-from flatlingo.fisher.trace import padding_is_checked
+from flatlingo.fisher.measuring import padding_is_checked
+from flatlingo.fisher.modes import uncached_casts
 
 
 def sam_sharpness(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], rho: float) -> float:

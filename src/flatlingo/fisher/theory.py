@@ -19,7 +19,7 @@ from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parameters_to_vector
 
-from flatlingo.fisher.gradnorms import logits_of
+from flatlingo.fisher.batches import logits_of
 
 Logits = Callable[[Tensor], Tensor]
 

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from flatlingo.errors import FlatlingoError
-from flatlingo.fisher.gradnorms import listed
-from flatlingo.fisher.trace import FisherTrace
+from flatlingo.errors import FlatlingoError, listed
+from flatlingo.fisher.result import FisherTrace
 
 
 def scale_aware(trace: FisherTrace, model: nn.Module) -> FisherTrace:

@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from flatlingo.errors import FlatlingoError
+from flatlingo.fisher.batches import is_ragged
 from flatlingo.fisher.differentiable import RecordedCall, batch_trace, check_norms, connected, recorded
 from flatlingo.fisher.gradnorms import CHECK_EVERY
-from flatlingo.fisher.recorder import is_ragged
 from flatlingo.fisher.selection import Selection
 from flatlingo.regularizers.base import logits_of
 from flatlingo.regularizers.periodic import PeriodicPenalty, check_finite
