@@ -15,7 +15,7 @@ import pandas as pd
 
 from flatlingo.errors import FlatlingoError
 from flatlingo.files import RECORDED, ROOT, replacing
-from flatlingo.report import answers, competence, decisions, judging, slopes, statistics
+from flatlingo.report import answers, competence, decisions, judging, printing, shapes, slopes
 from flatlingo.report.drawing import LANGUAGES
 from flatlingo.report.matched import TOO_FEW_SEEDS
 from flatlingo.report.regimes import regime
@@ -191,10 +191,8 @@ def _by_target(figure: dict) -> str:
     if not rows:
         return ""
     rows.sort(key=lambda row: -row["trace"])
-    told = [
-        f"{judging.signed(row['value'], 1)} at {statistics.rounded(row['trace'])} ({row['verdict']})" for row in rows
-    ]
-    plain = statistics.rounded(rows[0]["plain"])
+    told = [f"{judging.signed(row['value'], 1)} at {printing.rounded(row['trace'])} ({row['verdict']})" for row in rows]
+    plain = printing.rounded(rows[0]["plain"])
     return (
         f"Zero-shot accuracy where Tr(F) was set, minus that of plain training at {plain}, by the Tr(F) reached: "
         f"{_listed(told)} points ([6](notebooks/6_using_the_trace.ipynb))."
@@ -278,13 +276,17 @@ def _of_plan(preset: str, folder: Path, plan: str) -> str:
 
 
 def _conditions(able: pd.DataFrame, adapted: list[dict] | None) -> str:
-    """Tr(F), accuracies and gain of every condition that counts, mean and standard deviation over its seeds."""
+    """Tr(F), accuracies and gain of every condition that counts, mean and standard deviation over its seeds.
+
+    Where conditions differ in how many seeds they have, which makes their means hard to compare, it says how many.
+    """
     columns = ["trace", "english_accuracy", "zero_shot_accuracy"]
     if adapted:
-        means = statistics.language_means(pd.DataFrame(adapted))[["run_id", "gain", "control_gain"]]
+        means = shapes.language_means(pd.DataFrame(adapted))[["run_id", "gain", "control_gain"]]
         able, columns = able.merge(means, on="run_id"), [*columns, "gain", "control_gain"]
-    shown = statistics.summary(able, columns)
-    return _markdown(shown.drop(columns="runs").rename_axis("condition").reset_index())
+    shown = printing.summary(able, columns).rename(columns={"runs": "seeds"})
+    shown = shown.drop(columns="seeds") if shown["seeds"].nunique() == 1 else shown.astype({"seeds": str})
+    return _markdown(shown.rename_axis("condition").reset_index())
 
 
 def _gains(adapted: pd.DataFrame) -> str:
@@ -313,7 +315,7 @@ def _hanging(rows: list[dict]) -> str:
 
 def _of_single_seeds(able: pd.DataFrame, adapted: list[dict] | None) -> str:
     """Between which values the slopes of single seeds lie, which an interval over conditions does not know of."""
-    runs = statistics.language_means(pd.DataFrame(adapted)).merge(able[["run_id"]]) if adapted else able
+    runs = shapes.language_means(pd.DataFrame(adapted)).merge(able[["run_id"]]) if adapted else able
     if runs["seed"].nunique() < 2:
         return ""
     parts = []
@@ -410,7 +412,7 @@ def _of_calibration(path: Path, figures: Path) -> str:
     weights = [f"{row.weight:g}{reached.get((row.family, row.weight), '')}" for row in levels.itertuples()]
     text = pd.Series(weights, levels.index).where(levels["weight"].notna(), levels["verdict"])
     cells = levels.assign(text=text).pivot(index="family", columns="level", values="text").iloc[:, ::-1]
-    head = f"share of Tr(F) = {statistics.rounded(none)} that is asked for, plan `{plan}`"
+    head = f"share of Tr(F) = {printing.rounded(none)} that is asked for, plan `{plan}`"
     table = cells.loc[levels["family"].unique()].rename(lambda name: family(name).title).rename_axis(head)
     return _markdown(table.rename(columns="{:g}".format).reset_index())
 

@@ -11,7 +11,10 @@ import pandas as pd
 from flatlingo.files import MINI_MBERT, RECORDED, ROOT, replacing
 from flatlingo.hub import provenance
 from flatlingo.report.regimes import regime
-from flatlingo.study.presets import Condition, Measurement, RunSpec, load_preset
+from flatlingo.study.condition import Condition
+from flatlingo.study.presets import load_preset
+from flatlingo.study.runspec import RunSpec
+from flatlingo.study.setup import Measurement
 from flatlingo.study.store import open_store
 from flatlingo.study.sweep import Computing, tabulated
 

@@ -1,6 +1,7 @@
 """What holds for all tests."""
 
 import gc
+import os
 import sys
 
 import pytest
@@ -8,6 +9,11 @@ import pytest
 from flatlingo import cli
 
 LONGEST = "test_reproduction.py"
+
+
+def pytest_configure():
+    """Compute on the CPU: results are compared between processes, some of which would have no GPU."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def pytest_collection_modifyitems(items):

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 from tiny import resolved
 
-from flatlingo.study.presets import RunConfig, expand, load_preset
+from flatlingo.study.presets import expand, load_preset
+from flatlingo.study.runspec import RunConfig
 from flatlingo.study.store import Store
 
 GROUPS = {"embeddings": 0.2, "other embeddings": 0.2, "encoder": 0.4, "pooler": 0.05, "head": 0.15}

@@ -11,7 +11,7 @@ import torch
 
 from flatlingo.files import ROOT
 from flatlingo.study.families import FAMILIES
-from flatlingo.study.presets import PARTS
+from flatlingo.study.runspec import PARTS
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 common = pytest.importorskip("common", reason="no benchmarks/")

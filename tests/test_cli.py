@@ -83,10 +83,10 @@ def test_a_home_is_found_behind_an_equals_sign_too(flatlingo, tmp_path, monkeypa
         (["sweep", "nli", "--preset", "smoke", "--store", "s", "--data", "nowhere"], "nowhere"),
         (["sweep", "nli", "--preset", "smoke", "--store", "s", "--model", "./nowhere"], "nowhere"),
         (["trace", "mini-mbert", "--task", "mini-nli", "--language", "fr"], "fr"),
-        (["train", "--output", "o", "--tensorboard", "/dev/null/board"], "/dev/null/board/events cannot be made"),
+        (["train", "--output", "o", "--tensorboard", "/dev/null/board"], "/dev/null/board cannot be written"),
         (["pretrain", "nowhere.txt", "--output", "o"], "nowhere.txt"),
         (["notebook", "nowhere.ipynb", "o.ipynb"], "no notebook"),
-        (["pretrain", "--mini-world", "--output", "/dev/null/encoder"], "/dev/null/encoder cannot be made: "),
+        (["pretrain", "--mini-world", "--output", "/dev/null/encoder"], "/dev/null/encoder cannot be written: "),
         (["calibrate", "nli", "--preset", "smoke", "--store", "s", "--output", "."], "is a folder; give the name of a"),
     ],
     ids=lambda value: "-".join(value[:2]) if isinstance(value, list) else None,
@@ -95,6 +95,23 @@ def test_a_mistake_ends_with_one_message_and_leaves_nothing(flatlingo, tmp_path,
     monkeypatch.chdir(tmp_path)
     code, _, message = flatlingo(*arguments)
     refused(tmp_path, code, message, says)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["sweep", "nli", "--preset", "smoke", "--store", "s"],
+        ["calibrate", "nli", "--preset", "mini", "--store", "s", "--output", "c.csv"],
+        ["pretrain", "--mini-world", "--output", "encoder"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_what_one_process_does_is_refused_under_a_launcher_of_several(flatlingo, tmp_path, monkeypatch, arguments):
+    """Each would train all of it, and mix the others' gradients into its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, message = flatlingo(*arguments)
+    refused(tmp_path, code, message, "is called by 2 processes (torchrun, accelerate launch)")
 
 
 @pytest.mark.parametrize(

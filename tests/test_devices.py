@@ -11,6 +11,7 @@ import torch
 
 from flatlingo import devices
 from flatlingo.errors import FlatlingoError
+from flatlingo.randomness import own_randomness
 
 TOO_OLD = (
     "The NVIDIA driver on your system is too old (found version 12020). Please update your GPU driver by downloading "
@@ -98,6 +99,15 @@ def test_each_process_of_a_node_has_a_gpu_of_those_that_it_sees(monkeypatch, ran
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setenv("LOCAL_RANK", rank) if rank else monkeypatch.delenv("LOCAL_RANK", raising=False)
     assert devices.device() == torch.device("cuda", number)
+
+
+def test_a_gpu_that_the_driver_counts_and_cuda_cannot_use_is_not_asked_for_its_generator(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    before = torch.get_rng_state()
+    with own_randomness():
+        torch.rand(3)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 TRAINING = """

@@ -12,9 +12,9 @@ from made_up import intervention_table
 from flatlingo.errors import FlatlingoError
 from flatlingo.files import ROOT
 from flatlingo.report import decisions, intervention, saving
+from flatlingo.report.shapes import per_run
 from flatlingo.report.simulation import simulated_study
-from flatlingo.report.statistics import per_run
-from flatlingo.study.presets import PLANS
+from flatlingo.study.runspec import PLANS
 
 spec = importlib.util.spec_from_file_location("readme", ROOT / "scripts" / "readme.py")
 readme = importlib.util.module_from_spec(spec)
@@ -136,6 +136,21 @@ def test_a_preset_of_real_rows_goes_first_with_its_verdicts_in_words(tmp_path):
     (line,) = (line for line in small.splitlines() if line.startswith("| per halving of Tr(F)"))
     assert line.startswith("| per halving of Tr(F) | **rises: +")
     assert small.count("| consistency minus dropout at equal Tr(F) |") == mini.count("| both views minus none |") == 1
+
+
+def test_conditions_that_lack_seeds_tell_how_many_they_have(tmp_path):
+    table = simulated_study(3, seeds=3).assign(task="xnli", encoder="e5", weight=1.0, classes=3)
+    weak = (table["label"] == "l2=0.5") & (table["seed"] == 2)
+    table.loc[weak, "clean_train_accuracy"] = 0.4
+    pages = {}
+    for name, runs in {"lacking": per_run(table), "complete": per_run(table[table["label"] != "l2=0.5"])}.items():
+        figure = {"data": runs, "headline": {"left_out": "", "verdicts": []}}
+        (tmp_path / "figure1.json").write_text(json.dumps(saving.plain(figure)), encoding="utf-8")
+        pages[name] = readme.of_preset("small", tmp_path)
+    assert "| condition | seeds | Tr(F) |" in pages["lacking"]
+    assert "| l2=0.5 | 2 | " in pages["lacking"]
+    assert "| none | 3 | " in pages["lacking"]
+    assert "| condition | Tr(F) |" in pages["complete"]
 
 
 def test_its_python_session_prints_what_it_says(monkeypatch):

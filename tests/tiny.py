@@ -7,7 +7,8 @@ import torch
 import yaml
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
-from flatlingo.study.presets import RunConfig, load_preset
+from flatlingo.study.presets import load_preset
+from flatlingo.study.runspec import RunConfig
 from flatlingo.study.sources import Sources
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]

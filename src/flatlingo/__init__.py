@@ -49,7 +49,7 @@ _HOME = {
     "load_classifier": "models",
     "load_tokenizer": "models",
     "sweep": "study.sweep",
-    "rank_correlation": "report.slopes",
+    "rank_correlation": "report.correlations",
     "competent_runs": "report.competence",
     "figure1": "report.figures",
     "figure2": "report.figures",

@@ -6,10 +6,11 @@ import time
 from pathlib import Path
 
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from flatlingo.errors import FlatlingoError
 from flatlingo.files import changed, write_sums
 
 MINUTES = 5.0
@@ -40,13 +41,27 @@ class Checkpoints(TrainerCallback):
         self._last = time.monotonic()
 
     def last(self) -> Path | None:
-        """The last whole checkpoint; others, which a kill or a full disk has left, are named and removed."""
+        """The last whole checkpoint; others, which a kill or a full disk has left, are named and removed.
+
+        Raises:
+            FlatlingoError: if several processes find different ones.
+        """
         with PartialState().main_process_first():
-            for path in sorted(self.folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=_step, reverse=True):
-                if not (reason := changed(path)):
-                    return path
-                logger.warning("checkpoint %s is not whole (%s): it is removed", path, reason)
-                shutil.rmtree(path, ignore_errors=True)
+            last = self._last_whole()
+        found = gather_object([last and last.name])
+        if len(set(found)) > 1:
+            raise FlatlingoError(
+                f"the processes of this training find different checkpoints in {self.folder}: "
+                f"{', '.join(map(str, found))}; give a folder that all machines share, or an empty one"
+            )
+        return last
+
+    def _last_whole(self) -> Path | None:
+        for path in sorted(self.folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"), key=_step, reverse=True):
+            if not (reason := changed(path)):
+                return path
+            logger.warning("checkpoint %s is not whole (%s): it is removed", path, reason)
+            shutil.rmtree(path, ignore_errors=True)
         return None
 
     def on_train_begin(

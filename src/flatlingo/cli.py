@@ -18,11 +18,14 @@ from typer.models import OptionInfo
 
 from flatlingo.errors import FlatlingoError
 from flatlingo.extras import missing
-from flatlingo.files import probe, replacing
+from flatlingo.files import refuse_unwritable, replacing
 from flatlingo.randomness import LARGEST_SEED
+from flatlingo.settings import validated
+from flatlingo.study.condition import Condition
 from flatlingo.study.families import FAMILIES
-from flatlingo.study.presets import PLANS, Condition, calibration_seeds, chosen_seeds, load_preset
-from flatlingo.taskfiles import MINI, load_description, validated
+from flatlingo.study.presets import calibration_seeds, chosen_seeds, load_preset
+from flatlingo.study.runspec import PLANS
+from flatlingo.taskfiles import MINI, load_description
 
 app = typer.Typer(
     help="Measure and regularise the trace of the Fisher information, Tr(F), of multilingual classifiers.",
@@ -290,7 +293,7 @@ def train(
     if model is not None:
         _refuse_missing(model)
     _refuse_existing(output)
-    _refuse_unwritable(output)
+    refuse_unwritable(output.parent, output)
     from flatlingo.devices import is_first_process, keep_memory
     from flatlingo.study.run import run
     from flatlingo.study.sources import Sources
@@ -305,7 +308,7 @@ def train(
     sources.check(spec)
     boards = [tensorboard_in(tensorboard)] if tensorboard else []
     if tensorboard:
-        _refuse_unwritable(tensorboard / "events")
+        refuse_unwritable(tensorboard, tensorboard)
     work = output.with_name(f".{output.name}.work")
     with _alone(work, output) if is_first_process() else nullcontext():
         finished = run(
@@ -362,14 +365,6 @@ def _refuse_existing(output: Path) -> None:
         raise FlatlingoError(f"{output} exists; give a new folder")
 
 
-def _refuse_unwritable(output: Path) -> None:
-    """Find out before training whether a file or folder can be made."""
-    try:
-        probe(output.parent)
-    except OSError as error:
-        raise FlatlingoError(f"{output} cannot be made: {error.strerror}; give another place") from error
-
-
 @app.command()
 def sweep(
     plan: Annotated[str, typer.Argument(help=PLAN_HELP)],
@@ -406,7 +401,7 @@ def sweep(
     if model is not None:
         _refuse_missing(model)
     if tensorboard:
-        _refuse_unwritable(tensorboard / "events")
+        refuse_unwritable(tensorboard, tensorboard)
     from flatlingo.study.sweep import sweep
 
     table = sweep(
@@ -490,7 +485,7 @@ def calibrate(
         _refuse_missing(model)
     if output.is_dir():
         raise FlatlingoError(f"{output} is a folder; give the name of a file, such as calibration.csv")
-    _refuse_unwritable(output)
+    refuse_unwritable(output.parent, output)
     from flatlingo.study import calibration
 
     found, weights = calibration.calibrate(
@@ -543,7 +538,7 @@ def pretrain(
         raise FlatlingoError("--claims says what the mini world's corpus is made of; leave it out with text files")
     from flatlingo import miniencoder, pretraining
 
-    _refuse_unwritable(output)
+    refuse_unwritable(output.parent, output)
     settings = pretraining.Pretraining(
         layers, hidden, heads, vocabulary, max_length, epochs, batch_size, learning_rate, seed=seed
     )

@@ -91,6 +91,19 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def refuse_several_processes(what: str) -> None:
+    """Refuse what one process does, which uses several GPUs by itself where it can.
+
+    Raises:
+        FlatlingoError: under torchrun or `accelerate launch` with several processes.
+    """
+    if processes() > 1:
+        raise FlatlingoError(
+            f"{what} is called by {processes()} processes (torchrun, accelerate launch), each of which would do all of "
+            "it and take the others' gradients for its own: call it without a launcher"
+        )
+
+
 def is_first_process() -> bool:
     """Whether this is the one process that writes."""
     return os.environ.get("RANK", "0") == "0"

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
+from flatlingo.errors import FlatlingoError
+
 PACKAGE = Path(__file__).parent
 PRESETS = PACKAGE / "presets"
 SUMS = "SHA256SUMS"
@@ -38,15 +40,20 @@ RECORDED = CHECKOUT / "data" / "recorded" if CHECKOUT else None  # they come wit
 FIGURES = Path(os.environ.get("FLATLINGO_FIGURES", ROOT / "figures"))
 
 
-def probe(folder: Path) -> None:
-    """Make a folder and write a file in it that has no name, so that a killed process leaves nothing.
+def refuse_unwritable(folder: Path, what: object) -> None:
+    """Find out before hours of computing whether a folder takes files; makes it.
+
+    The file that is tried has no name, so that a killed process leaves nothing.
 
     Raises:
-        OSError: if the folder cannot be made or takes no files.
+        FlatlingoError: if the folder cannot be made or takes no files; the message begins with what was to be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        file.write(b"a line\n")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"a line\n")
+    except OSError as error:
+        raise FlatlingoError(f"{what} cannot be written: {error.strerror}; make room or give another place") from error
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from nbclient.exceptions import DeadKernelError
 from PIL import Image
 
 from flatlingo.errors import FlatlingoError, first_line, unknown
-from flatlingo.files import probe, replacing
+from flatlingo.files import refuse_unwritable, replacing
 
 # What changes on every execution without the notebook's content changing.
 VOLATILE = ("papermill", "widgets", "execution")
@@ -80,7 +80,10 @@ def run_notebook(source: Path, output: Path, parameters: dict[str, object], *, l
         if name not in known:
             raise FlatlingoError(f"{source.name}: {unknown('parameter', name, known)}")
     failed = output.with_name(f"{output.stem}.failed.ipynb")
-    _refuse_unwritable(output, failed)
+    for path in (output, failed):
+        if path.is_dir():
+            raise FlatlingoError(f"{path} is a folder; give the name of a file")
+    refuse_unwritable(output.parent, output)
     try:
         executed = _execute(notebook, failed, parameters, folder=source.parent, log=log)
         with replacing(output) as temporary:
@@ -143,17 +146,6 @@ def _execute(
             log_output=log,
             start_timeout=START_SECONDS,
         )
-
-
-def _refuse_unwritable(*paths: Path) -> None:
-    """Find out before anything is executed whether files can be written; makes their folder."""
-    for path in paths:
-        if path.is_dir():
-            raise FlatlingoError(f"{path} is a folder; give the name of a file")
-    try:
-        probe(paths[0].parent)
-    except OSError as error:
-        raise FlatlingoError(f"{paths[0]} cannot be written: {error.strerror}; give another file") from error
 
 
 @contextmanager

@@ -170,6 +170,7 @@ def pretrain(
 
 
 def _check(documents: list[str], output: Path, settings: Pretraining) -> None:
+    devices.refuse_several_processes("pre-training")
     if settings.hidden % settings.heads:
         raise FlatlingoError(f"hidden {settings.hidden} is no multiple of {settings.heads} heads; give one that is")
     if len(documents) < settings.batch_size:

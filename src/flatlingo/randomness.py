@@ -15,7 +15,9 @@ def own_randomness() -> Iterator[None]:
 
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (what Trainer seeds)
     try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        # a GPU that the driver counts may be one that CUDA cannot use
+        gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+        with torch.random.fork_rng(devices=gpus):
             yield
     finally:
         random.setstate(python)

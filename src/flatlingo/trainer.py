@@ -228,6 +228,8 @@ class RegularizedTrainer(Trainer):
     def _begin(self) -> None:
         """Begin the training loop, or begin it again with smaller batches (`auto_find_batch_size`)."""
         self._contexts.close()
+        if self.args.world_size > 1:  # else every process would drop the same units of its own rows
+            torch.manual_seed(self.args.seed + self.args.process_index)
         self._contexts.enter_context(whole_masks(self.model))
         for regularizer in self.regularizers:
             self._contexts.enter_context(regularizer.training_context(self.model))

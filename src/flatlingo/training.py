@@ -1,6 +1,7 @@
 """Fine-tuning with regularisers, and its second stage."""
 
 import copy
+import gc
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -165,7 +166,11 @@ def finetune(
             args.num_train_epochs = epoch  # nothing is left to train, and the best weights are loaded
         trainer.train(resume_from_checkpoint=last and str(last))
     model.eval()
-    return trainer.state.log_history
+    history = trainer.state.log_history
+    if torch.cuda.is_available():  # a cycle of references would keep the optimizer's moments on the GPU
+        del trainer
+        gc.collect()
+    return history
 
 
 def adapt(

@@ -17,6 +17,7 @@ from transformers import (
 
 from flatlingo.errors import FlatlingoError
 from flatlingo.fisher import FisherTrace, empirical_fisher, fisher_trace, softmax_factor
+from flatlingo.fisher.checks import check_float64
 
 LENGTHS = (9, 4, 7, 9, 3)
 
@@ -379,3 +380,9 @@ def test_mean_of_logarithms_and_its_standard_error():
     assert trace.log_mean == pytest.approx(np.log(10))
     assert trace.log_standard_error == pytest.approx(np.log(10) / 3**0.5)
     assert FisherTrace(pd.DataFrame({"head": [0.0, 1.0]})).log_mean == -np.inf
+
+
+def test_a_device_without_float64_is_refused():
+    check_float64(torch.device("cuda", 0))
+    with pytest.raises(FlatlingoError, match=r"no float64, which Tr\(F\) needs: use the CPU"):
+        check_float64(torch.device("mps"))

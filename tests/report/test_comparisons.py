@@ -1,4 +1,4 @@
-"""Comparisons at equal accuracy, of two plans, and of ways to choose a checkpoint."""
+"""Comparisons at equal accuracy, and of two plans."""
 
 import numpy as np
 import pandas as pd
@@ -6,8 +6,6 @@ import pytest
 
 from flatlingo.errors import FlatlingoError
 from flatlingo.report import comparisons
-from flatlingo.report.comparisons import Question
-from flatlingo.report.slopes import rank_correlation
 
 
 def checkpoints():
@@ -44,17 +42,6 @@ def test_two_plans_are_paired_by_condition_seed_and_language():
         comparisons.paired(first, second.assign(seed=second["seed"] + 10), "adapted", on=("label", "language"))
 
 
-@pytest.mark.parametrize("stages", [1, 2])
-def test_zero_shot_rows_are_one_per_language(stages):
-    table = pd.DataFrame({"run_id": "a", "label": ["none"], "seed": [1], "accuracy_de": [0.5], "accuracy_zh": [0.4]})
-    table["zero_shot_accuracy"] = 0.45
-    if stages == 2:
-        table = pd.concat([table.assign(language=code, zero_shot=0.3, adapted=0.6) for code in ("de", "zh")])
-    rows = comparisons.zero_shot_rows(table)
-    assert len(rows) == 2
-    assert dict(zip(rows["language"], rows["zero_shot"], strict=True)) == {"de": 0.5, "zh": 0.4}
-
-
 def test_the_regulariser_kept_is_compared_with_the_same_run_without_it():
     dropped = checkpoints()
     kept = dropped[dropped["family"] != "l2"].assign(adapted=lambda t: t["adapted"] + 0.01 * (t["label"] == "flat"))
@@ -75,27 +62,3 @@ def test_one_penalty_is_compared_with_another_of_the_same_weight():
     assert (found["adapted"].value, found["trace"].value) == (pytest.approx(-0.1), pytest.approx(250))
     others = table.assign(weight=table["family"].map(len))
     assert comparisons.one_minus_other(others, "l2", "consistency", ["adapted"]) == {}
-
-
-def test_questions_are_asked_of_each_language():
-    rng = np.random.default_rng(0)
-    table = pd.DataFrame({"label": [f"w{i}" for i in range(8)], "trace": np.exp(rng.normal(size=8)), "seed": 1})
-    table["family"] = ["l2", "dropout"] * 4
-    table["english_accuracy"] = rng.normal(size=8)
-    table = pd.concat([table.assign(language=code, zero_shot=rng.normal(size=8)) for code in ("de", "zh")])
-    plain, within = (Question(f"{on}", "trace", "zero_shot", within_families=on) for on in (False, True))
-    partial = Question("partial", "trace", "zero_shot", given=("english_accuracy",))
-    answers = comparisons.ask(table, [plain, within, partial])
-    assert [(one.language, one.question.words) for one in answers] == [
-        (language, words) for language in ("de", "zh") for words in ("False", "True", "partial")
-    ]
-    chinese = table[table["language"] == "zh"]
-    ranks = rank_correlation(chinese, "zero_shot"), rank_correlation(chinese, "zero_shot", within_families=True)
-    assert tuple(one.found for one in answers[3:5]) == ranks
-    assert answers[5].found == rank_correlation(chinese, "zero_shot", given=("english_accuracy",))
-
-
-def test_a_trace_that_was_not_measured_gives_an_undefined_correlation():
-    table = pd.DataFrame({"label": ["a", "b"], "family": "l2", "seed": 1, "accuracy_de": 0.5, "accuracy_zh": 0.4})
-    nothing = comparisons.blocked(table.assign(early_trace=np.nan, zero_shot=0.5), "early_trace", "zero_shot")
-    assert str(nothing) == "Spearman ρ undefined (0 conditions)"

@@ -9,7 +9,18 @@ import pytest
 from scipy import stats
 
 from flatlingo.errors import FlatlingoError
-from flatlingo.report import choosing, competence, decisions, judging, marks, matched, panels, slopes
+from flatlingo.report import (
+    choosing,
+    competence,
+    correlations,
+    decisions,
+    judging,
+    marks,
+    matched,
+    panels,
+    shapes,
+    slopes,
+)
 from flatlingo.report.simulation import CONDITIONS, TRUTHS, design, right_verdicts, simulated_study, verdict_rates
 
 OUTCOME = "english_accuracy"
@@ -17,7 +28,7 @@ OUTCOME = "english_accuracy"
 
 def one_stage(seed=0, **study):
     """A study as one row per run, without its second stage."""
-    return slopes.per_seed(simulated_study(seed, **study), []).drop(columns=["zero_shot", "adapted", "gain"])
+    return shapes.per_seed(simulated_study(seed, **study), []).drop(columns=["zero_shot", "adapted", "gain"])
 
 
 def without(table, *runs):
@@ -92,7 +103,7 @@ class TestSlope:
             keep = table.groupby("family")["label"].transform("nunique") > 1
             ranks, blocks = ranks[keep], [block[keep] for block in blocks]
         centred = ranks - ranks.groupby(blocks).transform("mean")
-        found = slopes.rank_correlation(table, OUTCOME, within_families=within, n_permutations=99)
+        found = correlations.rank_correlation(table, OUTCOME, within_families=within, n_permutations=99)
         # Ranks are those of all runs; a family of one condition is centred to 0 either way.
         assert found.value == pytest.approx(np.corrcoef(centred.T)[0, 1])
         assert -1 <= found.low <= found.value <= found.high <= 1
@@ -110,14 +121,14 @@ class TestAtEqualStart:
     """The partial rank correlation, held against regressions written out."""
 
     def ranks(self, missing):
-        table = without(slopes.per_seed(simulated_study(3, slope=0.5, gain_slope=0.5), []), *missing)
+        table = without(shapes.per_seed(simulated_study(3, slope=0.5, gain_slope=0.5), []), *missing)
         names = ["trace", "gain", "zero_shot"]
         return table, table.assign(**{name: stats.rankdata(table[name]) for name in names})
 
     def test_value_and_interval(self, missing):
         table, ranks = self.ranks(missing)
         expected = partial(ranks, "trace", "gain", "zero_shot")
-        found = slopes.rank_correlation(table, "gain", given=("zero_shot",), n_permutations=9)
+        found = correlations.rank_correlation(table, "gain", given=("zero_shot",), n_permutations=9)
         assert found.value == pytest.approx(expected, rel=1e-10)
         labels = ranks["label"].unique()
         left = [np.arctanh(partial(ranks[ranks["label"] != c], "trace", "gain", "zero_shot")) for c in labels]
@@ -135,7 +146,7 @@ class TestAtEqualStart:
             first, second = (partial(part, name, "gain", "zero_shot") for name in ("other", "trace"))
             return abs(first) - abs(second)
 
-        value, low, high = slopes.stronger(table, "gain", x="other", given=("zero_shot",))
+        value, low, high = correlations.stronger(table, "gain", x="other", given=("zero_shot",))
         left = [gap(ranks[ranks["label"] != c]) for c in ranks["label"].unique()]
         n = len(left)
         half = stats.t.ppf(0.975, n - 3) * math.sqrt((n - 1) ** 2 / n * np.var(left, ddof=1))
@@ -144,7 +155,7 @@ class TestAtEqualStart:
 
 def test_what_is_explained_by_what_is_given_is_undefined():
     table = one_stage(1).assign(start=lambda t: t["trace"] ** 2)
-    found = slopes.rank_correlation(table, OUTCOME, given=("start",))
+    found = correlations.rank_correlation(table, OUTCOME, given=("start",))
     assert np.isnan([found.value, found.low, found.high, found.p_value]).all()
     assert "undefined" in str(found)
 
@@ -158,7 +169,7 @@ def test_at_equal_start_p_values_are_uniform_where_there_is_nothing():
         table["start"] = table["label"].map(start)
         table["trace"] = np.exp(table["start"] + rng.normal(size=len(table)))
         table["gain"] = table["start"] + rng.normal(size=len(table))
-        rejected += slopes.rank_correlation(table, "gain", given=("start",), n_permutations=199).p_value < 0.05
+        rejected += correlations.rank_correlation(table, "gain", given=("start",), n_permutations=199).p_value < 0.05
     assert 3 <= rejected <= 20
 
 
@@ -356,7 +367,7 @@ def test_the_gain_stands_beside_its_start_its_end_and_the_english_control():
 
 def test_memory_is_what_chance_does_not_explain():
     table = pd.DataFrame({"english_accuracy": [0.7, 1.0], "noisy_fitted": [0.15, 0.4], "classes": [3.0, 2.0]})
-    assert decisions.memorised(table).tolist() == pytest.approx([0, 0.4])
+    assert decisions.memorised_beyond_chance(table).tolist() == pytest.approx([0, 0.4])
 
 
 class TestRegret:
@@ -549,9 +560,21 @@ def test_all_runs_count_where_competence_cannot_be_judged():
     table.loc[table["label"] == "l2=0.5", "clean_train_accuracy"] = 0.4
     assert competence.counted(table).equals(table[table["label"] != "l2=0.5"])
     unknown = table.assign(classes=np.nan)
-    assert competence.counted(unknown) is unknown
+    assert competence.counted(unknown).equals(unknown)
     with pytest.raises(FlatlingoError, match="classes is not known"):
         competence.competent_runs(unknown)
+
+
+def test_runs_with_the_regulariser_kept_are_held_against_the_unregularised_runs_of_the_other_plan():
+    dropped = simulated_study(0).assign(run_id=lambda t: t["label"] + t["run_id"])
+    kept = dropped[dropped["family"] == "fisher_penalty"]
+    kept = pd.concat([kept, kept.assign(family="trace_penalty", label="new", run_id="new" + kept["run_id"])])
+    assert competence.counted_beside(kept, dropped).equals(kept)
+    kept.loc[kept["family"] == "trace_penalty", "clean_train_accuracy"] = 0.4
+    assert competence.counted_beside(kept, dropped).equals(kept[kept["family"] == "fisher_penalty"])
+    unknown = kept.assign(classes=np.nan)
+    assert competence.counted_beside(unknown, dropped).equals(unknown)
+    assert competence.counted_beside(kept.head(0), dropped).empty
 
 
 def test_regret_has_a_row_for_each_rule():
@@ -562,7 +585,7 @@ def test_regret_has_a_row_for_each_rule():
     assert set(rows["group"]) == {"regret", *naive}
 
 
-@pytest.mark.parametrize("ask", [slopes.slope, slopes.rank_correlation])
+@pytest.mark.parametrize("ask", [slopes.slope, correlations.rank_correlation])
 def test_where_every_family_has_one_condition_there_is_nothing_within_families(ask):
     runs = pd.DataFrame({"family": ["none", "l2", "dropout"], "label": list("abc"), "seed": 1})
     runs = runs.assign(trace=[9.0, 4.0, 1.0], gain=[0.0, 0.1, 0.3])

@@ -14,10 +14,10 @@ import pytest
 
 from flatlingo.errors import FlatlingoError
 from flatlingo.files import ROOT
+from flatlingo.report.correlations import Correlation
 from flatlingo.report.drawing import apart
 from flatlingo.report.figures import figure1
 from flatlingo.report.saving import save_figure
-from flatlingo.report.statistics import Correlation
 from flatlingo.study.families import FAMILIES
 
 CONDITIONS = {

@@ -14,8 +14,8 @@ from flatlingo.errors import FlatlingoError
 from flatlingo.report import answers, competence, marks, matched
 from flatlingo.report.figures import figure1, figure2
 from flatlingo.report.panels import families_figure, slopes_figure
+from flatlingo.report.shapes import per_run
 from flatlingo.report.simulation import simulated_study
-from flatlingo.report.statistics import per_run
 from flatlingo.study.families import FAMILIES
 
 
@@ -88,6 +88,19 @@ class TestFigure1:
         _, *below = figure1(study()).axes
         assert [ax.get_title() for ax in below] == ["consistency", "Fisher penalty", "L2 to zero", "dropout"]
         assert [ax.get_xlabel() for ax in below] == ["λ", "λ", "λ", "probability"]
+
+    def test_a_mark_has_the_same_trace_in_both_panels(self):
+        table = per_run(study())
+        table.loc[(table["label"] == "l2=0.5") & (table["seed"] == 2), "clean_train_accuracy"] = 0.4
+        large, *below = figure1(table).axes
+        marks_drawn = drawn(large)
+        weights = table.drop_duplicates("label").set_index("label")["weight"]
+        for ax, name in zip(below, ("consistency", "fisher_penalty", "l2", "dropout"), strict=True):
+            traces = dict(zip(*drawn(ax)[name].get_data(), strict=True))
+            labels = [label for label in marks_drawn if label.startswith(f"{name}=")]
+            assert traces == {weights[label]: marks_drawn[label].get_xdata()[0] for label in labels}
+            (dashed,) = (line for line in ax.lines if line.get_color() == "0.3")
+            assert dashed.get_ydata()[0] == marks_drawn["none"].get_xdata()[0]
 
     def test_a_model_that_has_learnt_nothing_is_hollow_named_and_does_not_set_the_axes(self):
         ax = figure1(study(weak=[WEAK])).axes[0]
@@ -186,7 +199,7 @@ class TestPanels:
     def test_pairs_at_equal_trace_are_drawn_with_what_decides(self):
         table = study()
         found = answers.decided(table, n_permutations=99)
-        upper, _, lower, _ = families_figure(table, found).axes
+        upper, _, lower, _ = families_figure(table, found, answers.ENGLISH).axes
         for question, ax in (("consistency minus L2 to zero at equal Tr(F)", upper), ("both views minus none", lower)):
             row = found[(found["question"] == question) & (found["outcome"] == "English accuracy")].iloc[0]
             (text,) = (t for t in said(ax) if t.startswith(f"{row['value']:+.2f}".replace("-", "−")))
@@ -200,11 +213,11 @@ class TestPanels:
     def test_a_pair_with_a_condition_that_is_not_competent_is_hollow_and_does_not_count(self):
         table = study(weak=[WEAK])
         found = answers.decided(table, n_permutations=99)
-        ax = families_figure(table, found).axes[0]
+        ax = families_figure(table, found, answers.ENGLISH).axes[0]
         assert any(text.startswith("not competent") for text in said(ax))
         assert not [label for label in drawn(ax) if WEAK in label]
         assert WEAK in competence.left_out(table)
-        assert any("Fisher penalty 10" in text for text in said(slopes_figure(table, found).axes[0]))
+        assert any("Fisher penalty 10" in text for text in said(slopes_figure(table, found, answers.ENGLISH).axes[0]))
 
     @pytest.mark.parametrize(
         ("table", "reason"),
@@ -233,7 +246,8 @@ class TestPanels:
     def test_families_that_were_not_run_are_named(self, families, reasons, seeds):
         table = study(seeds)[lambda t: t["family"].isin(families)]
         found = answers.decided(table, n_permutations=9)
-        figures = [slopes_figure(table, found), families_figure(table, found), figure1(table), figure2(table)]
+        asked = table, found, answers.ENGLISH
+        figures = [slopes_figure(*asked), families_figure(*asked), figure1(table), figure2(table)]
         text = " ".join(line for fig in figures for ax in fig.axes for line in said(ax))
         for reason in reasons:
             assert reason in text
@@ -242,15 +256,20 @@ class TestPanels:
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        (study().drop(columns="trace"), r"lacks columns \['trace'\]"),
-        (study().head(0), "0 rows"),
+        (study().drop(columns="trace"), "the table has no column trace; it has run_id"),
+        (study().head(0), "the table has no rows"),
         (study().replace({"family": {"dropout": "dropuot"}}), "unknown family 'dropuot'; did you mean 'dropout'"),
     ],
     ids=["column", "empty", "family"],
 )
 @pytest.mark.parametrize(
     "draw",
-    [figure1, figure2, lambda t: slopes_figure(t, pd.DataFrame()), lambda t: families_figure(t, pd.DataFrame())],
+    [
+        figure1,
+        figure2,
+        lambda t: slopes_figure(t, pd.DataFrame(), answers.ENGLISH),
+        lambda t: families_figure(t, pd.DataFrame(), answers.ENGLISH),
+    ],
     ids=["figure 1", "figure 2", "slopes", "families"],
 )
 def test_bad_tables_are_one_clear_message(draw, table, message):

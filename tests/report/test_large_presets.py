@@ -14,7 +14,7 @@ from made_up import made_up_store
 
 from flatlingo import sweep
 from flatlingo.files import ROOT
-from flatlingo.report import comparisons, slopes, statistics
+from flatlingo.report import comparisons, correlations, shapes
 from flatlingo.report.beyond import Cloud, beyond_figure
 from flatlingo.report.explore import EVERY, PLANS, Runs, explorer
 from flatlingo.report.figures import figure1, figure2
@@ -56,7 +56,7 @@ def texts(ax):
 def test_every_plan_gives_the_figures_that_its_table_has(plan, store, seeds):
     table = sweep(plan, preset="paper", store=store, seeds=seeds)
     assert table["noisy_fitted"].dtype == float
-    runs = statistics.per_run(table)
+    runs = shapes.per_run(table)
     assert len(runs) == table["run_id"].nunique()
     dots = [line for line in figure1(table).axes[0].lines if line.get_label().strip("_") in set(runs["label"])]
     assert sum(len(line.get_xdata()) for line in dots if line.get_label().startswith("_")) == len(runs)
@@ -66,8 +66,8 @@ def test_every_plan_gives_the_figures_that_its_table_has(plan, store, seeds):
 
 
 def test_panels_say_what_they_lack(store, seeds):
-    runs = statistics.per_run(sweep("nli", preset="paper", store=store, seeds=seeds))
-    undefined = comparisons.forest({("German", "gain"): slopes.rank_correlation(runs.head(1), "distance")})
+    runs = shapes.per_run(sweep("nli", preset="paper", store=store, seeds=seeds))
+    undefined = comparisons.forest({("German", "gain"): correlations.rank_correlation(runs.head(1), "distance")})
     cloud = Cloud(runs, "trace", "noisy_fitted", "Tr(F)", "wrong labels", "no training label is known to be wrong")
     fig = beyond_figure([cloud], {"ρ": undefined, "difference": comparisons.forest({})})
     first, second, third, *_ = fig.axes
@@ -108,3 +108,18 @@ def test_runs_can_be_explored(store, seeds):
         assert isinstance(rows, pd.DataFrame)
         assert set(rows["run_id"]) == set(runs.configs)
         assert "google-bert" in runs.describe(rows["run_id"].iloc[0])
+
+
+def test_a_change_of_family_draws_once(store, seeds, monkeypatch):
+    plans = {name: Runs(plan, preset="paper", store=store, seeds=seeds) for name, plan in PLANS.items()}
+    drawn, figure = [], Runs.figure
+    monkeypatch.setattr(Runs, "figure", lambda runs, *what: drawn.append(what) or figure(runs, *what))
+    (choosers, run, *_) = explorer(plans).children
+    assert len(drawn) == 1
+    _, family, language = choosers.children
+    family.value = "l2"
+    assert [what[1:] for what in drawn[1:]] == [("l2", "en")]
+    language.value = "de"
+    assert [what[1:] for what in drawn[2:]] == [("l2", "de")]
+    run.value = run.options[-1][1]
+    assert drawn[3:] == [(run.value, "l2", "de")]

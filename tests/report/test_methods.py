@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from flatlingo.errors import FlatlingoError
+from flatlingo.report.differences import over_seeds
 from flatlingo.report.methods import effects, methods_figure
-from flatlingo.report.statistics import over_seeds
 from flatlingo.study.families import FAMILIES
 
 

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from flatlingo.errors import FlatlingoError
-from flatlingo.report.predictors import MEASURES, predictors, printed, trace_at_loss
+from flatlingo.report.predictors import MEASURES, predictors, printed
 
 
 def made_up(conditions: int = 10, seeds: int = 3, languages: int = 0) -> pd.DataFrame:
@@ -111,15 +111,3 @@ def test_the_printed_table_has_a_row_for_each_measure():
 def test_a_table_without_training_loss_is_refused():
     with pytest.raises(FlatlingoError, match="no column train_loss"):
         predictors(made_up().drop(columns="train_loss"))
-
-
-@pytest.mark.parametrize(
-    ("loss", "expected"),
-    [(1.1, 10.0), (0.8, 1000.0), (0.95, 100.0), (0.7, 1000 * 0.1**0.25), (1.2, np.nan), (0.3, np.nan)],
-)
-def test_the_trace_where_the_loss_first_came_down_to_a_value(loss, expected):
-    """Down to .8, up again and down to .4; between measurements the logarithm of the trace is linear in the loss."""
-    losses, traces = (1.1, 0.8, 0.9, 0.8, 0.4), (10.0, 1000.0, 5.0, 1000.0, 100.0)
-    history = [{"step": 3, "trace/loss": x, "trace/value": t} for x, t in zip(losses, traces, strict=True)]
-    history.insert(2, {"step": 4, "loss": 0.1})
-    assert trace_at_loss(history, loss) == pytest.approx(expected, nan_ok=True)

@@ -14,8 +14,8 @@ from scipy import stats
 from flatlingo.errors import FlatlingoError
 from flatlingo.report import choosing, decisions, figures, matched, methods, technique
 from flatlingo.report.judging import holm
-from flatlingo.report.slopes import per_seed
-from flatlingo.report.statistics import best_of_family, per_run
+from flatlingo.report.printing import best_of_family
+from flatlingo.report.shapes import per_run, per_seed
 from flatlingo.study.presets import expand, load_preset
 
 SEEDS = 10

@@ -21,9 +21,11 @@ from flatlingo.errors import FlatlingoError
 from flatlingo.files import PRESETS
 from flatlingo.study import clock, measure
 from flatlingo.study.clock import Clock, Line
+from flatlingo.study.condition import Condition
 from flatlingo.study.estimate import _measured, estimate
 from flatlingo.study.measure import Classifier
-from flatlingo.study.presets import Condition, Measurement, expand, load_preset
+from flatlingo.study.presets import expand, load_preset
+from flatlingo.study.setup import Measurement
 from flatlingo.study.store import Store
 from flatlingo.study.workload import Amount, Workload, shuffled, workload
 

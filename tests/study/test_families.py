@@ -3,16 +3,19 @@
 import inspect
 import re
 
+import pandas as pd
 import pytest
 from test_segmentation_unigram import make_unigram
 from tiny import resolved, sources_of
 
 from flatlingo import regularizers
 from flatlingo.errors import FlatlingoError
+from flatlingo.files import RECORDED
 from flatlingo.models import load_model, load_tokenizer
 from flatlingo.regularizers import SAM
+from flatlingo.study.condition import Condition
 from flatlingo.study.families import FAMILIES, KINDS, family
-from flatlingo.study.presets import Condition, load_preset
+from flatlingo.study.presets import load_preset
 from flatlingo.study.run import run
 from flatlingo.study.terms import settings, terms
 from flatlingo.training import finetune
@@ -60,8 +63,8 @@ def test_looks_tell_families_apart():
 
 
 @pytest.mark.parametrize("preset", ["smoke", "mini", "paper"])
-def test_every_family_is_run_once_by_plan_methods(preset):
-    families = [condition.family for condition in load_preset(preset).plan("methods").expand()]
+def test_every_family_is_run_by_plan_methods(preset):
+    families = list(load_preset(preset).plan("methods").conditions)
     unrecorded = {"both_views", "trace_target"}
     # The consistency of preset paper is the faithful one, and xtune has no lexicon there.
     without_paper = {"both_views", "xtune", "trace_target", "consistency_faithful"}
@@ -75,6 +78,18 @@ def test_the_methods_are_run_in_the_setup_of_plan_nli():
     assert preset.plan("methods").setup == preset.plan("nli").setup.model_copy(update={"second_stage": None})
 
 
+def test_methods_whose_default_weight_does_not_halve_the_trace_are_run_at_the_one_that_does():
+    plan = load_preset("mini").plan("methods")
+    half = pd.concat(
+        table[(table["what"] == "level") & (table["level"] == 0.5)].set_index("family")["weight"]
+        for table in (pd.read_csv(RECORDED / "mini" / f"calibration-{name}.csv") for name in ("nli", "methods"))
+    ).dropna()
+    for name, (_default, *matched) in plan.conditions.items():
+        assert matched in ([], [half.get(name)]), name
+    at_default = {"r_drop", "fisher_penalty", "trace_penalty"}  # half of it within a tenth, at which a share is known
+    assert {name for name in half.index if len(plan.conditions[name]) == 1} == at_default
+
+
 SET = ("trace_target", "l2")  # the weight is where the trace is pulled to; the mini world unlearns at L2's default
 
 
@@ -82,7 +97,7 @@ SET = ("trace_target", "l2")  # the weight is where the trace is pulled to; the 
     "name", [name for name, row in FAMILIES.items() if row.changes == "term" and row.weight and name not in SET]
 )
 def test_a_method_runs_at_the_weight_it_has_by_default(name):
-    (weight,) = load_preset("mini").plan("methods").conditions[name]
+    weight, *_matched = load_preset("mini").plan("methods").conditions[name]
     (term,) = terms(spec_of(name, weight), load_tokenizer("mini-mbert"))
     (first, *_) = [p for n, p in inspect.signature(type(term)).parameters.items() if n in ("weight", "p")]
     assert term.weight == weight

@@ -230,6 +230,13 @@ def test_a_gpu_that_cannot_be_used_is_a_failure_and_not_a_run_on_the_cpu(configs
     assert "the GPU MIG-gone" in outcome.reason
 
 
+def test_the_only_gpu_that_cuda_cannot_use_is_refused_and_not_left_for_the_cpu(configs, tmp_path, monkeypatch):
+    monkeypatch.setattr(launchers, "_gpus", lambda: ["0"])
+    monkeypatch.setattr(launchers.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(FlatlingoError, match="counts a GPU that CUDA cannot use"):
+        next(launchers.local(Job(Store(tmp_path), None, keep_weights=False), configs[:1]))
+
+
 def failing(runs):
     """A job whose run fails because its GPU has."""
     job = Job(runs, None, keep_weights=False)
@@ -252,6 +259,7 @@ def test_a_process_whose_gpu_has_failed_ends_and_its_run_is_one_to_be_repeated(c
 
 def test_a_sweep_in_one_process_ends_when_its_gpu_has_failed(configs, tmp_path, monkeypatch):
     monkeypatch.setattr(launchers, "_gpus", lambda: ["0"])
+    monkeypatch.setattr(launchers.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(launchers.devices, "is_broken", lambda: True)
     with pytest.raises(
         FlatlingoError, match=r"the GPU failed during .*illegal memory access.*call the sweep once more"

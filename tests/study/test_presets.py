@@ -11,10 +11,12 @@ from tiny import resolved
 
 from flatlingo.errors import FlatlingoError
 from flatlingo.files import MINI_MBERT
+from flatlingo.settings import validated
 from flatlingo.study import presets
-from flatlingo.study.presets import Condition, RunConfig, expand, load_preset
+from flatlingo.study.condition import Condition
+from flatlingo.study.presets import expand, load_preset
+from flatlingo.study.runspec import RunConfig
 from flatlingo.study.sweep import sweep
-from flatlingo.taskfiles import validated
 
 
 @pytest.fixture

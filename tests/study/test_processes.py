@@ -1,5 +1,7 @@
 """Two real processes under accelerate (gloo): traces and penalties are those of one."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 import torch
@@ -7,8 +9,11 @@ from accelerate import Accelerator, debug_launcher
 from accelerate.state import AcceleratorState
 from fisher_oracle import padded_batch, perturbed
 from tiny import make_model, make_rows, make_tokenizer
+from transformers import TrainerCallback
 
+from flatlingo.checkpoints import Checkpoints
 from flatlingo.errors import FlatlingoError
+from flatlingo.files import write_sums
 from flatlingo.fisher import fisher_trace
 from flatlingo.regularizers import R3F, SAM, FisherPenalty, SubwordConsistency, TracePenalty
 from flatlingo.training import finetune
@@ -55,6 +60,16 @@ def trained(name):
     return model.state_dict()
 
 
+class Seeds(TrainerCallback):
+    """What PyTorch's generator was last seeded with, at each step."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_step_begin(self, *_args, **_kwargs):
+        self.seen.append(torch.initial_seed())
+
+
 def one_of_two(folder):
     """What each process does."""
     torch.set_num_threads(1)
@@ -67,11 +82,18 @@ def one_of_two(folder):
     for name in PENALTIES:
         model, penalty = started(name, seed=rank)
         found[name] = gradients(model, penalty, HALVES[rank], accelerator)
-    model = make_model(dropout=0.1)
+    model, seeds = make_model(dropout=0.1), Seeds()
     settings = {"seed": 1, "epochs": 1, "batch_size": 2, "learning_rate": 1e-3, "max_length": 32}
-    finetune(model, TOKENIZER, make_rows(8), regularizers=[PENALTIES["trace"]()], **settings)
-    found["weights"] = model.state_dict()
+    finetune(model, TOKENIZER, make_rows(8), regularizers=[PENALTIES["trace"]()], callbacks=[seeds], **settings)
+    found["weights"], found["seeds"] = model.state_dict(), seeds.seen
     found["trained"] = {name: trained(name) for name in TRAININGS}
+    own = Path(folder, f"disk-{rank}")
+    if rank == 0:
+        (own / "checkpoint-5").mkdir(parents=True)
+        (own / "checkpoint-5" / "weights").touch()
+        write_sums(own / "checkpoint-5")
+    with pytest.raises(FlatlingoError, match="different checkpoints .*: checkpoint-5, None; give a folder that all"):
+        Checkpoints(own).last()
     torch.save(found, f"{folder}/{rank}.pt")
 
 
@@ -92,6 +114,10 @@ def found(folder):
 def test_two_processes_give_the_trace_of_one(folder, rank):
     expected = fisher_trace(perturbed(make_model()), BATCHES).contributions
     pd.testing.assert_frame_equal(pd.read_csv(folder / f"{rank}.csv"), expected, rtol=1e-10)
+
+
+def test_each_process_drops_units_of_its_own(found):
+    assert [set(part["seeds"]) for part in found] == [{1}, {2}]
 
 
 @pytest.mark.parametrize("name", PENALTIES)

@@ -15,7 +15,7 @@ from flatlingo.fisher import fisher_trace
 from flatlingo.regularizers import SampledSegmentation, divergences
 from flatlingo.study import measure
 from flatlingo.study import run as running
-from flatlingo.study.presets import Condition
+from flatlingo.study.condition import Condition
 from flatlingo.study.run import run
 
 

@@ -5,7 +5,7 @@ import pytest
 from tiny import resolved
 
 from flatlingo.errors import FlatlingoError
-from flatlingo.study.presets import Provenance
+from flatlingo.study.runspec import Provenance
 from flatlingo.study.store import Store, open_store
 from flatlingo.study.table import table
 
@@ -29,6 +29,13 @@ def test_a_run_is_found_by_what_was_asked_for_whatever_its_files(configs, tmp_pa
     assert runs.find(configs[0].spec) == config
     assert runs.find(configs[1].spec) is None
     assert runs.result(config) == {"a": 1, "seconds": 2}
+
+
+def test_a_seed_whose_only_run_failed_at_once_and_left_a_log_is_one_that_was_begun(configs, tmp_path):
+    runs = Store(tmp_path)
+    runs.log(configs[0]).parent.mkdir()
+    runs.log(configs[0]).touch()
+    assert runs.seeds(configs[0].plan) == [configs[0].seed]
 
 
 def test_arrays_come_back_as_they_were_and_are_optional(configs, tmp_path):

@@ -7,7 +7,8 @@ from tiny import write_preset
 
 from flatlingo.errors import FlatlingoError
 from flatlingo.study import store
-from flatlingo.study.presets import RunConfig, expand, load_preset
+from flatlingo.study.presets import expand, load_preset
+from flatlingo.study.runspec import RunConfig
 from flatlingo.study.store import Store
 from flatlingo.study.studies import finished, studies
 from flatlingo.study.sweep import sweep

@@ -30,6 +30,8 @@ def check_model(model: nn.Module) -> None:
         )
     if any(parameter.is_meta for parameter in model.parameters()):
         raise FlatlingoError("the model's weights are on the meta device, without values: load it with its weights")
+    for parameter in model.parameters():
+        check_float64(parameter.device)
     if len(devices := {str(parameter.device) for parameter in model.parameters()}) > 1:
         raise FlatlingoError(
             f"the model is spread over {', '.join(sorted(devices))}: load it whole, without device_map"
@@ -37,6 +39,12 @@ def check_model(model: nn.Module) -> None:
     by_torch = any(type(module).__module__.startswith("torch.ao.nn.quantized") for module in model.modules())
     if by_torch or getattr(model, "is_quantized", False) or not all(p.is_floating_point() for p in model.parameters()):
         raise FlatlingoError("the model's weights are quantised and have no gradient: load it without quantisation")
+
+
+def check_float64(device: torch.device) -> None:
+    """Refuse a device that does not compute in float64, in which Tr(F) is summed up."""
+    if device.type == "mps":
+        raise FlatlingoError("an Apple GPU (mps) has no float64, which Tr(F) needs: use the CPU, model.to('cpu')")
 
 
 def check_batch(model: nn.Module, batch: object, position: int) -> None:

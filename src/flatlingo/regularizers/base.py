@@ -219,7 +219,7 @@ def is_seen(condition: Tensor) -> bool:
 
     For errors told early. What a GPU does not say here must still make the loss NaN, which a trainer sees.
     """
-    return not condition.is_cuda and bool(condition)
+    return condition.device.type == "cpu" and bool(condition)
 
 
 def squared_norm(x: Tensor) -> Tensor:

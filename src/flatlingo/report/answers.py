@@ -5,8 +5,10 @@ import pandas as pd
 
 from flatlingo.report import decisions
 from flatlingo.report.competence import counted, left_out, undecidable
-from flatlingo.report.slopes import OUTCOMES, rank_correlation
-from flatlingo.report.statistics import as_table, per_run
+from flatlingo.report.correlations import rank_correlation
+from flatlingo.report.printing import as_table
+from flatlingo.report.shapes import per_run
+from flatlingo.report.slopes import OUTCOMES
 from flatlingo.study.families import family
 
 ENGLISH = ("english_accuracy", "zero_shot_accuracy")  # outcomes known after English
@@ -46,11 +48,12 @@ def trace_falls(table: pd.DataFrame) -> pd.DataFrame:
 def given_the_start(table: pd.DataFrame) -> pd.DataFrame:
     """Rank correlations with Tr(F) in each language: of the gain, also at equal zero-shot accuracy, its start and end.
 
-    Over competent runs, within seeds (`slopes.rank_correlation`). What is held equal is the zero-shot accuracy on rows
-    that the gain is not measured on (`start`): one on the same rows goes with it by its own error, with opposite sign.
+    Over competent runs, within seeds (`correlations.rank_correlation`). What is held equal is the zero-shot accuracy on
+    rows that the gain is not measured on (`start`): one on the same rows goes with it by its own error, with opposite
+    sign.
 
     Returns:
-        To print, see `statistics.as_table`.
+        To print, see `printing.as_table`.
     """
     table = counted(table)
     questions = {

@@ -1,13 +1,14 @@
 """What choosing the checkpoint to adapt by a rule loses, beside two rules that look at no checkpoint."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from flatlingo.report.comparisons import RULES
-from flatlingo.report.statistics import check_one_baseline
+from flatlingo.report.comparisons import NEAR
+from flatlingo.report.shapes import check_one_baseline
 
 NONE = "always none"
 BEST_FAMILY = "always the best family"
@@ -15,12 +16,41 @@ ENOUGH_SEEDS = 5
 SAMPLES = 5000  # of seeds, in a bootstrap
 
 
+def flattest(runs: pd.DataFrame) -> pd.Series:
+    """Which runs a rule picks: those of the smallest Tr(F)."""
+    return runs["trace"] == runs["trace"].min()
+
+
+def most_accurate(runs: pd.DataFrame) -> pd.Series:
+    """Which runs a rule picks: those of the highest English accuracy."""
+    return runs["english_accuracy"] == runs["english_accuracy"].max()
+
+
+def flattest_of_the_accurate(runs: pd.DataFrame) -> pd.Series:
+    """Which runs a rule picks: of those within `NEAR` of the highest English accuracy, the one of smallest Tr(F)."""
+    near = runs["english_accuracy"] >= runs["english_accuracy"].max() - NEAR - 1e-12
+    return near & (runs["trace"] == runs.loc[near, "trace"].min())
+
+
+def any_run(runs: pd.DataFrame) -> pd.Series:
+    """Which runs a rule picks: none in particular, so that its regret is that of a draw at random."""
+    return pd.Series(True, index=runs.index)
+
+
+RULES: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
+    "smallest Tr(F)": flattest,
+    "highest English accuracy": most_accurate,
+    "flattest within 2 points of the best": flattest_of_the_accurate,
+    "at random": any_run,
+}
+
+
 def regret_by_seed(table: pd.DataFrame) -> pd.DataFrame:
     """What each rule loses in each seed: the best checkpoint's `adapted` minus the chosen one's, mean over languages.
 
-    The rules are those of `comparisons.RULES`, which see no target-language label, and two that see no checkpoint:
-    always the unregularised model, and always the family (a draw at random among its conditions) whose mean
-    `adapted` was highest in the *other* seeds; NaN with one seed.
+    The rules are `RULES`, which see no target-language label, and two that see no checkpoint: always the unregularised
+    model, and always the family (a draw at random among its conditions) whose mean `adapted` was highest in the *other*
+    seeds; NaN with one seed.
 
     Args:
         table: of competent runs, one row per run and target language.
@@ -29,7 +59,7 @@ def regret_by_seed(table: pd.DataFrame) -> pd.DataFrame:
         Points, (seed, rule).
 
     Raises:
-        FlatlingoError: for several baselines (`statistics.check_one_baseline`).
+        FlatlingoError: for several baselines (`shapes.check_one_baseline`).
     """
     check_one_baseline(table)
     means = table.groupby(["seed", "family"])["adapted"].mean().unstack()

@@ -1,18 +1,17 @@
-"""Comparisons beyond the paper: regularisers at equal accuracy, runs of two plans, and ways to choose a checkpoint.
+"""Comparisons beyond the paper: regularisers at equal accuracy, and runs of two plans.
 
 Everything takes tables of runs as `study.table` makes them. The seed is the independent unit: whatever is compared is
 averaged within a seed first, and intervals are 95 % t intervals over seeds.
 """
 
-import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import pandas as pd
 
 from flatlingo.errors import FlatlingoError
-from flatlingo.report.slopes import rank_correlation
-from flatlingo.report.statistics import Correlation, Difference, over_seeds, per_run
+from flatlingo.report.correlations import Correlation
+from flatlingo.report.differences import Difference, over_seeds
+from flatlingo.report.shapes import per_run
 
 TRADITIONAL = ("l2", "l2_sp", "dropout")
 FLATTENING = ("consistency", "fisher_penalty")
@@ -97,101 +96,6 @@ def first_stages_apart(kept: pd.DataFrame, dropped: pd.DataFrame) -> float:
     """
     both = per_run(kept).merge(per_run(dropped), on=["label", "seed"], suffixes=("", "_dropped"))
     return float((both["trace"] / both["trace_dropped"] - 1).abs().max())
-
-
-def flattest(runs: pd.DataFrame) -> pd.Series:
-    """Which runs a rule picks: those of the smallest Tr(F)."""
-    return runs["trace"] == runs["trace"].min()
-
-
-def most_accurate(runs: pd.DataFrame) -> pd.Series:
-    """Which runs a rule picks: those of the highest English accuracy."""
-    return runs["english_accuracy"] == runs["english_accuracy"].max()
-
-
-def flattest_of_the_accurate(runs: pd.DataFrame) -> pd.Series:
-    """Which runs a rule picks: of those within `NEAR` of the highest English accuracy, the one of smallest Tr(F)."""
-    near = runs["english_accuracy"] >= runs["english_accuracy"].max() - NEAR - 1e-12
-    return near & (runs["trace"] == runs.loc[near, "trace"].min())
-
-
-def any_run(runs: pd.DataFrame) -> pd.Series:
-    """Which runs a rule picks: none in particular, so that its regret is that of a draw at random."""
-    return pd.Series(True, index=runs.index)
-
-
-RULES: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
-    "smallest Tr(F)": flattest,
-    "highest English accuracy": most_accurate,
-    "flattest within 2 points of the best": flattest_of_the_accurate,
-    "at random": any_run,
-}
-
-
-def zero_shot_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """One row per run and target language, with its `zero_shot` accuracy, from columns `accuracy_<language>`."""
-    table = per_run(table)
-    columns = [name for name in table if name.startswith("accuracy_")]
-    rows = table.melt([c for c in table if c not in columns], columns, "language", "zero_shot")
-    return rows.assign(language=rows["language"].str.removeprefix("accuracy_"))
-
-
-class Question(NamedTuple):
-    """A rank correlation to ask of the runs in each language.
-
-    Attributes:
-        words: what tables and figures call it.
-        x: a column.
-        y: another.
-        given: columns held fixed, see `rank_correlation`; seeds are blocks.
-        within_families: whether families are blocks too.
-        claim: what is expected, in words; "" for nothing.
-        sign: of the correlation expected.
-    """
-
-    words: str
-    x: str
-    y: str
-    given: tuple[str, ...] = ()
-    within_families: bool = False
-    claim: str = ""
-    sign: int = -1
-
-
-class Answer(NamedTuple):
-    """What was found in one language."""
-
-    language: str
-    question: Question
-    found: Correlation
-
-
-def ask(table: pd.DataFrame, questions: Sequence[Question]) -> list[Answer]:
-    """The answers to all questions, language by language; the table has one row per run and language."""
-    return [
-        Answer(
-            language,
-            one,
-            blocked(runs, one.x, one.y, given=one.given, within_families=one.within_families),
-        )
-        for language, runs in table.groupby("language", sort=False)
-        for one in questions
-    ]
-
-
-def blocked(
-    table: pd.DataFrame, x: str, y: str, *, given: tuple[str, ...] = (), within_families: bool = False
-) -> Correlation:
-    """`slopes.rank_correlation`; undefined where no run has both columns.
-
-    >>> runs = pd.DataFrame({"family": "l2", "label": ["a"], "seed": 1, "trace": [1.0], "early_trace": [math.nan]})
-    >>> print(blocked(runs, "trace", "early_trace"))
-    Spearman ρ undefined (0 conditions)
-    """
-    known = table.dropna(subset=[x, y, *given])
-    if known.empty:
-        return Correlation(*[math.nan] * 4, n=0, conditions=0)
-    return rank_correlation(known, y, x=x, given=given, within_families=within_families)
 
 
 def direction(found: Difference | None) -> str:

@@ -4,7 +4,7 @@ import pandas as pd
 
 from flatlingo.errors import FlatlingoError
 from flatlingo.report.matched import unregularised
-from flatlingo.report.statistics import per_run
+from flatlingo.report.shapes import per_run
 from flatlingo.study.competence import COMPETENT, above_chance, competence_of
 
 MOST = 0.5  # a condition counts if it has learnt the task in more than this share of its seeds
@@ -79,17 +79,26 @@ def undecidable(table: pd.DataFrame) -> str:
 def with_competence(table: pd.DataFrame) -> pd.DataFrame:
     """The table with a column `able`, see `competent`; all are where it cannot be judged."""
     try:
-        return table.assign(able=competent(table))
+        able = competent(table)
     except FlatlingoError:
-        return table.assign(able=True)
+        able = pd.Series(True, index=table.index)
+    return table.assign(able=able)
 
 
 def counted(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of runs that count: of competent ones, or of all where this cannot be judged (`left_out` says so)."""
-    try:
-        return competent_runs(table)
-    except FlatlingoError:
-        return table
+    return table[with_competence(table)["able"]]
+
+
+def counted_beside(kept: pd.DataFrame, dropped: pd.DataFrame) -> pd.DataFrame:
+    """The rows of runs that count (`counted`) of a plan that has no unregularised runs, held against those of another.
+
+    Args:
+        kept: of plan `regularized_second_stage`, one row per run and target language.
+        dropped: of plan `paraphrase`, whose first stages are the same.
+    """
+    both = counted(pd.concat([kept, dropped[dropped["label"] == "none"]]))
+    return kept[kept["run_id"].isin(both["run_id"])]
 
 
 def incompetent(table: pd.DataFrame) -> dict[str, str]:

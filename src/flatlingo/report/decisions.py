@@ -7,7 +7,8 @@ import pandas as pd
 from flatlingo.report.competence import competent_runs
 from flatlingo.report.judging import holm, signed
 from flatlingo.report.matched import ALL, compare, gains, questions, verdict
-from flatlingo.report.slopes import OUTCOMES, outcomes, per_seed, slopes
+from flatlingo.report.shapes import per_seed
+from flatlingo.report.slopes import OUTCOMES, outcomes, slopes
 
 COLUMNS = [
     *("question", "outcome", "value", "low", "high", "p", "conditions", "seeds", "halvings"),
@@ -15,20 +16,20 @@ COLUMNS = [
 ]
 
 
-def memorised(table: pd.DataFrame) -> pd.Series:
+def memorised_beyond_chance(table: pd.DataFrame) -> pd.Series:
     """Share of wrong training labels reproduced, less what a model without memory reproduces by chance.
 
     noisy_fitted - (1 - accuracy)/(C - 1): such a model errs as often as on English validation rows, and its errors hit
     one given wrong label of C - 1.
 
     >>> runs = pd.DataFrame({"noisy_fitted": [0.6], "english_accuracy": [0.8], "classes": [3]})
-    >>> memorised(runs).round(3).tolist()
+    >>> memorised_beyond_chance(runs).round(3).tolist()
     [0.5]
     """
     return table["noisy_fitted"] - (1 - table["english_accuracy"]) / (table["classes"] - 1)
 
 
-def verdicts(table: pd.DataFrame, *, seed: int = 0, n_permutations: int = 9999) -> pd.DataFrame:
+def verdicts(table: pd.DataFrame, *, n_permutations: int = 9999) -> pd.DataFrame:
     """Every question that decides, over competent runs; Holm's correction runs over the outcomes of a question.
 
     The questions: the slope of each outcome per halving of Tr(F), with the seed held fixed, and with the family too;
@@ -38,8 +39,7 @@ def verdicts(table: pd.DataFrame, *, seed: int = 0, n_permutations: int = 9999) 
 
     Args:
         table: one row per run, or per run and target language, of one plan and preset.
-        seed: of permutations.
-        n_permutations: at most.
+        n_permutations: of each slope, at most.
 
     Returns:
         A row per question and outcome: `question, outcome, value, low, high` (points), `p` (Holm), `conditions` (pairs
@@ -54,7 +54,7 @@ def verdicts(table: pd.DataFrame, *, seed: int = 0, n_permutations: int = 9999) 
     runs = per_seed(table, [])  # once for all questions that ask of means over languages
     rows = []
     for within, question in ((False, "slope"), (True, "slope within families")):
-        found = slopes(runs, within_families=within, seed=seed, n_permutations=n_permutations)
+        found = slopes(runs, within_families=within, n_permutations=n_permutations)
         rows += found.assign(question=question).rename_axis("outcome").reset_index().to_dict("records")
     for question, pairs in questions(runs).items():
         rows += _compared(runs, question, pairs)

@@ -1,7 +1,8 @@
 """Pieces of the figures: markers that say the family, colours that say the weight, legends, labels that stand apart."""
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from scipy.optimize import isotonic_regression
 
 from flatlingo.errors import FlatlingoError
+from flatlingo.report.differences import FEWEST_SEEDS
+from flatlingo.report.shapes import require
 from flatlingo.study.families import FAMILIES, KINDS, family
 
 TRACE = "Tr(F) (nats²)"
@@ -31,9 +34,9 @@ def check(table: pd.DataFrame, columns: list[str]) -> None:
     Raises:
         FlatlingoError: for a missing column, an empty table, or an unknown family.
     """
-    missing = [name for name in columns if name not in table]
-    if missing or table.empty:
-        raise FlatlingoError(f"nothing to draw: the table has {len(table)} rows and lacks columns {missing}")
+    require(table, columns)
+    if table.empty:
+        raise FlatlingoError("nothing to draw: the table has no rows")
     for name in table["family"].unique():
         family(name)
 
@@ -79,6 +82,26 @@ def scatter(ax: Axes, table: pd.DataFrame, x: str, y: str, *, scale: float) -> N
         ax.plot(
             runs[x], scale * runs[y], label=condition.label, zorder=4 if condition.family == "none" else 3, **marker
         )
+
+
+def mean_and_seeds(
+    ax: Axes, place: float, found: Mapping[str, Any], seeds: Iterable[float], *, colour: str, label: str
+) -> None:
+    """A line of a dot plot: a mean, its interval from three seeds on, and its seeds as small dots.
+
+    Args:
+        ax: the panel.
+        place: the height of the line.
+        found: `value, low, high, seeds`, as `Difference.row` gives them.
+        seeds: their values.
+        colour: of all.
+        label: of the mean.
+    """
+    seeds = [*seeds]
+    ax.plot(seeds, [place] * len(seeds), "o", markersize=2, markeredgewidth=0, color=colour, alpha=0.5, label="_")
+    ax.plot(found["value"], place, "o", markersize=4, color=colour, label=label)
+    if found["seeds"] >= FEWEST_SEEDS:
+        ax.plot([found["low"], found["high"]], [place, place], color=colour, linewidth=1, label="_")
 
 
 def apart(places: np.ndarray, gap: float) -> np.ndarray:

@@ -8,10 +8,12 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
+from flatlingo.report.correlations import rank_correlation
 from flatlingo.report.drawing import key, note
 from flatlingo.report.predictors import ANY, text_of
 from flatlingo.report.saving import STYLE
-from flatlingo.report.slopes import OUTCOMES, outcomes, per_seed, rank_correlation
+from flatlingo.report.shapes import per_seed
+from flatlingo.report.slopes import OUTCOMES, outcomes
 
 MEASURES = {"early_trace": "Tr(F)", "early_log_trace": "mean log Tr(F)"}
 SHOWN = MEASURES["early_trace"]  # in table and figure
@@ -28,8 +30,8 @@ COLUMNS = ["share", "measure", "outcome", "within", "value", "low", "high", "con
 def early(table: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     """Rank correlation of Tr(F) at shares of the training with every outcome, within seeds and at equal loss then.
 
-    Spearman's ρ and its interval as `slopes.rank_correlation` has them; at equal loss, given the loss at that moment on
-    the rows that the trace was measured on.
+    Spearman's ρ and its interval as `correlations.rank_correlation` has them; at equal loss, given the loss at that
+    moment on the rows that the trace was measured on.
 
     Args:
         table: of competent runs of one plan and preset, one row per run, or per run and target language (then the mean
@@ -44,8 +46,8 @@ def early(table: pd.DataFrame, curves: pd.DataFrame) -> pd.DataFrame:
     Raises:
         FlatlingoError: for a column that the table lacks, or two runs of one condition and seed.
     """
-    runs = per_seed(table, ["run_id"]).merge(curves[["run_id", "share", *MEASURES, "early_loss"]], on="run_id")
-    runs = runs.drop(columns="early_trace_x", errors="ignore").rename(columns={"early_trace_y": "early_trace"})
+    runs = per_seed(table, ["run_id"]).drop(columns="early_trace", errors="ignore")
+    runs = runs.merge(curves[["run_id", "share", *MEASURES, "early_loss"]], on="run_id")
     rows = []
     for share, moment in runs.groupby("share"):
         for x, measure in MEASURES.items():

@@ -14,11 +14,12 @@ from flatlingo import evaluation, models
 from flatlingo.encoding import batches
 from flatlingo.fisher import fisher_trace
 from flatlingo.regularizers import FisherPenalty, SubwordConsistency
-from flatlingo.report import comparisons
 from flatlingo.report.drawing import LANGUAGES
 from flatlingo.report.explore_figures import live_figure, run_figure
+from flatlingo.report.shapes import zero_shot_rows
 from flatlingo.study.families import FAMILIES
-from flatlingo.study.presets import RunConfig, load_preset
+from flatlingo.study.presets import load_preset
+from flatlingo.study.runspec import RunConfig
 from flatlingo.study.store import open_store
 from flatlingo.study.sweep import sweep
 from flatlingo.tasks import load_task
@@ -27,6 +28,8 @@ from flatlingo.training import finetune
 PLANS = {"language inference": "nli", "paraphrases": "paraphrase"}
 TRAINED = ("consistency", "fisher_penalty")
 EVERY = "every family"
+ROWS = 160  # of a training to watch
+SEED = 1  # of everything random in it
 
 
 class Runs:
@@ -56,7 +59,7 @@ class Runs:
         self._runs = open_store(store, load_preset(preset).name)
         self.configs = {run_id: self._config(run_id) for run_id in table["run_id"].unique()}
         self.two_stages = "adapted" in table
-        self.table = table if self.two_stages else comparisons.zero_shot_rows(table)
+        self.table = table if self.two_stages else zero_shot_rows(table)
 
     def _config(self, run_id: str) -> RunConfig:
         return RunConfig.model_validate_json((self._runs.folder / run_id / "config.json").read_bytes())
@@ -121,8 +124,10 @@ def explorer(plans: dict[str, Runs]) -> widgets.VBox:
         rows = plan.value.rows(chosen.value, language.value).drop_duplicates("run_id")
         options = [(f"{row.label}, seed {row.seed}", row.run_id) for row in rows.itertuples()]
         kept = run.value if run.value in rows["run_id"].to_numpy() else None
+        run.unobserve(draw, "value")  # new options change the value, and to draw takes a second
         run.options = options or [("no run of this family", "")]
         run.value = kept or run.options[0][1]
+        run.observe(draw, "value")
         draw()
 
     def draw(_=None):
@@ -136,9 +141,9 @@ def explorer(plans: dict[str, Runs]) -> widgets.VBox:
                 f"<pre>{plan.value.describe(run.value)}</pre></details>"
             )
 
+    run.observe(draw, "value")
     for chooser in (plan, chosen, language):
         chooser.observe(refill, "value")
-    run.observe(draw, "value")
     refill()
     return widgets.VBox([widgets.HBox([plan, chosen, language]), run, picture, text])
 
@@ -161,20 +166,18 @@ def train_and_watch(
     weight: float,
     noise: float,
     family: str = "consistency",
-    rows: int = 160,
     epochs: int = 4,
-    seed: int = 1,
     watch: Callable[[pd.DataFrame], None] = lambda curve: None,
 ) -> pd.DataFrame:
-    """Fine-tune mini-mbert on English for a few seconds, measuring accuracy and Tr(F) after each epoch.
+    """Fine-tune mini-mbert on `ROWS` English rows of mini-paraphrase, measuring accuracy and Tr(F) after each epoch.
+
+    It takes a few seconds.
 
     Args:
         weight: λ of the regulariser; 0 for none.
         noise: share of the training labels that is redrawn.
         family: "consistency" or "fisher_penalty".
-        rows: training rows of mini-paraphrase.
-        epochs: passes over them.
-        seed: of everything random.
+        epochs: passes over the rows.
         watch: called after each measurement with the curve so far.
 
     Returns:
@@ -183,9 +186,9 @@ def train_and_watch(
     """
     tokenizer = models.load_tokenizer("mini-mbert")
     task = load_task(
-        "mini-paraphrase", languages=("en",), train_size=rows, validation_size=1000, seed=seed, label_noise=noise
+        "mini-paraphrase", languages=("en",), train_size=ROWS, validation_size=1000, seed=SEED, label_noise=noise
     )
-    model = models.load_model("mini-mbert", len(task.labels), seed=seed)
+    model = models.load_model("mini-mbert", len(task.labels), seed=SEED)
     validation = task.rows("en", "validation")
     traced = batches(tokenizer, validation.select(range(64)), max_length=128, batch_size=evaluation.TRACE_BATCH)
     consistency = SubwordConsistency(tokenizer, weight=weight, mode="clean")  # as the recorded runs have it
@@ -204,7 +207,7 @@ def train_and_watch(
         tokenizer,
         task.rows("en", "train"),
         regularizers=[term],
-        seed=seed,
+        seed=SEED,
         epochs=epochs,
         batch_size=16,
         learning_rate=5e-4,

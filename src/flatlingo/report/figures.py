@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from flatlingo.report import slopes, statistics
 from flatlingo.report.competence import with_competence
+from flatlingo.report.correlations import rank_correlation
 from flatlingo.report.drawing import (
     LANGUAGES,
     TRACE,
@@ -29,7 +29,6 @@ from flatlingo.report.drawing import (
 )
 from flatlingo.report.marks import (
     condition_marks,
-    counting,
     draw_marks,
     half_widths,
     label_marks,
@@ -40,6 +39,7 @@ from flatlingo.report.marks import (
     weight_text,
 )
 from flatlingo.report.saving import STYLE
+from flatlingo.report.shapes import check_one_baseline, per_run
 from flatlingo.study.families import family
 
 ROWS = {  # of figure 2: the outcome, its axis, and what the same is after as many English rows
@@ -60,11 +60,11 @@ def figure1(table: pd.DataFrame) -> Figure:
 
     Raises:
         FlatlingoError: for a missing column, an empty table, an unknown family, two runs of one condition and seed, or
-            several baselines (`statistics.check_one_baseline`).
+            several baselines (`shapes.check_one_baseline`).
     """
     check(table, ["run_id", "family", "weight", "label", "seed", "trace", "english_accuracy"])
-    statistics.check_one_baseline(table)
-    table = with_competence(statistics.per_run(table))
+    check_one_baseline(table)
+    table = with_competence(per_run(table))
     with plt.style.context(STYLE):
         fig = plt.figure(figsize=(7.2, 5.2))
         upper, lower = fig.add_gridspec(2, 1, height_ratios=(3, 1.7))
@@ -76,7 +76,7 @@ def figure1(table: pd.DataFrame) -> Figure:
         ax.set(xlabel=TRACE, ylabel="English validation accuracy (%)")
         above(ax, f"within seeds: {_correlation(table, 'english_accuracy')}")
         _chance(ax, table)
-        _trace_against_weight(weights_of, table)
+        _trace_against_weight(weights_of, runs, conditions)
         moved = off_the_axes(ax, conditions)
         names = [name + text for name, text in zip(names_of(conditions), moved["text"], strict=True)]
         fig.draw_without_rendering()
@@ -98,10 +98,10 @@ def figure2(table: pd.DataFrame) -> Figure:
 
     Raises:
         FlatlingoError: for a missing column, an empty table, an unknown family, two runs of one condition and seed, or
-            several baselines (`statistics.check_one_baseline`).
+            several baselines (`shapes.check_one_baseline`).
     """
     check(table, ["run_id", "family", "weight", "label", "seed", "trace", "language", "gain", "zero_shot", "adapted"])
-    statistics.check_one_baseline(table)
+    check_one_baseline(table)
     languages = list(dict.fromkeys(table["language"]))
     table = with_competence(table)
     with plt.style.context(STYLE):
@@ -139,7 +139,7 @@ def figure2(table: pd.DataFrame) -> Figure:
 
 def _correlation(table: pd.DataFrame, y: str, **options) -> str:
     """The rank correlation with Tr(F) within seeds, over competent runs."""
-    return str(slopes.rank_correlation(table[table["able"]], y, **options))
+    return str(rank_correlation(table[table["able"]], y, **options))
 
 
 def _frame(ax: Axes, drawn: list[tuple[pd.DataFrame, pd.DataFrame]], also: Sequence[float] = ()) -> None:
@@ -220,28 +220,28 @@ def _facets(fig: Figure, place, table: pd.DataFrame) -> dict[str, Axes]:
     return axes
 
 
-def _trace_against_weight(axes: dict[str, Axes], table: pd.DataFrame) -> None:
-    """Means over seeds joined, runs as small dots, those without a regulariser as a band; an axis for each unit.
+def _trace_against_weight(axes: dict[str, Axes], runs: pd.DataFrame, conditions: pd.DataFrame) -> None:
+    """Conditions joined by weight, runs as small dots, those without a regulariser as a band; an axis for each unit.
 
-    Means are of the runs of a condition that are able or, if none is, of all.
+    Runs and conditions are those of the large panel (`condition_marks`), so that a mark has the same Tr(F) in both.
     """
     if "" in axes:
         lacks(axes[""], "Tr(F) against the weight: no family has two weights")
         return
-    baseline = table.loc[table["family"] == "none", "trace"]
+    baseline, mean = (part.loc[part["family"] == "none", "x"] for part in (runs, conditions))
     for i, (name, ax) in enumerate(axes.items()):
-        look, runs = family(name).drawn, table[(table["family"] == name) & (table["weight"] > 0)]
-        means = statistics.condition_means(counting(runs)).sort_values("weight")
+        look = family(name).drawn
+        dotted, means = (part[(part["family"] == name) & (part["weight"] > 0)] for part in (runs, conditions))
         ax.set(xscale="log", yscale="log", xlabel=family(name).weight or "weight")
         dots = {"marker": ".", "markersize": 3, "linestyle": "none", "alpha": 0.55}
-        ax.plot(runs["weight"], runs["trace"], color=look.colour, **dots)
-        ax.plot(means["weight"], means["trace"], color=look.colour, linewidth=0.8, label="_")
-        for able, part in means.groupby(means["label"].map(runs.groupby("label")["able"].any())):
+        ax.plot(dotted["weight"], dotted["x"], color=look.colour, **dots)
+        ax.plot(means["weight"], means["x"], color=look.colour, linewidth=0.8, label="_")
+        for able, part in means.groupby("able"):
             face = {} if able else {"markerfacecolor": "none", "markeredgecolor": look.colour}
-            ax.plot(part["weight"], part["trace"], label=name if able else "_", **marker_of(name, look.colour) | face)
+            ax.plot(part["weight"], part["x"], label=name if able else "_", **marker_of(name, look.colour) | face)
         if not baseline.empty:
             ax.axhspan(baseline.min(), baseline.max(), color="0.85", zorder=0.5, linewidth=0)
-            ax.axhline(baseline.mean(), color="0.3", linewidth=0.8, linestyle=(0, (4, 2)), zorder=0.6)
+            ax.axhline(mean.item(), color="0.3", linewidth=0.8, linestyle=(0, (4, 2)), zorder=0.6)
         ax.set_title(family(name).title, color=look.colour, fontsize=7)
         ax.xaxis.set_major_locator(FixedLocator(sorted(set(means["weight"]))))
         ax.xaxis.set_minor_locator(NullLocator())

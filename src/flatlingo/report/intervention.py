@@ -12,14 +12,17 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
+from scipy.stats import gmean
 
 from flatlingo.errors import FlatlingoError
-from flatlingo.report.drawing import HALO, TRACE, beside, lacks, plain_log_labels
+from flatlingo.report.differences import FEWEST_SEEDS, over_seeds
+from flatlingo.report.drawing import HALO, TRACE, beside, plain_log_labels
 from flatlingo.report.judging import holm, judge, said
 from flatlingo.report.matched import TOO_FEW_SEEDS, WORDS, verdict, with_baseline
 from flatlingo.report.saving import STYLE
-from flatlingo.report.slopes import OUTCOMES, outcomes, per_seed
-from flatlingo.report.statistics import FEWEST_SEEDS, jackknife_error, over_seeds
+from flatlingo.report.shapes import per_seed
+from flatlingo.report.slopes import OUTCOMES, outcomes
+from flatlingo.report.statistics import jackknife_error
 
 FAMILY = "trace_target"
 FIT = "train_loss"
@@ -46,14 +49,14 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
     """
     runs = _runs(table)
     losses = runs[FIT] - with_baseline(runs, FIT)[f"{FIT}_baseline"]
-    plain, rows = _geometric(runs.loc[runs["family"] == "none", "trace"]), []
+    plain, rows = gmean(runs.loc[runs["family"] == "none", "trace"]), []
     for y in outcomes(runs):
         gaps = 100 * (runs[y] - with_baseline(runs, y)[f"{y}_baseline"])
         targets = [part for _, part in runs[runs["family"] == FAMILY].groupby("weight")]
         gains = [over_seeds(gaps[part.index]) for part in targets]
         for part, one, p in zip(targets, gains, holm([one.p_value for one in gains]), strict=True):
             loss = over_seeds(losses[part.index])
-            reached = {"trace": _geometric(part["trace"]), "plain": plain, FIT: part[FIT].mean()}
+            reached = {"trace": gmean(part["trace"]), "plain": plain, FIT: part[FIT].mean()}
             reached |= {"loss_gap": loss.value, "loss_low": loss.low, "loss_high": loss.high}
             found = one.row() | {"p": p, "verdict": verdict(one.row(), p)}
             rows.append({"target": part["weight"].iloc[0], "outcome": y} | reached | found)
@@ -129,7 +132,7 @@ def intervention_figure(table: pd.DataFrame) -> Figure:
             ax.set_axis_off()
         for ax, y in zip(axes.flat, [*ys, FIT], strict=False):
             values = runs[y] if y == FIT else 100 * (runs[y] - with_baseline(runs, y)[f"{y}_baseline"])
-            _panel(ax, runs.assign(y=values), found[found["outcome"] == (ys[0] if y == FIT else y)], y)
+            _panel(ax, runs.assign(y=values), found[found["outcome"] == (ys[0] if y == FIT else y)])
             ax.axvline(found["plain"].iloc[0], color="0.4", linestyle="--", linewidth=0.8, zorder=0.5)
             ax.set(xlabel=TRACE, ylabel="nats" if y == FIT else "change (points)" if ax in axes[:, 0] else "")
             ax.set_title(OUTCOMES.get(y, "training loss"), loc="left", pad=8 if y == FIT else 24, fontweight="bold")
@@ -169,10 +172,6 @@ def _judged(runs: pd.DataFrame, columns: list[str], **words: tuple[str, str, str
     return pd.DataFrame(rows)
 
 
-def _geometric(values: pd.Series) -> float:
-    return float(np.exp(np.log(values).mean()))
-
-
 def _estimate(runs: pd.DataFrame, y: str, columns: list[str]) -> tuple[float, float, float, float]:
     """The coefficient of the first column, its jackknife interval over seeds, and its p-value."""
     seeds = runs["seed"].unique()
@@ -194,11 +193,9 @@ def _coefficient(runs: pd.DataFrame, y: str, columns: list[str]) -> float:
     return float(np.linalg.lstsq(design, 100 * runs[y].to_numpy())[0][0])
 
 
-def _panel(ax: Axes, runs: pd.DataFrame, found: pd.DataFrame, y: str) -> None:
+def _panel(ax: Axes, runs: pd.DataFrame, found: pd.DataFrame) -> None:
+    """The mean of `y` over the seeds of each target, its interval and its seeds, at the Tr(F) that was reached."""
     targets = runs[runs["family"] == FAMILY].groupby("weight")
-    if runs["y"].isna().all():
-        lacks(ax, "not measured")
-        return
     for row, (_, part) in zip(found.itertuples(), targets, strict=True):
         one = over_seeds(part["y"])
         ax.plot(part["trace"], part["y"], ".", markersize=3, color=COLOUR, alpha=0.55)

@@ -14,15 +14,15 @@ def judge(
     value: float,
     low: float,
     high: float,
-    p_value: float | None = None,
+    p_value: float,
     *,
     words: tuple[str, str, str] = ("rises", "falls", "no effect"),
     too_few: str = TOO_FEW,
 ) -> str:
     """What an interval allows to say; an effect smaller than the smallest of interest counts as none.
 
-    The third word if the interval lies within ± `SMALLEST`; the first or second if it excludes 0 and, where a p-value
-    is given, p < 0.05; else "undecided".
+    The third word if the interval lies within ± `SMALLEST`; the first or second if it excludes 0 and p < 0.05; else
+    "undecided".
 
     Args:
         value: in points.
@@ -32,14 +32,16 @@ def judge(
         words: for up, down and neither.
         too_few: said where there is no interval.
 
-    >>> judge(0.8, 0.6, 1.0, 0.001), judge(0.2, 0.1, 0.3, 0.001), judge(0.8, 0.1, 1.5, 0.06), judge(0.8, math.nan, 1)
-    ('rises', 'no effect', 'undecided', 'too few conditions')
+    >>> judge(0.8, 0.6, 1.0, 0.001), judge(0.2, 0.1, 0.3, 0.001), judge(0.8, 0.1, 1.5, 0.06)
+    ('rises', 'no effect', 'undecided')
+    >>> judge(0.8, math.nan, math.nan, 0.001)
+    'too few conditions'
     """
     if math.isnan(low) or math.isnan(high):
         return too_few
     if low >= -SMALLEST and high <= SMALLEST:
         return words[2]
-    if (low > 0 or high < 0) and (p_value is None or p_value < 0.05):
+    if (low > 0 or high < 0) and p_value < 0.05:
         return words[0] if value > 0 else words[1]
     return "undecided"
 

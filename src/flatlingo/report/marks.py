@@ -8,9 +8,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from scipy import stats
 
+from flatlingo.report.blocks import ENOUGH
 from flatlingo.report.drawing import HALO, LINES, beside, in_order, marker_of, shades
-from flatlingo.report.slopes import ENOUGH
-from flatlingo.report.statistics import left_variance, rounded
+from flatlingo.report.printing import rounded
+from flatlingo.report.statistics import left_variance
 from flatlingo.study.families import family
 
 REACH = 0.35  # how much further than the competent conditions an axis goes for others, as a share of its length
@@ -110,7 +111,7 @@ def _small(name: str, colour: tuple, able: bool) -> dict:
 
 def _start(name: str, conditions: pd.DataFrame) -> str | None:
     """The family that the line of a family starts at."""
-    if name in ("none", None):
+    if name == "none":
         return None
     return "both_views" if name == "consistency" and (conditions["family"] == "both_views").any() else "none"
 
@@ -179,7 +180,7 @@ def weight_text(weight: float) -> str:
     return f"{weight:g}" if weight else ""
 
 
-def label_marks(ax: Axes, conditions: pd.DataFrame, texts: list[str], dots: pd.DataFrame | None = None) -> None:
+def label_marks(ax: Axes, conditions: pd.DataFrame, texts: list[str], dots: pd.DataFrame) -> None:
     """Write beside each mark, where it hides least, of a figure that was laid out (`Figure.draw_without_rendering`).
 
     Args:
@@ -191,7 +192,7 @@ def label_marks(ax: Axes, conditions: pd.DataFrame, texts: list[str], dots: pd.D
     scale = 72 / ax.figure.dpi
     at = scale * ax.transData.transform(conditions[["x", "y"]].to_numpy(dtype=float))
     taken = [_box(x, y, 8, 8) for x, y in at]
-    light = [] if dots is None else [_box(x, y, 3, 3) for x, y in scale * ax.transData.transform(dots[["x", "y"]])]
+    light = [_box(x, y, 3, 3) for x, y in scale * ax.transData.transform(dots[["x", "y"]])]
     lines = [_box(x, y, 2, 2) for x, y in scale * _along_lines(ax)]
     inside = scale * ax.get_window_extent().get_points()
     for (x, y), text, row in zip(at, texts, conditions.itertuples(), strict=True):
@@ -216,10 +217,10 @@ def label_marks(ax: Axes, conditions: pd.DataFrame, texts: list[str], dots: pd.D
         )  # fmt: skip
 
 
-def _along_lines(ax: Axes, number: int = 30) -> np.ndarray:
+def _along_lines(ax: Axes) -> np.ndarray:
     """Points on the lines that join marks (`draw_marks`) and on a slope, in pixels."""
     joined = [ax.transData.transform(line.get_xydata()) for line in ax.lines if line.get_label() in ("_", "_slope")]
-    parts = [np.linspace(a, b, number) for line in joined for a, b in itertools.pairwise(line)]
+    parts = [np.linspace(a, b, 30) for line in joined for a, b in itertools.pairwise(line)]
     return np.concatenate(parts) if parts else np.empty((0, 2))
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from flatlingo.errors import FlatlingoError
+from flatlingo.report.differences import over_seeds
 from flatlingo.report.judging import judge
-from flatlingo.report.slopes import per_seed
-from flatlingo.report.statistics import check_one_baseline, over_seeds
+from flatlingo.report.shapes import check_one_baseline, per_seed
 from flatlingo.study.families import LEVELS, title
 
 RIVALS = ("fisher_penalty", "l2", "dropout")
@@ -41,7 +41,7 @@ def levels(table: pd.DataFrame) -> pd.DataFrame:
         left out) and `left_out`, why ("" if not).
 
     Raises:
-        FlatlingoError: if a run has no baseline of its seed, or there are several (`statistics.check_one_baseline`).
+        FlatlingoError: if a run has no baseline of its seed, or there are several (`shapes.check_one_baseline`).
 
     >>> runs = pd.DataFrame({"family": ["none", "l2", "l2"], "label": ["none", "l2=1", "l2=9"], "seed": 1,
     ...                      "trace": [100.0, 45.0, 5.0]})
@@ -100,7 +100,7 @@ def pairs_with_control(table: pd.DataFrame, family: str, control: str) -> dict[s
     divergence adds to it, at each of its weights.
 
     Raises:
-        FlatlingoError: for several baselines (`statistics.check_one_baseline`).
+        FlatlingoError: for several baselines (`shapes.check_one_baseline`).
     """
     check_one_baseline(table)
     first, second = (table.loc[table["family"] == name, "label"].unique() for name in (family, control))

@@ -8,10 +8,20 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from flatlingo.report.drawing import beside, check, colour_of_kind, in_order, lacks, legend_of_kinds, plain_log_labels
+from flatlingo.report.differences import over_seeds
+from flatlingo.report.drawing import (
+    beside,
+    check,
+    colour_of_kind,
+    in_order,
+    lacks,
+    legend_of_kinds,
+    mean_and_seeds,
+    plain_log_labels,
+)
 from flatlingo.report.matched import with_baseline
 from flatlingo.report.saving import STYLE
-from flatlingo.report.statistics import FEWEST_SEEDS, check_one_baseline, over_seeds, per_run
+from flatlingo.report.shapes import check_one_baseline, per_run
 from flatlingo.study.families import family
 
 RATIO = "Tr(F) / Tr(F) without"
@@ -35,7 +45,7 @@ def effects(table: pd.DataFrame) -> pd.DataFrame:
 
     Raises:
         FlatlingoError: for a missing column, an empty table, an unknown family, a seed without a run of `none`, or
-            several baselines (`statistics.check_one_baseline`).
+            several baselines (`shapes.check_one_baseline`).
     """
     changes = _changes(table)
     conditions = in_order(changes)
@@ -110,17 +120,14 @@ def _dots(ax: Axes, changes: pd.DataFrame, found: pd.DataFrame, column: str, pla
     ax.axvline(1 if logarithmic else 0, color="0.4", linewidth=0.8, zorder=0.5)
     for row in found.itertuples():
         place, colour, value = places[row.Index], colour_of_kind(row.family), getattr(row, column)
-        seeds = changes.loc[changes["label"] == row.Index, column]
-        ax.plot(value, place, "o", markersize=4, color=colour, label=row.name)
         if not low <= value <= high:
             at, text = (0, f"◂ {value:.3g}") if value < low else (1, f"{value:.3g} ▸")
             side = {"ha": "left" if at == 0 else "right", "va": "center", "color": colour}
             beside(ax, text.replace("-", "−"), (at, place), (0, 0), ("axes fraction", "data"), **side)
             continue
-        ax.plot(seeds, [place] * len(seeds), "o", markersize=2, markeredgewidth=0, color=colour, alpha=0.6)
-        if row.seeds >= FEWEST_SEEDS:
-            interval = [getattr(row, f"{column}_low"), getattr(row, f"{column}_high")]
-            ax.plot(interval, [place, place], color=colour, linewidth=1)
+        ends = {"low": getattr(row, f"{column}_low"), "high": getattr(row, f"{column}_high")}
+        seeds = changes.loc[changes["label"] == row.Index, column]
+        mean_and_seeds(ax, place, {"value": value, "seeds": row.seeds} | ends, seeds, colour=colour, label=row.name)
     if logarithmic:
         plain_log_labels(ax.xaxis)
 

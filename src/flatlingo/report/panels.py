@@ -15,7 +15,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from flatlingo.report import matched
-from flatlingo.report.answers import ENGLISH
 from flatlingo.report.competence import undecidable, with_competence
 from flatlingo.report.drawing import above, beside, check, lacks
 from flatlingo.report.judging import SMALLEST, said, signed
@@ -28,7 +27,8 @@ from flatlingo.report.marks import (
     off_the_axes,
 )
 from flatlingo.report.saving import STYLE
-from flatlingo.report.slopes import OUTCOMES, outcomes, per_seed
+from flatlingo.report.shapes import per_seed
+from flatlingo.report.slopes import OUTCOMES, outcomes
 from flatlingo.study.families import family, title
 
 LINE = 0.165  # inches of a line of a forest
@@ -42,14 +42,14 @@ WEDGES = [
 NO_STAGE = "no {}: these runs have no second stage"
 
 
-def slopes_figure(table: pd.DataFrame, found: pd.DataFrame, ys: tuple[str, ...] = ENGLISH) -> Figure:
+def slopes_figure(table: pd.DataFrame, found: pd.DataFrame, ys: tuple[str, ...]) -> Figure:
     """Outcomes against halvings of Tr(F), with the slope, its interval and its verdict.
 
     The wedge is the interval; the grey one is half a point per halving either way, the smallest effect of interest.
 
     Args:
         table: one row per run, or per run and target language (then the mean over languages counts).
-        found: the verdicts on it, see `decided`.
+        found: the verdicts on it, see `answers.decided`.
         ys: the outcomes, of `slopes.OUTCOMES`.
 
     Returns:
@@ -83,7 +83,6 @@ def _unit(y: str) -> str:
 
 def _slope(ax: Axes, table: pd.DataFrame, y: str, found: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """One panel: marks, the line through their middle, the wedges, and the verdict above it; what was drawn."""
-    table = table.assign(able=table["able"].astype(bool))
     runs, conditions = condition_marks(table, y)
     none = conditions.loc[conditions["family"] == "none", "x"].iloc[0]
     runs, conditions = (part.assign(x=-np.log2(part["x"] / none)) for part in (runs, conditions))
@@ -110,7 +109,7 @@ def _wedge(ax: Axes, middle: tuple[float, float], ends: np.ndarray, low: float, 
     ax.fill_between(x, *bounds, linewidth=0, zorder=0.4, **look)
 
 
-def families_figure(table: pd.DataFrame, found: pd.DataFrame, ys: tuple[str, ...] = ENGLISH) -> Figure:
+def families_figure(table: pd.DataFrame, found: pd.DataFrame, ys: tuple[str, ...]) -> Figure:
     """Families in pairs, seed by seed: at equal Tr(F) above; below, what augmentation and what consistency give.
 
     Args:

@@ -6,7 +6,7 @@ intervals one in twenty misses by chance.
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,10 +14,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from flatlingo.report.correlations import Correlation, rank_correlation, stronger
 from flatlingo.report.drawing import key, note
 from flatlingo.report.saving import STYLE
-from flatlingo.report.slopes import OUTCOMES, outcomes, per_seed, rank_correlation, stronger
-from flatlingo.report.statistics import Correlation, require
+from flatlingo.report.shapes import per_seed, require
+from flatlingo.report.slopes import OUTCOMES, outcomes
 
 MEASURES = {  # column: what tables call it
     "trace": "Tr(F)",
@@ -43,8 +44,8 @@ WITHIN = {"seed": (), "seed and fit": (FIT,)}
 def predictors(table: pd.DataFrame) -> pd.DataFrame:
     """Rank correlation of every measure with every outcome, within seeds, and within seeds at equal training loss.
 
-    Spearman's ρ and its interval as `slopes.rank_correlation` has them; at equal fit, given the training loss (where it
-    is on record). Correlations rest on runs that share their rows.
+    Spearman's ρ and its interval as `correlations.rank_correlation` has them; at equal fit, given the training loss
+    (where it is on record). Correlations rest on runs that share their rows.
 
     Args:
         table: of competent runs (`competence.competent`) of one plan and preset, one row per run, or per run and target
@@ -53,7 +54,7 @@ def predictors(table: pd.DataFrame) -> pd.DataFrame:
     Returns:
         A row for each measure that the table has values of, outcome (zero-shot accuracy, gain, accuracy after
         adaptation) and `within` ("seed", "seed and fit"): `value, low, high`; `stronger`, |ρ| minus that of Tr(F) on
-        the same runs, with `stronger_low` and `stronger_high` (`slopes.stronger`; NaN for Tr(F) itself);
+        the same runs, with `stronger_low` and `stronger_high` (`correlations.stronger`; NaN for Tr(F) itself);
         `conditions, seeds, runs`. A negative value: the larger the measure, the lower the outcome.
 
     Raises:
@@ -80,31 +81,6 @@ def printed(found: pd.DataFrame) -> pd.DataFrame:
     cells = found.assign(text=text).set_index(["measure", "outcome", "within"])["text"]
     order = pd.MultiIndex.from_product([found["outcome"].unique(), WITHIN], names=["outcome", "at equal"])
     return cells.unstack(["outcome", "within"]).reindex(index=found["measure"].unique(), columns=order).fillna("")
-
-
-def trace_at_loss(history: Sequence[Mapping[str, float]], loss: float) -> float:
-    """Tr(F) on the way of a training, where the loss on the rows it is measured on first came down to a given one.
-
-    Tr(F) grows as a model fits, so two trainings are compared at the same loss. log Tr(F) is interpolated linearly
-    between the two measurements that the loss lies between.
-
-    Args:
-        history: the entries of a training log; those of `TraceCurve` hold `trace/loss` and `trace/value`.
-        loss: in nats.
-
-    Returns:
-        nats²; NaN where the loss was not reached, or was lower from the first measurement on.
-
-    >>> log = [{"trace/loss": 1.0, "trace/value": 10.0}, {"loss": 0.9}, {"trace/loss": 0.5, "trace/value": 1000.0}]
-    >>> round(trace_at_loss(log, 0.75), 6), trace_at_loss(log, 0.4)
-    (100.0, nan)
-    """
-    points = [(entry["trace/loss"], entry["trace/value"]) for entry in history if "trace/loss" in entry]
-    for (above, first), (below, second) in itertools.pairwise(points):
-        if above >= loss >= below:
-            share = (above - loss) / (above - below) if above > below else 1.0
-            return float(first ** (1 - share) * second**share)
-    return math.nan
 
 
 def _found(runs: pd.DataFrame, x: str, y: str, given: tuple[str, ...]) -> dict[str, float]:
@@ -153,17 +129,7 @@ def predictors_figure(found: dict[str, pd.DataFrame]) -> Figure:
         )
         for row, (plan, part) in zip(axes, found.items(), strict=True):
             row[0].set_title(f"plan {plan}", loc="left", fontsize=7)
-            for ax, outcome in itertools.zip_longest(row, columns):
-                here = part[part["outcome"] == outcome] if len(part) else part
-                if here.empty:
-                    note(ax, "not measured in these runs")
-                    continue
-                _lines(ax, here, lines[plan])
-            if lines[plan]:
-                row[0].set_yticks([-i for i in range(len(lines[plan]))], lines[plan])
-                row[0].set_ylim(-len(lines[plan]) + 0.4, 0.6)
-            for ax in row:
-                ax.tick_params(axis="y", length=0)
+            _row(row, part, columns, lines[plan])
         axes[0, 0].set_xlim(-1.05, 1.05)
         for ax, outcome in zip(axes[-1], columns, strict=False):
             ax.set_xlabel(f"ρ with {outcome}")
@@ -173,6 +139,20 @@ def predictors_figure(found: dict[str, pd.DataFrame]) -> Figure:
             loc="outside lower center", ncols=2,
         )  # fmt: skip
     return fig
+
+
+def _row(axes: Sequence[Axes], found: pd.DataFrame, columns: list[str], names: list[str]) -> None:
+    """The panels of a plan, one for each outcome, with a line for each measure that is named."""
+    for ax, outcome in itertools.zip_longest(axes, columns):
+        here = found[found["outcome"] == outcome] if len(found) else found
+        if here.empty:
+            note(ax, "not measured in these runs")
+        else:
+            _lines(ax, here, names)
+        ax.tick_params(axis="y", length=0)
+    if names:
+        axes[0].set_yticks([-i for i in range(len(names))], names)
+        axes[0].set_ylim(-len(names) + 0.4, 0.6)
 
 
 def _lines(ax: Axes, found: pd.DataFrame, names: list[str]) -> None:

@@ -1,14 +1,16 @@
 """Studies made up with a known answer, to see how often the analysis finds it."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from flatlingo.report.judging import judge
 from flatlingo.report.matched import ALL, compare, pairs_at_equal_trace
+from flatlingo.report.shapes import per_run
 from flatlingo.report.slopes import slope as slope_of
-from flatlingo.report.statistics import left_variance, per_run
+from flatlingo.report.statistics import left_variance
 from flatlingo.study.families import LEVELS
 
 CONDITIONS = {  # shares of the unregularised model's Tr(F)
@@ -20,6 +22,9 @@ CONDITIONS = {  # shares of the unregularised model's Tr(F)
     "dropout": LEVELS[:2],
 }
 LANGUAGES = ("de", "es", "zh")
+PLAIN = 300  # Tr(F) of the unregularised model, but for noise
+SEED_SD = 1.5  # points between seeds, the same for all conditions and languages
+SLOPE, WITHIN, CONTRAST = "slope", "slope within families", "consistency minus Fisher penalty"  # the questions
 TRUTHS = {  # a study, and in points what there is to find: the slope, that within families, the contrast at equal trace
     "no effect": ({}, (0, 0, 0)),
     "half a point per halving": ({"slope": 0.5}, (0.5, 0.5, 0)),
@@ -36,17 +41,16 @@ def simulated_study(
     family_effects: dict[str, float] | None = None,
     seeds: int = 3,
     rows: int = 4000,
-    seed_sd: float = 1.5,
     run_sd: float = 0.5,
     condition_sd: float = 0.0,
     conditions: dict[str, tuple[float, ...]] = CONDITIONS,
 ) -> pd.DataFrame:
     """The table of a study whose runs were made up: 14 conditions of 6 families by default, in three target languages.
 
-    A run's true accuracy is that of its seed, plus `slope` points per halving of Tr(F), plus what its family adds, plus
-    noise of its condition and its own. What is measured is binomial: English and zero-shot accuracy on `rows` rows, the
-    held-out accuracies before and after the second stage on half as many. Log Tr(F) scatters about its level by .15
-    between conditions (a weight found on other seeds) and .1 between seeds.
+    A run's true accuracy is that of its seed (which scatters by 1.5 points), plus `slope` points per halving of Tr(F),
+    plus what its family adds, plus noise of its condition and its own. What is measured is binomial: English and
+    zero-shot accuracy on `rows` rows, the held-out accuracies before and after the second stage on half as many. Log
+    Tr(F) scatters about its level by .15 between conditions (a weight found on other seeds) and .1 between seeds.
 
     Args:
         seed: of the study; the global random state is left alone.
@@ -55,7 +59,6 @@ def simulated_study(
         family_effects: points by family, of every accuracy but not of the gain.
         seeds: runs of each condition.
         rows: validation rows of a language.
-        seed_sd: points between seeds, the same for all conditions and languages.
         run_sd: points between runs, of English and each language separately.
         condition_sd: points between conditions that neither trace nor family explains, likewise.
         conditions: shares of the baseline's Tr(F) by family.
@@ -70,50 +73,70 @@ def simulated_study(
     rng = np.random.default_rng(seed)
     family = np.array([name for name, shares in conditions.items() for _ in shares])
     share = np.array([value for shares in conditions.values() for value in shares])
-    n, regularised = len(share), share < 1
-    scatter = rng.normal(0, 0.15, (n, 1)) * regularised[:, None] + rng.normal(0, 0.1, (n, seeds))
-    trace = 300 * share[:, None] * np.exp(scatter)
-    halvings = -np.log2(trace / 300)
+    trace = _traces(rng, share, seeds)
+    halvings = -np.log2(trace / PLAIN)
     effects = np.array([(family_effects or {}).get(name, 0.0) for name in family])[:, None]
-    of_seed = rng.normal(0, seed_sd, seeds)
-
-    def truth(base: float, points: np.ndarray) -> np.ndarray:
-        noise = rng.normal(0, condition_sd, (n, 1)) + rng.normal(0, run_sd, (n, seeds))
-        return base + (points + noise) / 100
-
-    def measured(accuracy: np.ndarray, number: int) -> np.ndarray:
-        return rng.binomial(number, np.clip(accuracy, 0, 1)) / number
-
-    common = of_seed + effects + slope * halvings
-    english = measured(truth(0.78, common), rows)
-    start = {code: truth(0.66, common) for code in LANGUAGES}
-    zero_shot = {code: measured(start[code], rows) for code in LANGUAGES}
-    places = [(c, s) for c in range(n) for s in range(seeds)]
-    columns = {
+    points = rng.normal(0, SEED_SD, seeds) + effects + slope * halvings
+    draw = _Draw(rng, trace.shape, run_sd, condition_sd)
+    english, start, zero_shot = _accuracies(draw, points, rows)
+    places = [(c, s) for c in range(len(share)) for s in range(seeds)]
+    runs = pd.DataFrame({
         "run_id": [f"{c}-{s}" for c, s in places],
         "family": np.repeat(family, seeds),
         "label": [f"{family[c]}={share[c]:g}" if family[c] != "none" else "none" for c, _ in places],
-        "seed": np.tile(np.arange(1, seeds + 1), n),
+        "seed": np.tile(np.arange(1, seeds + 1), len(share)),
         "classes": 3.0,
         "validation_rows": rows,
         "trace": trace.ravel(),
         "english_accuracy": english.ravel(),
-        "zero_shot_accuracy": np.mean([*zero_shot.values()], axis=0).ravel(),
+        "zero_shot_accuracy": zero_shot.ravel(),
         "clean_train_accuracy": 0.95,
         "noisy_fitted": 0.6,
-    }
-    tables = []
-    for code in LANGUAGES:
-        gain, control = truth(0.03, gain_slope * halvings), truth(0.01, 0 * halvings)
-        held = {
-            "zero_shot": measured(start[code], rows // 2),
-            "adapted": measured(start[code] + gain, rows // 2),
-            "control": measured(start[code] + control, rows // 2),
-        }
-        tables.append(pd.DataFrame(columns).assign(language=code, **{k: v.ravel() for k, v in held.items()}))
-    table = pd.concat(tables, ignore_index=True)
+    })  # fmt: skip
+    adapted = {code: _in_language(draw, one, gain_slope * halvings, rows) for code, one in start.items()}
+    table = pd.concat([runs.assign(language=code, **one) for code, one in adapted.items()], ignore_index=True)
     before = table["zero_shot"]
     return table.assign(gain=table["adapted"] - before, control_gain=table["control"] - before)
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """What is random about accuracies (conditions, seeds): the noise of the true ones, and that of measuring them."""
+
+    rng: np.random.Generator
+    shape: tuple[int, int]
+    run_sd: float
+    condition_sd: float
+
+    def truth(self, base: float, points: np.ndarray | float) -> np.ndarray:
+        """An accuracy in 0..1 and points more, with the noise of its condition and its own."""
+        own = self.rng.normal(0, self.condition_sd, (self.shape[0], 1)) + self.rng.normal(0, self.run_sd, self.shape)
+        return base + (points + own) / 100
+
+    def measured(self, accuracy: np.ndarray, rows: int) -> np.ndarray:
+        """The share of so many rows that is right."""
+        return self.rng.binomial(rows, np.clip(accuracy, 0, 1)) / rows
+
+
+def _traces(rng: np.random.Generator, share: np.ndarray, seeds: int) -> np.ndarray:
+    """Tr(F), (condition, seed), about the shares of the unregularised model's, which has no weight that could miss."""
+    regularised = (share < 1)[:, None]
+    scatter = rng.normal(0, 0.15, (len(share), 1)) * regularised + rng.normal(0, 0.1, (len(share), seeds))
+    return PLAIN * share[:, None] * np.exp(scatter)
+
+
+def _accuracies(draw: _Draw, points: np.ndarray, rows: int) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
+    """English accuracy as measured; by language the true accuracy without adaptation; the mean of it as measured."""
+    english = draw.measured(draw.truth(0.78, points), rows)
+    start = {code: draw.truth(0.66, points) for code in LANGUAGES}
+    return english, start, np.mean([draw.measured(one, rows) for one in start.values()], axis=0)
+
+
+def _in_language(draw: _Draw, start: np.ndarray, points: np.ndarray, rows: int) -> dict[str, np.ndarray]:
+    """Accuracies on the held-out half of a language's rows: before, after adaptation, after as many English rows."""
+    gain, control = draw.truth(0.03, points), draw.truth(0.01, 0.0)
+    true = {"zero_shot": start, "adapted": start + gain, "control": start + control}
+    return {name: draw.measured(accuracy, rows // 2).ravel() for name, accuracy in true.items()}
 
 
 def design(table: pd.DataFrame) -> dict:
@@ -156,7 +179,7 @@ def _of_conditions(runs: pd.DataFrame, y: pd.Series, variance: float) -> float:
     return float((y @ left @ y - variance * freedom) / np.trace(conditions.T @ left @ conditions))
 
 
-def right_verdicts(studies: int = 40, **options) -> pd.DataFrame:
+def right_verdicts(studies: int, **options) -> pd.DataFrame:
     """How often the analysis is right, wrong or undecided about each of `TRUTHS`; arguments as for `verdict_rates`.
 
     Returns:
@@ -175,12 +198,11 @@ def right_verdicts(studies: int = 40, **options) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["study", "question"])
 
 
-def verdict_rates(studies: int = 200, *, seed: int = 0, n_permutations: int = 499, **study) -> pd.DataFrame:
+def verdict_rates(studies: int, *, n_permutations: int = 499, **study) -> pd.DataFrame:
     """How often the analysis of English accuracy says what, in studies of known answer.
 
     Args:
-        studies: how many.
-        seed: of the first; the next ones count up.
+        studies: how many, of seeds 0, 1, …
         n_permutations: of each slope.
         **study: as for `simulated_study`: the truth, and the size of a study.
 
@@ -192,28 +214,33 @@ def verdict_rates(studies: int = 200, *, seed: int = 0, n_permutations: int = 49
         outcomes that is made in a study (`decisions.verdicts`), so that fewer are decided there.
     """
     effects = study.get("family_effects") or {}
+    slope = study.get("slope", 0.0)
     contrast = effects.get("consistency", 0.0) - effects.get("fisher_penalty", 0.0)
-    truth = {"slope": np.nan if effects else study.get("slope", 0.0), "slope within families": study.get("slope", 0.0)}
-    truth["consistency minus Fisher penalty"] = contrast
+    truth = {SLOPE: math.nan if effects else slope, WITHIN: slope, CONTRAST: contrast}
+    found = [_answers(seed, n_permutations, study) for seed in range(studies)]
+    rates = {question: _rates([one[question] for one in found], true) for question, true in truth.items()}
+    return pd.DataFrame.from_dict(rates, orient="index")
+
+
+def _answers(seed: int, n_permutations: int, study: dict) -> dict[str, tuple[float, float, float, float]]:
+    """What is found of one made-up study, by question: value, interval and p-value; NaN where there is none."""
+    runs = simulated_study(seed, **study).query("language == 'de'").drop(columns="language")
+    found = {}
+    for question in (SLOPE, WITHIN):
+        within = question == WITHIN
+        one = slope_of(runs, "english_accuracy", within_families=within, seed=seed, n_permutations=n_permutations)
+        found[question] = (one.value, one.low, one.high, one.p_value)
+    pairs = pairs_at_equal_trace(runs, "consistency", "fisher_penalty")
+    together = compare(runs, "english_accuracy", pairs).reindex([ALL]).loc[ALL]  # NaN if no pair is equal enough
+    return found | {CONTRAST: tuple(together[["value", "low", "high", "p"]])}
+
+
+def _rates(answers: list[tuple[float, float, float, float]], truth: float) -> dict[str, float]:
+    """How often answers to one question say what, and how often their intervals hold the truth (NaN for none)."""
     words = ("up", "down", "none")
-    found = {question: [] for question in truth}
-    for number in range(seed, seed + studies):
-        runs = simulated_study(number, **study).query("language == 'de'").drop(columns="language")
-        for question in ("slope", "slope within families"):
-            within = question != "slope"
-            one = slope_of(runs, "english_accuracy", within_families=within, seed=number, n_permutations=n_permutations)
-            found[question].append((one.value, one.low, one.high, one.p_value))
-        pairs = pairs_at_equal_trace(runs, "consistency", "fisher_penalty")
-        together = compare(runs, "english_accuracy", pairs).reindex([ALL]).loc[ALL]  # NaN if no pair is equal enough
-        found["consistency minus Fisher penalty"].append(tuple(together[["value", "low", "high", "p"]]))
-    rows = {}
-    for question, answers in found.items():
-        said = [judge(*answer, words=words, too_few="undecided") for answer in answers]
-        said = pd.Series(said).value_counts(normalize=True)
-        _, low, high, _ = np.array(answers, dtype=float).T
-        known = not np.isnan(truth[question]) and not np.isnan(low).all()
-        rows[question] = said.reindex([*words, "undecided"], fill_value=0.0).to_dict() | {
-            "covered": ((low <= truth[question]) & (truth[question] <= high)).mean() if known else np.nan,
-            "half_width": float(pd.Series(high - low).median() / 2),
-        }
-    return pd.DataFrame.from_dict(rows, orient="index")
+    said = pd.Series([judge(*answer, words=words, too_few="undecided") for answer in answers])
+    shares = said.value_counts(normalize=True).reindex([*words, "undecided"], fill_value=0.0)
+    _, low, high, _ = np.array(answers, dtype=float).T
+    known = not math.isnan(truth) and not np.isnan(low).all()
+    covered = ((low <= truth) & (truth <= high)).mean() if known else math.nan
+    return shares.to_dict() | {"covered": covered, "half_width": float(pd.Series(high - low).median() / 2)}

@@ -8,16 +8,16 @@ over seeds. No run is left out as incompetent: one that has not learnt its task 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flatlingo.errors import FlatlingoError
-from flatlingo.report.drawing import beside, check, colour_of_kind, legend_of_kinds
+from flatlingo.report.differences import over_seeds
+from flatlingo.report.drawing import beside, check, colour_of_kind, legend_of_kinds, mean_and_seeds
 from flatlingo.report.judging import holm, interval
 from flatlingo.report.matched import TOO_FEW_SEEDS, WORDS, verdict
 from flatlingo.report.saving import STYLE
-from flatlingo.report.slopes import OUTCOMES, per_seed
-from flatlingo.report.statistics import FEWEST_SEEDS, over_seeds
+from flatlingo.report.shapes import per_seed
+from flatlingo.report.slopes import OUTCOMES
 
 SHOWN = {  # column: its axis
     "english_accuracy": "English",
@@ -161,7 +161,8 @@ def recommendation(found: pd.DataFrame) -> str:
 def printed(found: pd.DataFrame) -> pd.DataFrame:
     """What `differences` or `chosen` found, to show: a line for each level and recipe, a column for each outcome.
 
-    What was chosen is a mean over recipes, since other seeds may choose another; the line says which most often.
+    What was chosen is a mean over recipes, since each seed's is chosen on the others; the line names the recipe that is
+    chosen on all seeds, and in how many seeds the others choose it too.
     """
     if "agree" in found:
         number = found["agree"].astype(str) + " of " + found["seeds"].astype(str)
@@ -201,11 +202,12 @@ def technique_figure(table: pd.DataFrame) -> Figure:
             for ax, y in zip(row, columns, strict=True):
                 ax.axvline(0, color="0.4", linewidth=0.8, zorder=0.5)
                 ax.axhline(last + 0.65, color="0.7", linewidth=0.5)
-                for one in at[at["outcome"] == y].itertuples():
-                    seeds = gaps.loc[gaps["recipe"] == one.recipe, y] * _scale(y)
-                    _dot(ax, one, places[one.recipe], colour_of_kind(one.family), seeds)
-                (one,) = choice[(choice["level"] == level) & (choice["outcome"] == y)].itertuples()
-                _dot(ax, one, last, "0", [])
+                for one in at[at["outcome"] == y].to_dict("records"):
+                    name, colour = one["recipe"], colour_of_kind(one["family"])
+                    seeds = gaps.loc[gaps["recipe"] == name, y] * _scale(y)
+                    mean_and_seeds(ax, places[name], one, seeds, colour=colour, label=name)
+                (one,) = choice[(choice["level"] == level) & (choice["outcome"] == y)].to_dict("records")
+                mean_and_seeds(ax, last, one, [], colour="0", label=CHOSEN)
             row[0].set_yticks([*places.values(), last], [*places, CHOSEN])
             for ax in row:
                 ax.tick_params(axis="y", length=0)
@@ -306,11 +308,3 @@ def _beside(row: dict) -> str:
 
 def _times(level: int) -> str:
     return TIMES.get(level, f"{level} times")
-
-
-def _dot(ax: Axes, row: tuple, place: float, colour: str, seeds: pd.Series | list) -> None:
-    """A mean, its interval from three seeds on, and its seeds."""
-    ax.plot(seeds, [place] * len(seeds), "o", markersize=2, markeredgewidth=0, color=colour, alpha=0.5)
-    ax.plot(row.value, place, "o", markersize=4, color=colour)
-    if row.seeds >= FEWEST_SEEDS:
-        ax.plot([row.low, row.high], [place, place], color=colour, linewidth=1)

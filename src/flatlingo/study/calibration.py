@@ -14,8 +14,11 @@ from scipy.optimize import isotonic_regression
 from flatlingo.errors import FlatlingoError
 from flatlingo.files import replacing
 from flatlingo.study.competence import COMPETENT, competence_of
+from flatlingo.study.condition import Condition
 from flatlingo.study.families import LEVELS, family
-from flatlingo.study.presets import Condition, Measurement, Preset, RunSpec, load_preset
+from flatlingo.study.presets import Preset, load_preset
+from flatlingo.study.runspec import RunSpec
+from flatlingo.study.setup import Measurement
 from flatlingo.study.store import open_store
 from flatlingo.study.sweep import Computing, tabulated
 
@@ -32,7 +35,6 @@ def calibrate(
     data: str | Path | None = None,
     model: str | Path | None = None,
     jobs: int | None = None,
-    progress: bool = True,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Train what a plan's calibration asks for and a store lacks, and find the weights of each level.
 
@@ -44,7 +46,6 @@ def calibrate(
         data: as for `sweep`.
         model: as for `sweep`.
         jobs: as for `sweep`.
-        progress: as for `sweep`.
 
     Returns:
         The runs (`measured`) and the weights (`weights_at_levels`).
@@ -54,7 +55,7 @@ def calibrate(
     """
     settings = load_preset(preset)
     runs = open_store(store, settings.name)
-    computing = Computing(jobs=jobs, keep_weights=False, progress=progress)
+    computing = Computing(jobs=jobs, keep_weights=False)
     sources = computing.sources(settings, plan, model=model, task=task, data=data)
     configs = computing.complete(_specs(plan, settings, sources), sources, runs)
     found = measured(tabulated(configs, runs))

@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from flatlingo import devices, training
 from flatlingo.study.measure import Classifier
-from flatlingo.study.presets import RunSpec
+from flatlingo.study.runspec import RunSpec
 from flatlingo.study.terms import settings, terms
 from flatlingo.study.workload import Amount
 

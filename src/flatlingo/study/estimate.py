@@ -14,8 +14,10 @@ from flatlingo.errors import FlatlingoError
 from flatlingo.evaluation import TRACE_BATCH, prediction_batch
 from flatlingo.study import measure
 from flatlingo.study.clock import Clock, Line
+from flatlingo.study.condition import Condition
 from flatlingo.study.measure import Classifier
-from flatlingo.study.presets import Condition, RunSpec, load_preset
+from flatlingo.study.presets import load_preset
+from flatlingo.study.runspec import RunSpec
 from flatlingo.study.sources import Sources
 from flatlingo.study.store import open_store
 from flatlingo.study.terms import settings, terms
@@ -58,7 +60,7 @@ def estimate(
     are random, which takes as long. The rows are loaded as a run loads them.
 
     Args:
-        plan: one of `presets.PLANS`.
+        plan: one of `runspec.PLANS`.
         preset: a name, or a path to a YAML file.
         store: folder of finished runs, which are not computed again; or "recorded". None for an empty one.
         seeds: how many, or which; the preset's number by default.

@@ -31,8 +31,8 @@ from flatlingo.checkpoints import MINUTES
 from flatlingo.devices import device_name, keep_memory
 from flatlingo.errors import DivergedError, FlatlingoError, first_line
 from flatlingo.study.outcome import FAILED, Outcome
-from flatlingo.study.presets import RunConfig
 from flatlingo.study.run import run
+from flatlingo.study.runspec import RunConfig
 from flatlingo.study.sources import Sources
 from flatlingo.study.store import LOGS, Store
 from flatlingo.watching import MinuteLines, tensorboard_in
@@ -254,6 +254,11 @@ def _here(job: Job, config: RunConfig) -> Outcome:
 
 def _pool(job: Job, configs: list[RunConfig], workers: int, gpus: list[str]) -> Iterator[Outcome]:
     if workers == 1:
+        if gpus and not torch.cuda.is_available():  # it would train on the CPU instead
+            raise FlatlingoError(
+                "the driver counts a GPU that CUDA cannot use (is it too old for this PyTorch?): mend that, or set "
+                "CUDA_VISIBLE_DEVICES= (empty) to compute on the CPU"
+            )
         yield from map(partial(_here, job), configs)
         return
     with tempfile.TemporaryDirectory(prefix="flatlingo-") as slots:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from datasets import Dataset
+from scipy.special import log_softmax
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from flatlingo import evaluation
@@ -127,8 +128,9 @@ def segmentation_kl(classifier: Classifier, rows: Dataset, view: View) -> Measur
     ½ KL(p ‖ q) + ½ KL(q ‖ p), in nats, p for the tokenizer's own segmentation and q for one that is drawn, the same for
     every model; the mean over rows. Array `segmentation_kl/en`: of each row.
     """
-    own = _log_softmax(classifier.logits(rows))
-    drawn = _log_softmax(evaluation.view_logits(*classifier[:2], view, rows, max_length=classifier.max_length, seed=0))
+    own = log_softmax(classifier.logits(rows).astype(float), axis=1)
+    drawn = evaluation.view_logits(*classifier[:2], view, rows, max_length=classifier.max_length, seed=0)
+    drawn = log_softmax(drawn.astype(float), axis=1)
     found = 0.5 * ((np.exp(own) - np.exp(drawn)) * (own - drawn)).sum(axis=1)
     return Measured({"segmentation_kl": float(found.mean())}, {"segmentation_kl/en": found.astype(np.float32)})
 
@@ -167,12 +169,7 @@ def _summary(found: FisherTrace) -> dict[str, float]:
 
 def _loss(logits: np.ndarray, labels: np.ndarray) -> float:
     """Mean cross entropy in nats."""
-    return float(-_log_softmax(logits)[np.arange(len(labels)), labels].mean())
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    logits = logits.astype(float)
-    return logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+    return float(-log_softmax(logits.astype(float), axis=1)[np.arange(len(labels)), labels].mean())
 
 
 def _squared_norm(values: torch.Tensor) -> float:

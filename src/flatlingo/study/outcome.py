@@ -2,7 +2,7 @@
 
 from typing import Literal, NamedTuple
 
-from flatlingo.study.presets import RunConfig
+from flatlingo.study.runspec import RunConfig
 
 # The last line of the log of a run that failed begins with this; the log of a run that was killed has no such line.
 FAILED = "FAILED "

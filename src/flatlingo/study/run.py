@@ -16,8 +16,9 @@ from flatlingo.devices import device, loading_processes, processes, threads
 from flatlingo.encoding import batches
 from flatlingo.evaluation import TRACE_BATCH
 from flatlingo.study import measure
+from flatlingo.study.condition import Condition
 from flatlingo.study.measure import Classifier, Measured
-from flatlingo.study.presets import Condition, RunSpec
+from flatlingo.study.runspec import RunSpec
 from flatlingo.study.sources import Sources
 from flatlingo.study.stages import Stages
 from flatlingo.study.terms import segmentation, settings, terms

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 from flatlingo import hub, tasks
 from flatlingo.errors import FlatlingoError, unknown
 from flatlingo.files import ROOT
-from flatlingo.study.presets import Encoder, Preset, Provenance, RunConfig, RunSpec, Setup, expand
+from flatlingo.study.presets import Encoder, Preset, expand
+from flatlingo.study.runspec import Provenance, RunConfig, RunSpec
+from flatlingo.study.setup import Setup
 from flatlingo.taskfiles import MINI, REAL_COUNTERPART
 from flatlingo.tasks import Task
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from flatlingo.progress import LINE_SECONDS, duration
 from flatlingo.study.outcome import FAILED, Outcome
-from flatlingo.study.presets import RunConfig
+from flatlingo.study.runspec import RunConfig
 from flatlingo.study.store import Store
 
 STATES = ("finished", "running", "failed", "killed", "damaged", "missing")

@@ -18,9 +18,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from flatlingo.errors import FlatlingoError
-from flatlingo.files import RECORDED, ROOT, SUMS, changed, probe, read_sums, replacing, write_sums
+from flatlingo.files import RECORDED, ROOT, SUMS, changed, read_sums, replacing, write_sums
 from flatlingo.study.locks import lock
-from flatlingo.study.presets import RunConfig, RunSpec
+from flatlingo.study.runspec import RunConfig, RunSpec
 
 RECORDS = ("config.json", "result.json", "environment.json")
 ARRAYS = "rows.npz"
@@ -232,22 +232,9 @@ class Store:
                 self._card(config).unlink(missing_ok=True)
                 self.log(config).unlink(missing_ok=True)
 
-    def refuse_unless_writable(self) -> None:
-        """Find out before hours of computing whether the store takes files.
-
-        Raises:
-            FlatlingoError: if it does not.
-        """
-        try:
-            probe(self.folder)
-        except OSError as error:
-            raise FlatlingoError(
-                f"store {self.folder} cannot be written: {error.strerror}; make room or give another folder"
-            ) from error
-
     def seeds(self, plan: str) -> list[int]:
-        """The seeds of which a run of a plan lies here or is being computed, ascending."""
-        paths = [path for folder in ("", LOCKS, WORK) for path in (self.folder / folder).glob(f"{plan}-*")]
+        """The seeds of which a run of a plan lies here, is being computed, or failed, ascending."""
+        paths = [path for folder in ("", LOCKS, LOGS, WORK) for path in (self.folder / folder).glob(f"{plan}-*")]
         found = filter(None, (re.search(r"-s(\d+)-[0-9a-f]+(\.\w+)?$", path.name) for path in paths))
         return sorted({int(name[1]) for name in found})
 
@@ -276,13 +263,13 @@ class Store:
             raise FlatlingoError(f"run {self.path(config)} is damaged: {reason}; delete its folder and sweep again")
 
 
-def open_store(store: str | Path | None, preset: str) -> Store:
+def open_store(store: str | Path, preset: str) -> Store:
     """`"recorded"`: the committed results of a preset; otherwise the folder named, relative to the checkout.
 
     Raises:
         FlatlingoError: for the recorded results where flatlingo is installed without its repository.
     """
-    if store in (None, "recorded"):
+    if store == "recorded":
         if RECORDED is None:
             raise FlatlingoError(
                 "the recorded results lie in flatlingo's repository, and this flatlingo was installed without it: "

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import pandas as pd
 
 from flatlingo.errors import FlatlingoError
-from flatlingo.study.presets import Preset, chosen_seeds, expand, load_preset
+from flatlingo.study.presets import Preset, chosen_seeds, load_preset
 from flatlingo.study.store import Store, open_store
-from flatlingo.study.sweep import RECORDED_STORE, recorded_seeds, sweep, tabulated
+from flatlingo.study.sweep import recorded_runs, sweep, tabulated
 from flatlingo.study.table import curves
 
 
@@ -28,7 +28,7 @@ def studies(
     plans: list[str],
     *,
     preset: str = "mini",
-    store: str | Path | None = "recorded",
+    store: str | Path = "recorded",
     seeds: int | list[int] | None = None,
     second_stage: bool = False,
     **options,
@@ -47,7 +47,7 @@ def studies(
         FlatlingoError: as `sweep`, and if no plan is left.
     """
     settings = load_preset(preset)
-    runs = open_store(store, settings.name) if store in RECORDED_STORE else None
+    runs = open_store(store, settings.name) if store == "recorded" else None
     lacking = {plan: _lacks(plan, settings, runs, second_stage) for plan in plans}
     asked = [plan for plan in plans if not lacking[plan]]
     if not asked:
@@ -56,7 +56,7 @@ def studies(
     return Studies(tables, list(filter(None, lacking.values())))
 
 
-class Finished(NamedTuple):
+class Stored(NamedTuple):
     """What a store has of some plans.
 
     Attributes:
@@ -74,9 +74,9 @@ def finished(
     plans: list[str],
     *,
     preset: str = "mini",
-    store: str | Path | None = "recorded",
+    store: str | Path = "recorded",
     seeds: int | list[int] | None = None,
-) -> Finished:
+) -> Stored:
     """Read what is there of some plans, of seeds that have every condition; nothing is computed.
 
     Neither encoder nor rows are needed.
@@ -92,22 +92,22 @@ def finished(
     """
     settings = load_preset(preset)
     runs = open_store(store, settings.name)
-    found = Finished({}, {}, {})
+    found = Stored({}, {}, {})
     for plan in plans:
         if plan not in settings.plans:
             found.lacking[plan] = f"preset {settings.name} has no plan {plan}"
             continue
-        there = recorded_seeds(plan, settings, runs)
+        there = recorded_runs(plan, settings, runs)
         wanted = [seed for seed in there if seeds is None or seed in chosen_seeds(settings, seeds)]
         if not wanted:
             number = f" --seeds {seeds}" if isinstance(seeds, int) else ""
-            where = f"data/recorded/{settings.name}" if store in RECORDED_STORE else store
+            where = f"data/recorded/{settings.name}" if store == "recorded" else store
             found.lacking[plan] = (
                 f"plan {plan} of preset {settings.name} is not recorded; this does it: flatlingo sweep {plan} "
                 f"--preset {preset}{number} --store {where} --discard-weights"
             )
             continue
-        configs = [runs.find(spec) for spec in expand(plan, settings, seeds=wanted)]
+        configs = [config for seed in wanted for config in there[seed]]
         found.tables[plan] = tabulated(configs, runs)
         found.curves[plan] = curves(configs, [runs.result(config) for config in configs])
     return found
@@ -119,6 +119,6 @@ def _lacks(plan: str, preset: Preset, recorded: Store | None, second_stage: bool
         return f"preset {preset.name} has no plan {plan}"
     if second_stage and preset.plan(plan).setup.second_stage is None:
         return f"plan {plan} of preset {preset.name} has no second stage"
-    if recorded is not None and not recorded_seeds(plan, preset, recorded):
+    if recorded is not None and not recorded_runs(plan, preset, recorded):
         return f"plan {plan} of preset {preset.name} is not recorded: no seed has a run of every condition"
     return ""

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from flatlingo.errors import FlatlingoError, unknown
-from flatlingo.files import ROOT
-from flatlingo.study.presets import Preset, RunConfig, RunSpec, expand, load_preset
+from flatlingo.files import ROOT, refuse_unwritable
+from flatlingo.study.presets import Preset, expand, load_preset
+from flatlingo.study.runspec import RunConfig, RunSpec
 from flatlingo.study.status import progress as show_progress
 from flatlingo.study.store import Store, open_store
 from flatlingo.study.table import table
@@ -24,7 +25,6 @@ if TYPE_CHECKING:  # what computes runs is imported when a run is missing
     from flatlingo.study.sources import Sources
 
 LAUNCHERS = ("local", "slurm")
-RECORDED_STORE = (None, "recorded")
 POLL_SECONDS = 1.0
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ def sweep(
     plan: str,
     *,
     preset: str = "mini",
-    store: str | Path | None = "recorded",
+    store: str | Path = "recorded",
     seeds: int | list[int] | None = None,
     task: str | Path | None = None,
     data: str | Path | None = None,
@@ -50,16 +50,16 @@ def sweep(
 
     May be killed at any moment and called again, and called several times at once on one store: finished runs are never
     computed again, each run is computed by one process at a time, and a run that was broken off goes on from its last
-    checkpoint, to the same result. A run that is found damaged is set aside and computed again. A run whose loss became
-    infinite or NaN is stored as such, told in a warning, and left out of the table.
+    checkpoint, to the same result (on a GPU but for rounding). A run that is found damaged is set aside and computed
+    again. A run whose loss became infinite or NaN is stored as such, told in a warning, and left out of the table.
 
     Args:
-        plan: "nli" or "paraphrase" (the two studies), or another of `presets.PLANS` that the preset has.
+        plan: "nli" or "paraphrase" (the two studies), or another of `runspec.PLANS` that the preset has.
         preset: "smoke", "quick", "mini", "small", "paper", "xlmr", or a path to a YAML file.
         store: folder of finished runs; "recorded" reads the committed results, which takes neither the encoder nor the
             rows, and never computes.
         seeds: how many, or which; by default the preset's number, and of the recorded results every seed that has a run
-            of each condition (`recorded_seeds`).
+            of each condition (`recorded_runs`).
         task: another task than the plan's: a name, or the path of a description (`flatlingo.tasks`).
         data: folder of the task's rows, relative to the checkout. A task of the mini world is then replaced by the real
             one of its kind.
@@ -82,14 +82,16 @@ def sweep(
     """
     settings = load_preset(preset)
     runs = open_store(store, settings.name)
-    if store in RECORDED_STORE:
+    if store == "recorded":
         if others := [name for name, value in {"task": task, "data": data, "model": model}.items() if value]:
             raise FlatlingoError(
                 f"the recorded results are of preset {settings.name}'s own encoder and rows, not of another "
                 f"{others[0]}; pass a store folder"
             )
-        seeds = (recorded_seeds(plan, settings, runs) or None) if seeds is None else seeds
-        configs = _recorded(expand(plan, settings, seeds=seeds), runs, settings)
+        complete = recorded_runs(plan, settings, runs) if seeds is None else {}
+        configs = list(itertools.chain(*complete.values())) or _recorded(
+            expand(plan, settings, seeds=seeds), runs, settings
+        )
     else:
         computing = Computing(launcher, jobs, time_limit, keep_weights, checkpoint_minutes, tensorboard, progress)
         sources = computing.sources(settings, plan, model=model, task=task, data=data)
@@ -151,8 +153,10 @@ class Computing:
         configs = _resolved(sources, specs, runs)
         missing = [config for config in configs if config not in runs]
         if missing:
+            from flatlingo.devices import refuse_several_processes
             from flatlingo.study import launchers
 
+            refuse_several_processes("a sweep")
             sources.check(missing[0], here=self.launcher == "local")
             _prepare(runs, missing)
             board = None if self.tensorboard is None else ROOT / Path(self.tensorboard).expanduser()
@@ -165,21 +169,23 @@ class Computing:
         return configs
 
 
-def recorded_seeds(plan: str, preset: Preset, runs: Store) -> list[int]:
-    """The seeds 1, 2, … of which a store has every condition of a plan; a warning names those of which it has a part.
+def recorded_runs(plan: str, preset: Preset, runs: Store) -> dict[int, list[RunConfig]]:
+    """The runs of the seeds 1, 2, … of which a store has every condition of a plan; a warning names incomplete ones.
 
     The first seed without any run ends the search.
     """
-    complete = []
+    complete = {}
     for seed in itertools.count(1):
         specs = expand(plan, preset, seeds=[seed])
-        found = sum(runs.find(spec) is not None for spec in specs)
+        found = [config for config in map(runs.find, specs) if config]
         if not found:
             return complete
-        if found == len(specs):
-            complete.append(seed)
+        if len(found) == len(specs):
+            complete[seed] = found
         else:
-            logger.warning("seed %d of plan %s is left out: %d of its %d runs are there", seed, plan, found, len(specs))
+            logger.warning(
+                "seed %d of plan %s is left out: %d of its %d runs are there", seed, plan, len(found), len(specs)
+            )
 
 
 def _recorded(specs: list[RunSpec], runs: Store, preset: Preset) -> list[RunConfig]:
@@ -207,7 +213,7 @@ def _resolved(sources: "Sources", specs: list[RunSpec], runs: Store) -> list[Run
 
 
 def _prepare(runs: Store, missing: list[RunConfig]) -> None:
-    runs.refuse_unless_writable()
+    refuse_unwritable(runs.folder, f"store {runs.folder}")
     for config in filter(runs.exists, missing):
         reason = runs.damage(config)
         logger.warning("run %s is damaged (%s): it is set aside and computed again", runs.path(config), reason)

@@ -4,7 +4,7 @@ import math
 
 import pandas as pd
 
-from flatlingo.study.presets import RunConfig
+from flatlingo.study.runspec import RunConfig
 
 EMBEDDINGS = ("embeddings", "other embeddings")  # of words; of positions and segments, with their norm
 

@@ -16,8 +16,10 @@ from flatlingo.regularizers import (
     XTune,
 )
 from flatlingo.segmentation import UnigramSampler, subword_sampler
+from flatlingo.study.condition import Condition
 from flatlingo.study.families import Family
-from flatlingo.study.presets import Condition, RunSpec, Setup
+from flatlingo.study.runspec import RunSpec
+from flatlingo.study.setup import Setup
 from flatlingo.tasks import MINI
 
 

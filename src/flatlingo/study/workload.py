@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from flatlingo.encoding import LengthGroupedSampler, encode
 from flatlingo.evaluation import TRACE_BATCH, prediction_batch
-from flatlingo.study.presets import RunSpec
 from flatlingo.study.run import SHARPNESS_ROWS
+from flatlingo.study.runspec import RunSpec
 from flatlingo.tasks import Task
 
 
