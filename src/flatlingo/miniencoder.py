@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from transformers import PreTrainedTokenizerBase
 
-from flatlingo import miniworld
+from flatlingo import devices, miniworld
 from flatlingo.miniworld.corpus import CLAIMS
 from flatlingo.miniworld.lexicon import FORMS
 from flatlingo.pretraining import Pretraining, pretrain
@@ -27,6 +27,7 @@ def pretrain_mini_world(
     documents: int = MINI_WORLD_DOCUMENTS,
 ) -> dict:
     """Pre-train on the mini world's corpus, as the shipped encoder was (see `pretrain` and `miniworld.corpus`)."""
+    devices.refuse_several_processes("pre-training")  # before half a minute of corpus
     texts = list(miniworld.corpus(documents, seed=settings.seed, claims=claims))
     return pretrain(texts, output, settings, description=mini_world_corpus(settings.seed, claims), start=start)
 
