@@ -50,15 +50,17 @@ SAID = {  # of one outcome, of several
     "falls": ("falls", "fall"),
     "no effect": ("stays the same", "stay the same"),
 }
-SEEDS = {("small", "nli"): 3, ("small", "paraphrase"): 2}  # planned; of preset mini ten
+SEEDS = {("small", "nli"): 3, ("small", "paraphrase"): 2, ("mini", "methods"): 5}  # planned; of others ten
 SETTING, TECHNIQUE, POWER = "using_intervention.json", "using_technique.json", "beyond.json"
+METHODS = "methods_slopes.json"
 OPEN = ("undecided", TOO_FEW_SEEDS, judging.TOO_FEW)
 UNITS = {"wrong labels reproduced": ""}  # of the regimes; the others are in points
 
 
 def results(figures: Path = FIGURES) -> str:
     """What was measured of each preset whose figures are there, real rows first."""
-    return "\n".join(of_preset(preset, folder) for preset, folder in _folders(figures).items())
+    parts = [of_preset(preset, folder) for preset, folder in _folders(figures).items()]
+    return "\n".join(part for part in [*parts, of_methods(figures)] if part)
 
 
 def lead(figures: Path = FIGURES) -> str:
@@ -73,6 +75,12 @@ def lead(figures: Path = FIGURES) -> str:
             gap = _without_gap(plan) if preset == "mini" else ""
             title = f"{task}, {encoder}, {_seeds(runs, preset, plan)}{gap}"
             columns[title] = _column(found[task], "slope") | _weights(runs)
+    methods = _read(figures / METHODS)
+    if methods:
+        task = "mini-nli, every method"
+        found[task] = _printed(methods["headline"]["verdicts"])
+        title = f"{task}, {_seeds(pd.DataFrame(methods['data']), 'mini', 'methods')}"
+        columns[title] = _column(found[task], "slope")
     intervention = _read(figures / SETTING)
     setting = _setting(intervention)
     if len(setting):
@@ -254,6 +262,21 @@ def _folders(figures: Path) -> dict[str, Path]:
 def of_preset(preset: str, folder: Path) -> str:
     """A paragraph and a table of verdicts for each plan, from the data and headlines of figures 1 and 2."""
     return "\n".join(_of_plan(preset, folder, plan) for plan in _recorded(folder))
+
+
+def of_methods(figures: Path = FIGURES) -> str:
+    """A paragraph and a table of verdicts on plan `methods`, whose conditions are in a figure of their own."""
+    figure = _read(figures / METHODS)
+    if not figure:
+        return ""
+    runs, headline = pd.DataFrame(figure["data"]), figure["headline"]
+    able = competence.counted(runs)
+    number = f"{able['label'].nunique()} of {runs['label'].nunique()} conditions count"
+    families = f"{able['family'].nunique() - 1} methods at one or two weights"
+    title = f"**mini-nli, every method** (preset `mini`, plan `methods`): {families}; {number}, "
+    sentences = [f"{title}{_seeds(runs, 'mini', 'methods')}.", headline["left_out"], _hanging(headline["verdicts"])]
+    sentences += [_of_single_seeds(able, None), "[The figure](figures/methods_slopes.png) has each."]
+    return f"{_filled(' '.join(part for part in sentences if part))}\n{_verdicts(headline['verdicts'])}"
 
 
 def _recorded(folder: Path) -> list[str]:

@@ -171,7 +171,7 @@ def train_and_watch(
 ) -> pd.DataFrame:
     """Fine-tune mini-mbert on `ROWS` English rows of mini-paraphrase, measuring accuracy and Tr(F) after each epoch.
 
-    It takes a few seconds.
+    It takes about ten seconds of one core, or twice that.
 
     Args:
         weight: λ of the regulariser; 0 for none.

@@ -26,8 +26,8 @@ from flatlingo.study.families import family
 
 RATIO = "Tr(F) / Tr(F) without"
 GAINED = {
-    "english_accuracy": "English accuracy gained (points)",
-    "zero_shot_accuracy": "zero-shot accuracy gained (points)",
+    "english_accuracy": "English accuracy\ngained (points)",
+    "zero_shot_accuracy": "zero-shot accuracy\ngained (points)",
 }
 
 

@@ -32,6 +32,7 @@ from flatlingo.report.slopes import OUTCOMES, outcomes
 from flatlingo.study.families import family, title
 
 LINE = 0.165  # inches of a line of a forest
+PER_CONDITION = 0.15  # inches of height that slopes have for each condition, whose names are to stand beside them
 RIVALS = len(matched.RIVALS)  # the first of the questions asked in pairs
 INTERVAL, SMALL = {"color": "#0072B2", "alpha": 0.15}, {"color": "0.8", "alpha": 0.5}
 WEDGES = [
@@ -61,7 +62,8 @@ def slopes_figure(table: pd.DataFrame, found: pd.DataFrame, ys: tuple[str, ...])
     check(table, ["run_id", "family", "weight", "label", "seed", "trace"])
     reason = undecidable(table)
     with plt.style.context(STYLE):
-        fig, axes = plt.subplots(1, len(ys), figsize=(7.2, 3.8), squeeze=False)
+        height = max(3.8, PER_CONDITION * table["label"].nunique())
+        fig, axes = plt.subplots(1, len(ys), figsize=(7.2, height), squeeze=False)
         drawn = {}
         for ax, y in zip(axes[0], ys, strict=True):
             if reason or y not in outcomes(table):
