@@ -319,6 +319,16 @@ def test_without_terms_it_is_the_trainer_of_transformers(tmp_path, regularizers)
     assert torch.equal(weights(ours), weights(theirs))
 
 
+def test_a_model_whose_outputs_have_no_logits_is_refused_with_the_remedy(tmp_path):
+    model = make_model()
+    model.config.return_dict = False
+    trainer = trainer_of(tmp_path, regularizers=[FisherPenalty(1.0)], model=model)
+    with pytest.raises(FlatlingoError, match=r"fisher_penalty needs outputs.logits, and the model returns a tuple: .*"):
+        trainer.train()
+    model.config.return_dict = True
+    trainer.train()
+
+
 def test_tokenised_data_do_for_terms_that_need_no_text(tmp_path):
     items = encode(make_rows(16), TOKENIZER, max_length=32)
     trainer = trainer_of(tmp_path, rows=items, regularizers=[FisherPenalty(), L2(0.1)], settings={"max_steps": 2})

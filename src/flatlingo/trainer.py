@@ -68,6 +68,7 @@ class RegularizedTrainer(Trainer):
 
     Raises:
         FlatlingoError: if two regularisers share a name, a regulariser needs texts and the training data are tokenised,
+            the model's outputs have no `logits` to regularise,
             rows of texts come without a tokenizer or may be longer than the model can take, a regulariser does not go
             together with activation checkpointing or `compute_loss_func`, SAM not with fp16, DeepSpeed, FSDP or weights
             in half precision, a row has a text or a label that the model cannot learn, label smoothing lies outside
@@ -183,6 +184,12 @@ class RegularizedTrainer(Trainer):
                 stack.enter_context(regularizer.forward_context())
                 stack.enter_context(regularizer.shared_context(model, inputs))
             loss, outputs = super().compute_loss(model, clean, return_outputs=True)
+        if self.regularizers and not hasattr(outputs, "logits"):
+            raise FlatlingoError(
+                f"{self.regularizers[0].name} needs outputs.logits, and the model returns a {type(outputs).__name__}: "
+                "have its forward return transformers.modeling_outputs.SequenceClassifierOutput(loss=…, logits=…), or "
+                "set model.config.return_dict = True"
+            )
         self._check_own_loss(loss, outputs, inputs)
         terms, details = {"task": loss}, {}
         for regularizer in self.regularizers:

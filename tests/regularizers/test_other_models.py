@@ -326,3 +326,36 @@ def test_l2_sp_names_a_layer_that_was_put_in_later():
     model.classifier = nn.Linear(16, 3)
     with pytest.raises(FlatlingoError, match=r"initial value of classifier\.weight.*change the model before"):
         term(model, {}, None)
+
+
+class Bag(nn.Module):
+    """A head on the mean of word vectors."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.head = nn.EmbeddingBag(64, 8, mode="mean"), nn.Linear(8, 3)
+
+    def forward(self, input_ids, **inputs):
+        return transformers.modeling_outputs.SequenceClassifierOutput(logits=self.head(self.words(input_ids)))
+
+
+@pytest.mark.parametrize("kind", [FisherPenalty, GradientNormPenalty, TracePenalty])
+def test_what_cannot_be_differentiated_twice_is_refused_by_name(kind):
+    with pytest.raises(FlatlingoError, match=r"EmbeddingBag \(words\) does not support.*words.requires_grad_\(False\)"):
+        kind(1.0).start(Bag(), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("term", "frozen"),
+    [(FisherPenalty(1.0), True), (FisherPenalty(1.0, method="finite-difference"), False)],
+    ids=["frozen", "finite differences"],
+)
+def test_a_bag_is_trained_where_nothing_differentiates_it_twice(term, frozen):
+    model = Bag().double()
+    model.words.requires_grad_(not frozen)
+    rows = {"input_ids": torch.arange(12).view(4, 3), "labels": torch.tensor([0, 1, 2, 0])}
+    term.start(model, seed=0)
+    with term.forward_context():
+        outputs = model(**rows)
+    term(model, rows, outputs)[0].backward()
+    assert model.head.weight.grad.norm() > 0

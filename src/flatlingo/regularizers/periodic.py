@@ -65,7 +65,7 @@ class PeriodicPenalty(Regularizer):
         except FlatlingoError as error:
             raise FlatlingoError(f"{self.name}: {error}") from error
         self._enters_encoder = not is_above_encoder(model, self._chosen)
-        check_differentiable_twice(model, self.name, attention=self._enters_encoder)
+        check_differentiable_twice(model, self.name, encoder=self._enters_encoder)
 
     def penalised(self) -> dict[str, nn.Parameter]:
         """The parameters penalised, by name; if all are, those that are trainable now."""
@@ -134,23 +134,29 @@ def check_finite(logits: Tensor, name: str) -> None:
         )
 
 
-def check_differentiable_twice(model: nn.Module, name: str, *, attention: bool = True) -> None:
-    """Refuse a model that is no classifier by softmax, or whose attention or checkpointing has no double backward.
+def check_differentiable_twice(model: nn.Module, name: str, *, encoder: bool = True) -> None:
+    """Refuse a model that is no classifier by softmax, or some part of which has no double backward.
 
     Args:
         model: the model.
         name: of the penalty.
-        attention: whether attention is differentiated twice.
+        encoder: whether what lies below the head is differentiated twice: attention, embeddings.
 
     Raises:
         FlatlingoError: naming the penalty and the fix.
     """
     check_softmax(model, name)
     kind = getattr(getattr(model, "config", None), "_attn_implementation", "eager")
-    if attention and kind not in ("eager", "sdpa"):
+    if encoder and kind not in ("eager", "sdpa"):
         raise FlatlingoError(
             f"{name} differentiates twice, which {kind} attention does not support; "
             'load the model with attn_implementation="sdpa" or "eager"'
+        )
+    bags = ((part, module) for part, module in model.named_modules() if isinstance(module, nn.EmbeddingBag))
+    if encoder and (trained := [part for part, bag in bags if bag.weight.requires_grad]):
+        raise FlatlingoError(
+            f"{name} differentiates twice, which PyTorch's EmbeddingBag ({trained[0]}) does not support; use "
+            f"nn.Embedding and a mean, or freeze it: {trained[0]}.requires_grad_(False)"
         )
     if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         raise FlatlingoError(f"{name} differentiates twice: call model.gradient_checkpointing_disable() first")
