@@ -17,6 +17,7 @@ from transformers.trainer_utils import PredictionOutput, TrainOutput
 from flatlingo.encoding import EncodedRows, LengthGroupedSampler, PairCollator, check_length, padding_id
 from flatlingo.errors import FlatlingoError
 from flatlingo.files import replacing
+from flatlingo.fisher.selection import check_trainable
 from flatlingo.labels import class_order, with_classes_of_model
 from flatlingo.lossrecord import LossRecord
 from flatlingo.masks import whole_masks
@@ -298,8 +299,7 @@ class RegularizedTrainer(Trainer):
             )
         if self.args.label_smoothing_factor:
             check_softmax(self.model, "label smoothing")
-        if not any(parameter.requires_grad for parameter in self.model.parameters()):
-            raise FlatlingoError("no parameter of the model requires a gradient: call model.requires_grad_(True)")
+        check_trainable(self.model)
         for regularizer in self.regularizers:
             if not regularizer.recomputable and (
                 self.args.activation_checkpointing or getattr(self.model, "is_activation_checkpointing", False)

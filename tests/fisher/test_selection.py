@@ -163,3 +163,16 @@ def test_fisher_trace_takes_the_same_words():
     layer = parts[[name for name in parts.index if ".layer.2." in name]].sum()
     expected = groups["pooler"] + groups["head"] + layer
     assert fisher_trace(model, rows, parameters="last_layer").value == pytest.approx(expected)
+
+
+def test_an_adapter_that_was_loaded_frozen_is_told_how_to_train_it(tmp_path):
+    config = transformers.BertConfig(**STACKED)
+    base = transformers.BertForSequenceClassification(config)
+    peft.get_peft_model(base, peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query"])).save_pretrained(tmp_path)
+    batch = {"input_ids": torch.arange(1, 9).view(2, 4)}
+    frozen = peft.PeftModel.from_pretrained(transformers.BertForSequenceClassification(config), tmp_path).eval()
+    with pytest.raises(FlatlingoError, match=r"requires a gradient: load the adapter with is_trainable=True, or"):
+        fisher_trace(frozen, [batch])
+    trained = transformers.BertForSequenceClassification(config)
+    trained = peft.PeftModel.from_pretrained(trained, tmp_path, is_trainable=True).eval()
+    assert fisher_trace(trained, [batch]).value > 0

@@ -25,9 +25,8 @@ def selected(model: nn.Module, parameters: Selection = None) -> dict[str, nn.Par
     >>> list(selected(nn.Linear(2, 2), ["bias"]))
     ['bias']
     """
+    check_trainable(model)
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if not trainable:
-        raise FlatlingoError("no parameter of the model requires a gradient: call model.requires_grad_(True)")
     if parameters is None:
         return trainable
     belongs = _test(model, parameters, trainable)
@@ -36,6 +35,18 @@ def selected(model: nn.Module, parameters: Selection = None) -> dict[str, nn.Par
         word = repr(parameters) if isinstance(parameters, str) else "parameters="
         raise FlatlingoError(f"{word} selects none of the model's trainable parameters; they are {_few(trainable)}")
     return found
+
+
+def check_trainable(model: nn.Module) -> None:
+    """Refuse a model that is frozen altogether, as peft loads one unless told otherwise.
+
+    Raises:
+        FlatlingoError: with the remedy.
+    """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        of_peft = "load the adapter with is_trainable=True, or, for the weights below it too, "
+        remedy = f"{of_peft if hasattr(model, 'peft_config') else ''}call model.requires_grad_(True)"
+        raise FlatlingoError(f"no parameter of the model requires a gradient: {remedy}")
 
 
 def is_above_encoder(model: nn.Module, names: Iterable[str]) -> bool:
