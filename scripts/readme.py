@@ -52,6 +52,7 @@ SAID = {  # of one outcome, of several
 }
 SEEDS = {("small", "nli"): 3, ("small", "paraphrase"): 2, ("mini", "methods"): 5}  # planned; of others ten
 SETTING, TECHNIQUE, POWER = "using_intervention.json", "using_technique.json", "beyond.json"
+MEASURES = "using_predictors.json"
 METHODS = "methods_slopes.json"
 OPEN = ("undecided", TOO_FEW_SEEDS, judging.TOO_FEW)
 UNITS = {"wrong labels reproduced": ""}  # of the regimes; the others are in points
@@ -91,8 +92,8 @@ def lead(figures: Path = FIGURES) -> str:
     summary = f"{_over_regularisers(everything[slope])} {_by_setting(setting)}".strip()
     table = pd.DataFrame(columns).reindex([*ROWS]).fillna("")
     made_up = _read(figures / POWER)
-    notes = [_by_target(intervention), _besides(intervention), _power(made_up), _pairs(made_up)]
-    notes += [_advice(_read(figures / TECHNIQUE)), _further(everything[~slope])]
+    notes = [_by_target(intervention), _besides(intervention), _trace_or_kl(_read(figures / MEASURES))]
+    notes += [_power(made_up), _pairs(made_up), _advice(_read(figures / TECHNIQUE)), _further(everything[~slope])]
     listed = "\n".join(textwrap.indent(_filled(note), "  ").replace("  ", "* ", 1) for note in notes if note)
     return f"\n{_filled(f'**{summary}**')}\n\n{_markdown(table)}\n{listed}\n"
 
@@ -220,6 +221,24 @@ def _besides(figure: dict) -> str:
     )
 
 
+def _trace_or_kl(figure: dict) -> str:
+    """What Tr(F) foretells at an equal KL of two segmentations, and the KL at equal Tr(F), where every method is."""
+    rows = figure.get("headline", {}).get("trace or KL", {}).get("methods", [])
+    if not rows or any(row["low"] is None for row in rows):
+        return ""
+    found = {(row["outcome"], row["within"], row["measure"]): judging.interval(row, 2) for row in rows}
+    (alone, equal), pair = (list(dict.fromkeys(row[name] for row in rows)) for name in ("within", "measure"))
+    told = [
+        f"with {outcome} {' and '.join(found[outcome, alone, measure] for measure in pair)}; each at equal values of "
+        f"the other {' and '.join(found[outcome, equal, measure] for measure in pair)}"
+        for outcome in dict.fromkeys(row["outcome"] for row in rows)
+    ]
+    return (
+        "Tr(F), or what consistency trains (mini-nli, every method)? Rank correlations of Tr(F) and of the KL of two "
+        f"segmentations {'; '.join(told)} ([6](notebooks/6_using_the_trace.ipynb))."
+    )
+
+
 def _power(figure: dict) -> str:
     """How often a true slope of one point would be found by a study like that of mini-nli."""
     known = figure.get("headline", {}).get("one point per halving")
@@ -271,10 +290,9 @@ def of_methods(figures: Path = FIGURES) -> str:
         return ""
     runs, headline = pd.DataFrame(figure["data"]), figure["headline"]
     able = competence.counted(runs)
-    number = f"{able['label'].nunique()} of {runs['label'].nunique()} conditions count"
     families = f"{able['family'].nunique() - 1} methods at one or two weights"
-    title = f"**mini-nli, every method** (preset `mini`, plan `methods`): {families}; {number}, "
-    sentences = [f"{title}{_seeds(runs, 'mini', 'methods')}.", headline["left_out"], _hanging(headline["verdicts"])]
+    title = _title(f"**mini-nli, every method** (preset `mini`, plan `methods`; {families})", runs, "mini", "methods")
+    sentences = [title, headline["left_out"], _hanging(headline["verdicts"])]
     sentences += [_of_single_seeds(able, None), "[The figure](figures/methods_slopes.png) has each."]
     return f"{_filled(' '.join(part for part in sentences if part))}\n{_verdicts(headline['verdicts'])}"
 
@@ -289,13 +307,19 @@ def _of_plan(preset: str, folder: Path, plan: str) -> str:
     runs, headline = pd.DataFrame(figure["data"]), figure["headline"]
     able = competence.counted(runs)
     task, encoder = runs[["task", "encoder"]].iloc[0]
-    number = f"{able['label'].nunique()} of {runs['label'].nunique()} conditions count"
-    title = f"**{task}**, {encoder} (preset `{preset}`, plan `{plan}`): {number}, {_seeds(runs, preset, plan)}."
+    title = _title(f"**{task}**, {encoder} (preset `{preset}`, plan `{plan}`)", runs, preset, plan)
     sentences = [title, _missed(plan) if preset == "mini" else "", headline["left_out"]]
     sentences += [_gains(pd.DataFrame(second["data"]))] if second else []
     sentences += [_hanging(headline["verdicts"]), _of_single_seeds(able, second.get("data"))]
     text = _filled(" ".join(sentences))
     return f"{text}\n\n{_conditions(able, second.get('data'))}\n{_verdicts(headline['verdicts'])}"
+
+
+def _title(name: str, runs: pd.DataFrame, preset: str, plan: str) -> str:
+    """A study's name, how many of its conditions count and how many seeds there are."""
+    able = competence.counted(runs)
+    number = f"{able['label'].nunique()} of {runs['label'].nunique()} conditions count"
+    return f"{name}: {number}, {_seeds(runs, preset, plan)}."
 
 
 def _conditions(able: pd.DataFrame, adapted: list[dict] | None) -> str:

@@ -42,6 +42,13 @@ def test_the_lead_names_what_is_decided(tmp_path):
     (tmp_path / "beyond.json").write_text(json.dumps(power), encoding="utf-8")
     advice = {"headline": {"recommendation": "None stands."}, "data": {"chosen": [{"seeds": 3}]}}
     (tmp_path / "using_technique.json").write_text(json.dumps(advice), encoding="utf-8")
+    rivals = [
+        {"measure": measure, "outcome": "zero-shot accuracy", "within": within, "value": rho, "low": -0.7, "high": 0.1}
+        for measure, rhos in (("Tr(F)", (-0.4, -0.05)), ("KL of two segmentations", (-0.5, -0.3)))
+        for within, rho in zip(("seed", "seed and the other"), rhos, strict=True)
+    ]
+    measures = {"headline": {"trace or KL": {"methods": rivals}}, "data": {}}
+    (tmp_path / "using_predictors.json").write_text(json.dumps(measures), encoding="utf-8")
     first = {"data": per_run(table), "headline": {"left_out": "", "verdicts": found}}
     (tmp_path / "figure1.json").write_text(json.dumps(saving.plain(first)), encoding="utf-8")
     english = simulated_study(2, slope=2.0).query("seed == 1").assign(weight=1.0)
@@ -60,6 +67,8 @@ def test_the_lead_names_what_is_decided(tmp_path):
     )
     assert [float(number) for number in reached.groups()] == pytest.approx([200, 700], rel=0.2)
     assert "* With more compute (mini-nli, 3 of 10 seeds): None stands." in text
+    alone = "of the KL of two segmentations with zero-shot accuracy −0.40 [−0.70, +0.10] and −0.50 [−0.70, +0.10]"
+    assert f"{alone}; each at equal values of the other −0.05 [−0.70, +0.10] and −0.30" in text
     power = "of 40 made-up studies of mini-nli's size, in which English accuracy does rise by one point per halving, 5"
     assert f"{power} find it. (Their intervals reach 2.4 points" in text
     assert "but single weights do as in mini-nli, 14 find consistency and Fisher penalty different" in text

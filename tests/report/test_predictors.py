@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from flatlingo.errors import FlatlingoError
-from flatlingo.report.predictors import MEASURES, predictors, printed
+from flatlingo.report.predictors import MEASURES, predictors, printed, trace_or_kl
 
 
 def made_up(conditions: int = 10, seeds: int = 3, languages: int = 0) -> pd.DataFrame:
@@ -70,6 +70,27 @@ def test_a_trace_that_only_goes_with_the_fit_foretells_nothing_at_equal_fit():
     assert sharpness["stronger_low"] > 0
     assert np.isnan(trace["stronger"])
     assert "seed and fit" not in set(found.loc[found["measure"] == "training loss", "within"])
+
+
+def test_of_tr_f_and_the_kl_each_is_asked_at_equal_values_of_the_other():
+    runs = made_up(conditions=20)
+    rng = np.random.default_rng(1)
+    runs["segmentation_kl"] = runs["sharpness"] * np.exp(0.1 * rng.normal(size=len(runs)))
+    noise = rng.normal(size=(2, len(runs)))
+    runs["trace"] = runs["segmentation_kl"] * np.exp(0.5 * noise[0])  # goes with accuracy by the KL alone
+    runs["zero_shot_accuracy"] = 0.6 - 0.05 * np.log(runs["segmentation_kl"]) + 0.02 * noise[1]
+    found = trace_or_kl(runs)
+    assert list(found["outcome"].unique()) == ["English accuracy", "zero-shot accuracy"]
+    for x, other in (("trace", "segmentation_kl"), ("segmentation_kl", "trace")):
+        for within, held in (("seed", []), ("seed and the other", [other])):
+            expected = partial(runs, x, "zero_shot_accuracy", *held)
+            assert picked(found, MEASURES[x], within)["value"] == pytest.approx(expected, abs=1e-9)
+    alone, equal = (picked(found, "Tr(F)", within) for within in ("seed", "seed and the other"))
+    assert alone["high"] < 0
+    assert equal["low"] < 0 < equal["high"]
+    assert picked(found, "KL of two segmentations", "seed and the other")["high"] < 0
+    assert trace_or_kl(runs.drop(columns="segmentation_kl")).empty
+    assert trace_or_kl(runs.assign(segmentation_kl=np.nan)).empty
 
 
 def test_no_interval_from_fewer_than_six_conditions():

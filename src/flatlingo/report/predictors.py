@@ -34,8 +34,10 @@ MEASURES = {  # column: what tables call it
     "distance": "distance from start",
     "train_loss": "training loss",
     "english_accuracy": "English accuracy",
+    "segmentation_kl": "KL of two segmentations",
 }
 FIT = "train_loss"
+PAIR = ("trace", "segmentation_kl")
 ANY = 1  # permutations, where no p-value is shown
 COLOUR = "#0072B2"
 WITHIN = {"seed": (), "seed and fit": (FIT,)}
@@ -53,9 +55,9 @@ def predictors(table: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         A row for each measure that the table has values of, outcome (zero-shot accuracy, gain, accuracy after
-        adaptation) and `within` ("seed", "seed and fit"): `value, low, high`; `stronger`, |ρ| minus that of Tr(F) on
-        the same runs, with `stronger_low` and `stronger_high` (`correlations.stronger`; NaN for Tr(F) itself);
-        `conditions, seeds, runs`. A negative value: the larger the measure, the lower the outcome.
+        adaptation) and `within` ("seed", "seed and fit"): `value, low, high, conditions, seeds, runs`; `stronger`, |ρ|
+        minus that of Tr(F) on the same runs, with `stronger_low` and `stronger_high` (`correlations.stronger`; NaN for
+        Tr(F) itself). A negative value: the larger the measure, the lower the outcome.
 
     Raises:
         FlatlingoError: for a table without trace or training loss, or two runs of one condition and seed.
@@ -75,22 +77,58 @@ def predictors(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def trace_or_kl(table: pd.DataFrame) -> pd.DataFrame:
+    """What Tr(F) and the KL of two segmentations foretell, each by itself and at an equal value of the other.
+
+    Consistency lowers the KL, which equation (1) of the paper ties to Tr(F). If Tr(F) is what matters, it foretells
+    outcomes at equal KL too, and the KL does not at equal Tr(F). Neither is known without error, which leaves to either
+    some of what the other does.
+
+    Args:
+        table: as for `predictors`.
+
+    Returns:
+        A row for each of the two, outcome (English accuracy too) and `within` ("seed", "seed and the other"), columns
+        but `stronger` as there; none where the KL was not measured.
+
+    Raises:
+        FlatlingoError: as `predictors`.
+    """
+    runs = per_seed(table, ["trace"])
+    if PAIR[1] not in runs:
+        return pd.DataFrame()
+    runs = runs.dropna(subset=[*PAIR])
+    rows = [
+        {"measure": MEASURES[x], "outcome": OUTCOMES[y], "within": within}
+        | _counted(runs, rank_correlation(runs, y, x=x, given=given, n_permutations=ANY), [y])
+        for y in outcomes(runs)
+        for x, other in (PAIR, PAIR[::-1])
+        for within, given in {"seed": (), "seed and the other": (other,)}.items()
+    ]
+    return pd.DataFrame(rows)
+
+
 def printed(found: pd.DataFrame) -> pd.DataFrame:
-    """What `predictors` found to show: `ρ [low, high]`, a measure per row, outcomes and what is held fixed above."""
+    """What was found, to show: `ρ [low, high]`, a measure per row, outcomes and what is held fixed above."""
     text = [text_of(row.value, row.low, row.high) for row in found.itertuples()]
     cells = found.assign(text=text).set_index(["measure", "outcome", "within"])["text"]
-    order = pd.MultiIndex.from_product([found["outcome"].unique(), WITHIN], names=["outcome", "at equal"])
+    above = [found["outcome"].unique(), found["within"].unique()]
+    order = pd.MultiIndex.from_product(above, names=["outcome", "at equal"])
     return cells.unstack(["outcome", "within"]).reindex(index=found["measure"].unique(), columns=order).fillna("")
 
 
 def _found(runs: pd.DataFrame, x: str, y: str, given: tuple[str, ...]) -> dict[str, float]:
     found = rank_correlation(runs, y, x=x, given=given, n_permutations=ANY)
     more = (math.nan,) * 3 if x == "trace" else stronger(runs, y, x=x, given=given)
-    part = runs.dropna(subset=[x, y, *given])
+    more = dict(zip(("stronger", "stronger_low", "stronger_high"), more, strict=True))
+    return _counted(runs, found, [x, y, *given]) | more
+
+
+def _counted(runs: pd.DataFrame, found: Correlation, columns: list[str]) -> dict[str, float]:
+    """A correlation with its interval, and of what it is: the runs that have every column."""
     return {
         **{"value": found.value, "low": found.low, "high": found.high},
-        **dict(zip(("stronger", "stronger_low", "stronger_high"), more, strict=True)),
-        **{"conditions": found.conditions, "seeds": part["seed"].nunique(), "runs": found.n},
+        **{"conditions": found.conditions, "seeds": runs.dropna(subset=columns)["seed"].nunique(), "runs": found.n},
     }
 
 
