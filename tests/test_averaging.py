@@ -5,11 +5,12 @@ import shutil
 import pytest
 import torch
 from tiny import make_model, make_rows, make_tokenizer
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from flatlingo.averaging import FILE, WeightAverage
 from flatlingo.checkpoints import Checkpoints
 from flatlingo.errors import FlatlingoError
+from flatlingo.trainer import RegularizedTrainer
 from flatlingo.training import finetune
 
 TOKENIZER, ROWS = make_tokenizer(), make_rows(40)
@@ -82,6 +83,30 @@ def test_a_checkpoint_without_the_mean_is_refused(tmp_path):
 def test_an_impossible_share_is_refused(share):
     with pytest.raises(FlatlingoError, match="share of the updates"):
         WeightAverage(share)
+
+
+def trainer_of(folder, *callbacks, **settings):
+    settings |= {"report_to": "none", "disable_tqdm": True, "per_device_train_batch_size": 8, "max_steps": 10}
+    args = TrainingArguments(str(folder), **settings)
+    options = {"processing_class": TOKENIZER, "max_length": 32, "callbacks": [*callbacks]}
+    return RegularizedTrainer(make_model(), args, train_dataset=ROWS, eval_dataset=ROWS[:8], **options)
+
+
+def test_weights_that_would_be_put_in_the_means_place_are_refused(tmp_path):
+    settings = {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch"}
+    with pytest.raises(FlatlingoError, match="load_best_model_at_end"):
+        trainer_of(tmp_path, WeightAverage(0.5), **settings).train()
+
+
+@pytest.mark.parametrize(("step", "averaged"), [(4, "none"), (7, "2")])
+def test_a_training_that_was_stopped_tells_of_how_many_weights_the_mean_is(tmp_path, step, averaged):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == step
+
+    trainer = trainer_of(tmp_path, WeightAverage(0.5), Stop(), save_strategy="no")
+    with pytest.warns(UserWarning, match=f"stopped at step {step} of 10, .* last 5 steps: {averaged} of these"):
+        trainer.train()
 
 
 def test_early_stopping_and_averaging_exclude_each_other():

@@ -24,6 +24,13 @@ def test_means_are_those_of_the_notes_since_the_last_ones():
     assert record.means() == {}
 
 
+def test_a_mean_is_over_the_notes_that_have_it():
+    record = LossRecord()
+    for step, details in enumerate([{}, {"trace": 4.0}, {"trace": torch.tensor(6.0)}], start=1):
+        record.note(step, {"task": torch.tensor(float(step))}, details)
+    assert record.means() == {"loss/task": 2.0, "trace": 5.0}
+
+
 def test_notes_that_are_not_logged_are_checked_all_the_same():
     record = LossRecord()
     noted(record, 1.0)

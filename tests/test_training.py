@@ -44,6 +44,7 @@ from flatlingo.regularizers import (
     Regularizer,
     SubwordConsistency,
     TracePenalty,
+    TraceTarget,
     WeightNoise,
     XTune,
     finite_differences,
@@ -642,16 +643,18 @@ def test_labels_with_names_are_matched_with_the_models_classes(tmp_path):
         trainer_of(tmp_path, rows=named, model=model)
 
 
+@pytest.mark.parametrize("class_weights", [[1.0, 5.0, 0.2], [1.0, 1.0, 1.5]], ids=str)
+@pytest.mark.parametrize("initial", [0.2, 0.02], ids=["spread logits", "a fresh head"])
 @pytest.mark.parametrize("kind", ["gradient norm", "r_drop", "l2"])
-def test_a_term_with_labels_refuses_a_model_with_another_loss(kind):
+def test_a_term_with_labels_refuses_a_model_with_another_loss(kind, initial, class_weights):
     class Weighted(BertForSequenceClassification):
         def forward(self, *args, labels=None, **kwargs):
             outputs = super().forward(*args, **kwargs)
             if labels is not None:
-                outputs.loss = F.cross_entropy(outputs.logits, labels, weight=torch.tensor([1.0, 5.0, 0.2]))
+                outputs.loss = F.cross_entropy(outputs.logits, labels, weight=torch.tensor(class_weights))
             return outputs
 
-    model = make_model(dropout=0.1)
+    model = make_model(dropout=0.1, initializer_range=initial)
     model.__class__ = Weighted
     term = {"gradient norm": GradientNormPenalty, "r_drop": RDrop, "l2": L2}[kind](0.1)
     if kind == "l2":
@@ -820,14 +823,34 @@ def test_early_stopping_needs_rows_and_patience(settings):
         train(**settings)
 
 
-@pytest.mark.parametrize("kind", ["lnsr", "weight_noise", "mixout"])
+@pytest.mark.parametrize("kind", ["lnsr", "weight_noise", "mixout", "finite differences"])
 @pytest.mark.parametrize("how", ["arguments", "model"])
 def test_passes_that_cannot_be_run_again_refuse_activation_checkpointing(tmp_path, kind, how):
     model, settings = make_model(), {"activation_checkpointing": how == "arguments"}
     if how == "model":
         model.activation_checkpointing_enable()
-    with pytest.raises(FlatlingoError, match=f"{kind}.*checkpointing"):
-        trainer_of(tmp_path, model=model, regularizers=[KINDS[kind](0.1)], settings=settings)
+    term = (KINDS | {"finite differences": partial(FisherPenalty, method="finite-difference")})[kind](0.1)
+    with pytest.raises(FlatlingoError, match=f"{term.name}.*checkpointing"):
+        trainer_of(tmp_path, model=model, regularizers=[term], settings=settings)
+
+
+def test_activation_checkpointing_is_seen_if_it_is_switched_on_later(tmp_path):
+    model = make_model()
+    trainer = trainer_of(tmp_path, model=model, regularizers=[KINDS["weight_noise"](0.1)])
+    model.activation_checkpointing_enable()
+    with pytest.raises(FlatlingoError, match=r"weight_noise.*checkpointing"):
+        trainer.train()
+
+
+def test_finite_differences_refuse_mixed_weights():
+    """At the weights training begins with mixout changes nothing; at others its masks would be taken for curvature."""
+    with pytest.raises(FlatlingoError, match="twice gives different logits"):
+        train(FisherPenalty(0.01, method="finite-difference"), Mixout(0.3))
+
+
+def test_two_terms_that_record_the_clean_pass_are_refused(tmp_path):
+    with pytest.raises(FlatlingoError, match="trace_penalty and trace_target both record"):
+        trainer_of(tmp_path, regularizers=[TracePenalty(), TraceTarget(5.0)])
 
 
 @pytest.mark.parametrize("kind", ["consistency", "r4f", "smart"])

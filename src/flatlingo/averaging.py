@@ -1,5 +1,6 @@
 """Weights averaged over the end of a training, for any Trainer."""
 
+import warnings
 from pathlib import Path
 
 import torch
@@ -23,7 +24,8 @@ class WeightAverage(TrainerCallback):
     over the last n of T updates, n the given share of T, at least one; of all parameters that are trained, added up in
     float32 at least and then rounded to their precision. It costs a copy of the weights and an addition a step. The
     learning rate stays the Trainer's: with one that decays to 0, as in `finetune`, the last weights are close to each
-    other, and averaging does less than with the high constant rate of the paper.
+    other, and averaging does less than with the high constant rate of the paper. The model has the mean after
+    training only: what is evaluated on the way, also after the last step, are the running weights.
 
     Checkpoints keep the running mean (as a callback that stands before `Checkpoints`): a training that is resumed from
     a checkpoint in its own `output_dir`, where the mean is looked for, ends in the same weights.
@@ -32,7 +34,11 @@ class WeightAverage(TrainerCallback):
         share: of the updates, above 0, up to 1.
 
     Raises:
-        FlatlingoError: if the share is not as above; when training resumes from a checkpoint without the mean.
+        FlatlingoError: if the share is not as above; when training begins, if the Trainer would put other weights in
+            the mean's place (`load_best_model_at_end`), or resumes from a checkpoint without the mean.
+
+    Warns:
+        UserWarning: if training was stopped before the mean was whole.
 
     References:
         Izmailov et al., UAI 2018; the running mean is that of `torch.optim.swa_utils`.
@@ -49,6 +55,10 @@ class WeightAverage(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Begin anew or, in a resumed training, from the checkpoint's mean."""
+        if args.load_best_model_at_end:
+            raise FlatlingoError(
+                "load_best_model_at_end keeps the weights of one checkpoint; leave it out, or WeightAverage"
+            )
         self._mean, self._averaged = {}, 0
         if (done := state.global_step - self._first(state) + 1) < 1:
             return
@@ -87,6 +97,13 @@ class WeightAverage(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: object
     ) -> None:
         """Give the model the mean."""
+        last = state.max_steps - self._first(state) + 1
+        if self._averaged < last:
+            warnings.warn(
+                f"training stopped at step {state.global_step} of {state.max_steps}, and the mean is of the last "
+                f"{last} steps: {self._averaged or 'none'} of these were averaged",
+                stacklevel=2,
+            )
         weights = _trained(kwargs["model"])
         for name, mean in self._mean.items():
             weights[name].copy_(mean)

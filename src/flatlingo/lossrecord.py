@@ -29,7 +29,7 @@ class LossRecord:
     def __init__(self):
         self._notes: list[tuple[int, Tensor, list[str], dict[str, float], bool]] = []
         self._sums: dict[str, float] = defaultdict(float)
-        self._count = 0
+        self._counts: dict[str, int] = defaultdict(int)
 
     def note(
         self,
@@ -74,20 +74,20 @@ class LossRecord:
             values = {name: next(numbers) for name in names} | plain
             _check(step, {n: v for n, v in values.items() if n.startswith("loss/")}, torch.finfo(stacked.dtype).max)
             if logged:
-                self._count += 1
                 for name, value in values.items():
                     self._sums[name] += value
+                    self._counts[name] += 1
 
     def means(self) -> dict[str, float]:
-        """The means since this was last asked, by name; none if nothing was noted.
+        """The means since this was last asked, by name, each over the notes that have it; none if nothing was noted.
 
         Raises:
             DivergedError: as for `read`.
         """
         self.read()
-        means = {name: value / self._count for name, value in self._sums.items()}
+        means = {name: value / self._counts[name] for name, value in self._sums.items()}
         self._sums.clear()
-        self._count = 0
+        self._counts.clear()
         return means
 
 

@@ -19,9 +19,9 @@ from flatlingo.errors import FlatlingoError
 from flatlingo.files import replacing
 from flatlingo.fisher.selection import check_trainable
 from flatlingo.labels import class_order, with_classes_of_model
-from flatlingo.lossrecord import LossRecord
+from flatlingo.lossrecord import READ_EVERY, LossRecord
 from flatlingo.masks import whole_masks
-from flatlingo.regularizers import SAM, Regularizer
+from flatlingo.regularizers import SAM, Regularizer, TracePenalty
 from flatlingo.regularizers.base import check_softmax
 from flatlingo.rowchecks import check_dataset, check_rows, warn_if_cut, warn_if_empty
 
@@ -42,8 +42,8 @@ class RegularizedTrainer(Trainer):
 
     What regularises without being a term comes from the Trainer and works together with the terms: weight decay
     (`TrainingArguments(weight_decay=…)`, decoupled, not on biases and layer norms), label smoothing
-    (`label_smoothing_factor=…`, which terms with a cross entropy of their own follow), early stopping
-    (`callbacks=[EarlyStoppingCallback(…)]`), dropout (`load_model(…, dropout=…)`).
+    (`label_smoothing_factor=…`, which terms with a cross entropy of their own follow; `eval_loss` has it too), early
+    stopping (`callbacks=[EarlyStoppingCallback(…)]`), dropout (`load_model(…, dropout=…)`).
 
     Perturbed views of the texts are encoded where batches are made: with
     `TrainingArguments(dataloader_num_workers=n)` in n processes beside the training loop. A view depends on seed, epoch
@@ -118,7 +118,6 @@ class RegularizedTrainer(Trainer):
         self._record = LossRecord()
         self._micro_batches: list[dict[str, Tensor]] = []
         self._ascended = False
-        self._knows_loss = False
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train, within the contexts of the regularisers; arguments as for `transformers.Trainer.train`."""
@@ -235,6 +234,7 @@ class RegularizedTrainer(Trainer):
 
     def _begin(self) -> None:
         """Begin the training loop, or begin it again with smaller batches (`auto_find_batch_size`)."""
+        self._check_recomputation()  # once more: it can be switched on after the trainer was built
         self._contexts.close()
         if self.args.world_size > 1:  # else every process would drop the same units of its own rows
             torch.manual_seed(self.args.seed + self.args.process_index)
@@ -243,7 +243,8 @@ class RegularizedTrainer(Trainer):
             self._contexts.enter_context(regularizer.training_context(self.model))
         self._micro_batches.clear()
         self._record = LossRecord()
-        self._knows_loss = False
+        self._classes_seen = set()
+        self._losses_seen = 0
 
     def _encoded(self, rows: Any, regularizers: Sequence[Regularizer] = (), *, training: bool = False) -> Any:
         if not _holds_texts(rows):
@@ -300,14 +301,10 @@ class RegularizedTrainer(Trainer):
         if self.args.label_smoothing_factor:
             check_softmax(self.model, "label smoothing")
         check_trainable(self.model)
+        self._check_recomputation()
+        if len(traces := [one.name for one in self.regularizers if isinstance(one, TracePenalty)]) > 1:
+            raise FlatlingoError(f"{traces[0]} and {traces[1]} both record the clean pass, which one term can; use one")
         for regularizer in self.regularizers:
-            if not regularizer.recomputable and (
-                self.args.activation_checkpointing or getattr(self.model, "is_activation_checkpointing", False)
-            ):
-                raise FlatlingoError(
-                    f"{regularizer.name} needs its passes to be run once only, and activation (gradient) checkpointing "
-                    "runs them again in the backward pass; switch it off"
-                )
             if regularizer.needs_pass_alone and (sharing := [r.name for r in self.regularizers if r.shares_pass]):
                 raise FlatlingoError(
                     f"{regularizer.name} needs a clean pass of the clean rows alone, and {sharing[0]} sends its view "
@@ -327,23 +324,38 @@ class RegularizedTrainer(Trainer):
         if self.sam and (self.args.fp16 or self._is_spread):
             raise FlatlingoError("SAM does not work with fp16, DeepSpeed or FSDP; use bf16 or float32 without them")
 
-    def _check_own_loss(self, loss: Tensor, outputs: Any, inputs: dict[str, Tensor]) -> None:
-        """Refuse, in the first step, a model whose loss is not the one that a term with labels of its own follows."""
-        if self._knows_loss:
+    def _check_recomputation(self) -> None:
+        if not (self.args.activation_checkpointing or getattr(self.model, "is_activation_checkpointing", False)):
             return
-        self._knows_loss = True
         for regularizer in self.regularizers:
-            if not regularizer.uses_labels or "labels" not in inputs:
-                continue
-            smoothing = self.args.label_smoothing_factor
-            logits = outputs.logits.detach().float()
-            plain = F.cross_entropy(logits, inputs["labels"], label_smoothing=smoothing)
-            if (loss - plain).abs() > 1e-2 * plain.abs() + 1e-4:
+            if not regularizer.recomputable:
                 raise FlatlingoError(
-                    f"{regularizer.name} trains on the cross entropy of the labels, {float(plain):.4g} in the first "
-                    f"step, and the model's own loss is {float(loss):.4g}: it is another one (class weights?), which "
-                    "the term cannot follow; leave the term out"
+                    f"{regularizer.name} needs its passes to be run once only, and activation (gradient) checkpointing "
+                    "runs them again in the backward pass; switch it off"
                 )
+
+    def _check_own_loss(self, loss: Tensor, outputs: Any, inputs: dict[str, Tensor]) -> None:
+        """Refuse, in the first steps, a model whose loss is not the one that a term with labels of its own follows.
+
+        Class weights do not show in a batch of one class, and hardly with a fresh head, for which all labels are about
+        equally likely: it goes on until every class was seen beside another, and the two losses must be one number.
+        """
+        names = [regularizer.name for regularizer in self.regularizers if regularizer.uses_labels]
+        enough = self._losses_seen >= READ_EVERY or len(self._classes_seen) >= outputs.logits.shape[-1]
+        if not names or "labels" not in inputs or enough:
+            return
+        logits, labels = outputs.logits.detach(), inputs["labels"]
+        plain = F.cross_entropy(logits.float(), labels, label_smoothing=self.args.label_smoothing_factor)
+        exact = logits.dtype in (torch.float32, torch.float64) and loss.dtype in (torch.float32, torch.float64)
+        if (loss - plain).abs() > (1e-5 if exact else 1e-2) * (plain.abs() + 1e-2):
+            raise FlatlingoError(
+                f"{names[0]} trains on the cross entropy of the labels, {float(plain):.6g} in a step, and the model's "
+                f"own loss is {float(loss):.6g}: it is another one (class weights?), which the term cannot follow; "
+                "leave the term out"
+            )
+        self._losses_seen += 1
+        if len(classes := set(labels.tolist())) > 1:
+            self._classes_seen |= classes
 
     @contextmanager
     def _forward_given_back(self) -> Iterator[None]:

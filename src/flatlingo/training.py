@@ -85,9 +85,10 @@ def finetune(
         warmup: share of the updates, below 1, in which the learning rate rises linearly from 0.
         max_grad_norm: largest norm of the gradient; 0: not clipped.
         gradient_accumulation_steps: batches per update.
-        label_smoothing: share of the label spread over all classes.
+        label_smoothing: share of the label spread over all classes; of `eval_loss` too, as with any Trainer.
         sam: sharpness-aware minimisation.
-        average: share of the updates over which, at the end, the weights are averaged (`averaging.WeightAverage`).
+        average: share of the updates over which, at the end, the weights are averaged (`averaging.WeightAverage`);
+            `eval_rows` are measured before.
         patience: stop when the loss on `eval_rows` has not fallen for so many epochs, and keep the weights of its
             lowest value (early stopping).
         group_by_length: batches of rows of about one length, in random order: less padding, and another training.

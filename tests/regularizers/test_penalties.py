@@ -550,10 +550,10 @@ def test_attention_without_a_double_backward(attention):
     FisherPenalty(method="finite-difference").start(model, seed=0)
 
 
-def test_gradient_checkpointing_has_no_double_backward():
+def test_gradient_checkpointing_has_no_double_backward_and_knows_no_other_weights():
     model = make_model()
     model.gradient_checkpointing_enable()
-    for penalty in (FisherPenalty(), TracePenalty()):
+    for penalty in (FisherPenalty(), TracePenalty(), FisherPenalty(method="finite-difference")):
         with pytest.raises(FlatlingoError, match="gradient_checkpointing_disable"):
             penalty.start(model, seed=0)
 
@@ -664,9 +664,9 @@ def test_before_a_trace_target_acts_training_is_plain(sam):
     plain, _ = trained()
     late, log = trained(TraceTarget(1.0, after=6))
     assert torch.equal(late, plain)
-    assert [entry["trace_target/trace"] for entry in log] == [0] * 6
+    assert not [entry for entry in log if "trace_target/trace" in entry], "0 would be taken for a trace"
     logs = [trained(TraceTarget(target, after=3))[1] for target in (1.0, 1e4)]
-    assert [entry["trace_target/trace"] > 0 for entry in logs[0]] == [False] * 3 + [True] * 3
+    assert [entry.get("trace_target/trace", 0) > 0 for entry in logs[0]] == [False] * 3 + [True] * 3
     assert [first["loss"] == second["loss"] for first, second in zip(*logs, strict=True)] == [True] * 3 + [False] * 3
 
 

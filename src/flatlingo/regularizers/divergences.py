@@ -23,8 +23,15 @@ Divergence = Callable[[Tensor, Tensor], Tensor]
 
 
 def kl(clean: Tensor, view: Tensor, temperature: float = 1.0) -> Tensor:
-    """KL(p_τ ‖ q) = (1/B) Σ_i Σ_c p_ic (log p_ic - log q_ic); the temperature τ divides the clean logits alone."""
-    return F.kl_div(F.log_softmax(view, -1), F.softmax(clean / temperature, -1), reduction="batchmean")
+    """KL(p_τ ‖ q) = (1/B) Σ_i Σ_c p_ic (log p_ic - log q_ic); the temperature τ divides the clean logits alone.
+
+    >>> clean = torch.tensor([[200.0, 0.0]], requires_grad=True)  # p = (1, 0)
+    >>> torch.autograd.grad(kl(clean, torch.zeros(1, 2)), clean)[0].abs().tolist()
+    [[0.0, 0.0]]
+    """
+    p = F.softmax(clean / temperature, -1)
+    p = p.clamp_min(torch.finfo(p.dtype).tiny)  # at 0 the gradient of p log p is 0 times infinity
+    return F.kl_div(F.log_softmax(view, -1), p, reduction="batchmean")
 
 
 def reverse_kl(clean: Tensor, view: Tensor) -> Tensor:

@@ -57,14 +57,17 @@ class ShiftedPass:
             return functional_call(self.model, dict(parameters), (), dict(self.inputs)).logits
 
     def check(self, logits: Tensor) -> None:
-        """Refuse a model whose pass cannot be repeated.
+        """Refuse a model whose pass cannot be repeated, at its own parameters or at others (mixout draws only there).
 
         Raises:
-            FlatlingoError: the pass at the model's own parameters gives other logits.
+            FlatlingoError: the pass at the model's own parameters gives other logits, or two at others do.
         """
         with torch.no_grad():
             again = self({})
-        if logits.isfinite().all() and not agree(again, logits.detach()):
+            elsewhere = {name: 2 * parameter for name, parameter in self.model.named_parameters()}
+            twice = self(elsewhere), self(elsewhere)
+        repeated = agree(again, logits.detach()) and (agree(*twice) or not twice[0].isfinite().all())
+        if logits.isfinite().all() and not repeated:
             raise FlatlingoError(
                 "the same forward pass twice gives different logits, so finite differences would measure noise: the "
                 "model, or another regulariser, draws from a generator of its own; use FisherPenalty(method='exact')"

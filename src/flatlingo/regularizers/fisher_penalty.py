@@ -13,7 +13,7 @@ from flatlingo.errors import FlatlingoError
 from flatlingo.fisher.selection import Selection
 from flatlingo.regularizers.base import logits_of, squared_norm
 from flatlingo.regularizers.finite_differences import RandomState, ShiftedPass, squared_norm_by_finite_differences
-from flatlingo.regularizers.periodic import PeriodicPenalty
+from flatlingo.regularizers.periodic import PeriodicPenalty, check_not_checkpointed
 
 
 class FisherPenalty(PeriodicPenalty):
@@ -64,14 +64,16 @@ class FisherPenalty(PeriodicPenalty):
             parameter below still has a gradient of the term. Exact method only.
 
     Raises:
-        FlatlingoError: if an argument is not as above; on `start`, if the method is exact and `parameters` selects
-            none, or the model's attention or checkpointing has no double backward; in training, if the method is
+        FlatlingoError: if an argument is not as above; on `start`, if the model recomputes activations in the backward
+            pass (checkpointing), or the method is exact and `parameters` selects none or the model's attention has no
+            double backward; in training, if the method is
             finite-difference and the clean pass ran in half precision or cannot be repeated, or the logits are not
             finite.
     """
 
     name = "fisher_penalty"
     logged = "squared_norm"
+    recomputable = False  # no double backward; what finite differences ran elsewhere would be run again at θ
 
     def __init__(
         self,
@@ -95,7 +97,6 @@ class FisherPenalty(PeriodicPenalty):
                 "would save nothing; use method='exact'"
             )
         self.scaling, self.method, self.radius = scaling, method, radius
-        self.recomputable = method != "exact"
         self.needs_pass_alone = method != "exact"  # the pass is repeated, with its dropout masks
         self._generator: torch.Generator | None = None
         self._random_state: RandomState | None = None
@@ -106,6 +107,8 @@ class FisherPenalty(PeriodicPenalty):
         super().start(model, seed=seed)
         if self.method == "exact":
             self.choose_parameters(model)
+        else:
+            check_not_checkpointed(model, f"{self.name} runs passes at other weights than the backward pass would")
         self._generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
         self._checked = False
 

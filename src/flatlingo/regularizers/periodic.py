@@ -87,6 +87,10 @@ class PeriodicPenalty(Regularizer):
         """Whether this step has the penalty."""
         return self._steps % self.every == 0
 
+    def has_begun(self) -> bool:
+        """Whether this step counts in what is logged."""
+        return True
+
     def repeat(self, passes: int) -> None:
         """Count the last so many passes once more."""
         self._steps -= passes
@@ -98,13 +102,13 @@ class PeriodicPenalty(Regularizer):
     def __call__(
         self, model: nn.Module, batch: Mapping[str, Tensor], outputs: Any
     ) -> tuple[Tensor, dict[str, float | Tensor]]:
-        """The weighted term and one value to log, both times k; 0 in the steps between."""
+        """The weighted term and one value to log, both times k; 0 in the steps between, no value before it begins."""
         logits = logits_of(outputs)
         check_labels(logits, batch.get("labels"), self.name)
-        due = self.is_due()
+        due, begun = self.is_due(), self.has_begun()
         self._steps += 1
         if not due:
-            return logits.new_zeros(()), {self.logged: 0.0}
+            return logits.new_zeros(()), {self.logged: 0.0} if begun else {}
         if is_seen(~logits.isfinite().all()):
             check_finite(logits, self.name)
         value, logged = self.penalty(model, batch, outputs)
@@ -158,5 +162,14 @@ def check_differentiable_twice(model: nn.Module, name: str, *, encoder: bool = T
             f"{name} differentiates twice, which PyTorch's EmbeddingBag ({trained[0]}) does not support; use "
             f"nn.Embedding and a mean, or freeze it: {trained[0]}.requires_grad_(False)"
         )
+    check_not_checkpointed(model, f"{name} differentiates twice")
+
+
+def check_not_checkpointed(model: nn.Module, reason: str) -> None:
+    """Refuse a model that computes its activations again in the backward pass.
+
+    Raises:
+        FlatlingoError: naming the reason and the fix.
+    """
     if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
-        raise FlatlingoError(f"{name} differentiates twice: call model.gradient_checkpointing_disable() first")
+        raise FlatlingoError(f"{reason}: call model.gradient_checkpointing_disable() first")

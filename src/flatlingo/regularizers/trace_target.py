@@ -35,7 +35,7 @@ class TraceTarget(TracePenalty):
         target: t, in nats², above 0.
         weight: λ, at least 0.
         every: compute the term in every k-th step only, times k.
-        after: number of steps of plain training before it; steps are counted as for `every`.
+        after: number of steps of plain training before it, whose Tr(F) is not logged; counted as for `every`.
 
     Raises:
         FlatlingoError: for a target that is not a finite number above 0, or a negative `after`; as for `TracePenalty`.
@@ -57,7 +57,11 @@ class TraceTarget(TracePenalty):
 
     def is_due(self) -> bool:
         """Whether this step has the term."""
-        return self._steps >= self.after and super().is_due()
+        return self.has_begun() and super().is_due()
+
+    def has_begun(self) -> bool:
+        """Whether the steps of plain training are over."""
+        return self._steps >= self.after
 
     def penalty(self, model: nn.Module, batch: Mapping[str, Tensor], outputs: Any) -> tuple[Tensor, Tensor]:
         """|log Tr(F_batch) - log t|, and Tr(F_batch)."""
