@@ -63,6 +63,8 @@ def made_up_result(config: RunConfig, rng: np.random.Generator) -> dict:
             code: {"zero_shot": accuracy[code], "adapted": accuracy[code] + gain, "control": accuracy[code] + gain / 3}
             for code, gain in zip(others, rng.normal(0.03, 0.01, len(others)), strict=True)
         }
+    if setup.measurement.segmentation_examples:
+        result["segmentation_kl"] = value / 1000 * float(np.exp(rng.normal(scale=0.3)))
     return result
 
 

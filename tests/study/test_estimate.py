@@ -47,9 +47,10 @@ def test_the_work_of_a_run_of_the_papers_size():
     assert work.english == Amount(5 * 625, 5 * 20_000 * 100)
     # German, Spanish, Chinese, and English as a control
     assert work.second_stage == Amount(4 * 5 * 39, 4 * 5 * 1_245 * 100)
-    # training rows, four languages, sharpness, five points of the curve; three adapted models, and the control's three
-    rows = 20_000 + 4 * 2_490 + 4 * 300 + 5 * 100 + 6 * 1_245
-    assert work.predicted == Amount(1 + 4 + 4 + 5 + 6, rows * 100)
+    # training rows, four languages, sharpness, two segmentations, five points of the curve; three adapted models, and
+    # the control's three
+    rows = 20_000 + 4 * 2_490 + 4 * 300 + 2 * 500 + 5 * 100 + 6 * 1_245
+    assert work.predicted == Amount(1 + 4 + 4 + 2 + 5 + 6, rows * 100)
     assert work.traced == Amount(1, 2_490 * 100)
     assert work.traced_briefly == Amount(3 + 5, (3 * 300 + 5 * 100) * 100)
 
