@@ -268,8 +268,9 @@ class R4F(R3F):
     """R4F of Aghajanyan et al. (ICLR 2021): R3F, and a head whose weight W is divided by its largest singular value.
 
     The last linear layer computes with W/σ(W) throughout training, σ exact and differentiated (the authors' code takes
-    one power iteration); afterwards W/σ(W) becomes the weight. Checkpoints on the way hold W itself. That the
-    authors normalise the last layer only is from memory.
+    one power iteration); afterwards W/σ(W) becomes the weight. Checkpoints on the way hold W itself, as does a model
+    whose training is broken off; Tr(F) that is watched in training is with respect to W, so that it differs from that
+    of the same function afterwards. That the authors normalise the last layer only is from memory.
 
     Args:
         weight: as for `R3F`.
@@ -367,7 +368,7 @@ class SMART(Consistency):
       and the normalisation of the step within a row are from memory; so are the λ in {1, 3, 5} the paper tries.
     * `"code"`: the step as in the authors' code, which normalises δ instead of projecting it, so that each token's
       largest entry becomes about 1. The steps increase `log_odds_gap`, and in the last pass each KL holds its first
-      argument fixed.
+      argument fixed. η is 1e-3 here too; with the 1e-5 of their command line the steps hardly move the noise.
 
     The paper's other part, the Bregman proximal point step, is not included.
 
@@ -397,7 +398,8 @@ class VAT(Consistency):
 
     δ is the direction of length `radius` in which the KL grows fastest, found by one power iteration. The paper
     normalises the embeddings to unit variance; here lengths are in units of the standard deviation of the embedding
-    weights instead, and the embeddings stay as they are. The defaults are those of the released code.
+    weights instead, and the embeddings stay as they are. The defaults are those of the released code. The length of
+    the probe counts padded positions, so that a row's δ depends a little on the longest row of its batch.
 
     (VAT-D, Park et al. 2022, which replaces tokens by those a language model proposes, is another method.)
 

@@ -217,7 +217,7 @@ class Dropout(Perturbation):
 
 
 class Noise(Perturbation):
-    """A perturbation that draws from a generator of its own."""
+    """A perturbation that draws from a generator of its own, seeded as the run; two such terms draw the same."""
 
     _generator: torch.Generator | None = None
 
