@@ -17,7 +17,6 @@ from flatlingo.errors import FlatlingoError
 from flatlingo.files import RECORDED, ROOT, replacing
 from flatlingo.report import answers, competence, decisions, judging, printing, shapes, slopes
 from flatlingo.report.drawing import LANGUAGES
-from flatlingo.report.matched import TOO_FEW_SEEDS
 from flatlingo.report.regimes import regime
 from flatlingo.study.families import family
 
@@ -43,45 +42,50 @@ HEADS = {  # outcome: over the column of points per halving of Tr(F)
     "gain": "gain of a second stage (figure 2)",
     "accuracy after adaptation": "accuracy after it",
 }
+ENGLISH, ZERO_SHOT = [*HEADS][:2]
 WEIGHT = "weight"
 ROWS = HEADS | {WEIGHT: "does Tr(F) fall with the weight?"}
 SAID = {  # of one outcome, of several
     "rises": ("rises", "rise"),
     "falls": ("falls", "fall"),
-    "no effect": ("stays the same", "stay the same"),
+    "no effect": ("stays within half a point", "stay within half a point"),
 }
 SEEDS = {("small", "nli"): 3, ("small", "paraphrase"): 2, ("mini", "methods"): 5}  # planned; of others ten
 SETTING, TECHNIQUE, POWER = "using_intervention.json", "using_technique.json", "beyond.json"
-MEASURES = "using_predictors.json"
-METHODS = "methods_slopes.json"
-OPEN = ("undecided", TOO_FEW_SEEDS, judging.TOO_FEW)
+MEASURES, CHOICES = "using_predictors.json", "using_choices.json"
+METHODS, WIDEST = "methods_slopes.json", "mini-nli, every method"
+OPEN = ("undecided", judging.TOO_FEW_SEEDS, judging.TOO_FEW)
 UNITS = {"wrong labels reproduced": ""}  # of the regimes; the others are in points
 
 
 def results(figures: Path = FIGURES) -> str:
     """What was measured of each preset whose figures are there, real rows first."""
     parts = [of_preset(preset, folder) for preset, folder in _folders(figures).items()]
-    return "\n".join(part for part in [*parts, of_methods(figures)] if part)
+    pairs = _filled(_pairs(_read(figures / POWER)))
+    return "\n".join(part for part in [*parts, of_methods(figures), pairs and f"{pairs}\n"] if part)
 
 
 def lead(figures: Path = FIGURES) -> str:
-    """What is said of the paper's claims: in two sentences, study by study, and what an open answer means."""
-    columns, found = {"points per halving of Tr(F)": ROWS}, {}
+    """What is said of the paper's claims: in a few sentences, study by study, and what an open answer means."""
+    columns, found, over = {"points per halving of Tr(F)": ROWS}, {}, {}
     for preset, folder in _folders(figures).items():
         for plan in _recorded(folder):
             figure = _read(folder / FILES[plan][0])
             runs = pd.DataFrame(figure["data"])
             task, encoder = runs[["task", "encoder"]].iloc[0]
             found[task] = _printed(figure["headline"]["verdicts"])
+            over[task] = slopes.of_seeds(_judged(competence.counted(runs), _read(folder / FILES[plan][1]).get("data")))
             gap = _without_gap(plan) if preset == "mini" else ""
             title = f"{task}, {encoder}, {_seeds(runs, preset, plan)}{gap}"
-            columns[title] = _column(found[task], "slope") | _weights(runs)
+            columns[title] = _column(found[task], "slope", over[task]) | _weights(runs)
+    planned = pd.concat(found) if found else pd.DataFrame()
     methods = _read(figures / METHODS)
     if methods:
-        task = "mini-nli, every method"
-        found[task] = _printed(methods["headline"]["verdicts"])
-        title = f"{task}, {_seeds(pd.DataFrame(methods['data']), 'mini', 'methods')}"
-        columns[title] = _column(found[task], "slope")
+        runs = pd.DataFrame(methods["data"])
+        found[WIDEST] = _printed(methods["headline"]["verdicts"])
+        title = f"{WIDEST}, {_seeds(runs, 'mini', 'methods')}"
+        over[WIDEST] = slopes.of_seeds(competence.counted(runs))
+        columns[title] = _column(found[WIDEST], "slope", over[WIDEST])
     intervention = _read(figures / SETTING)
     setting = _setting(intervention)
     if len(setting):
@@ -89,11 +93,12 @@ def lead(figures: Path = FIGURES) -> str:
         columns[title] = _column(setting, "")
     everything = pd.concat(found)
     slope = everything.index.get_level_values("question") == "slope"
-    summary = f"{_over_regularisers(everything[slope])} {_by_setting(setting)}".strip()
+    told = [_over_regularisers(planned, over), _over_methods(found.get(WIDEST), over.get(WIDEST)), _by_setting(setting)]
+    summary = " ".join(filter(None, told))
     table = pd.DataFrame(columns).reindex([*ROWS]).fillna("")
-    made_up = _read(figures / POWER)
-    notes = [_by_target(intervention), _besides(intervention), _trace_or_kl(_read(figures / MEASURES))]
-    notes += [_power(made_up), _pairs(made_up), _advice(_read(figures / TECHNIQUE)), _further(everything[~slope])]
+    notes = [_by_target(intervention), _besides(intervention), _choosing(_read(figures / CHOICES))]
+    notes += [_trace_or_kl(_read(figures / MEASURES)), _power(_read(figures / POWER), _read(figures / "figure1.json"))]
+    notes += [_advice(_read(figures / TECHNIQUE)), _further(everything[~slope])]
     listed = "\n".join(textwrap.indent(_filled(note), "  ").replace("  ", "* ", 1) for note in notes if note)
     return f"\n{_filled(f'**{summary}**')}\n\n{_markdown(table)}\n{listed}\n"
 
@@ -109,10 +114,12 @@ def _markdown(table: pd.DataFrame) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _column(found: pd.DataFrame, question: str) -> dict[str, str]:
-    """A study's cells, by outcome: what is found of a question, without the p-value."""
+def _column(found: pd.DataFrame, question: str, over: pd.DataFrame | None = None) -> dict[str, str]:
+    """A study's cells, by outcome: what is found of a question, without the p-value, and the interval over seeds."""
     rows = found[found.index.get_level_values("question") == question].droplevel("question")
-    return {outcome: _told(row) for outcome, row in rows.assign(p="").iterrows()}
+    cells = {outcome: _told(row) for outcome, row in rows.assign(p="").iterrows()}
+    ends = {} if over is None else over.dropna(subset=["low"])[["low", "high"]].map(judging.signed, digits=2).T
+    return cells | {name: f"{cells[name]}; seeds [{ends[name]['low']}, {ends[name]['high']}]" for name in ends}
 
 
 def _weights(runs: pd.DataFrame) -> dict[str, str]:
@@ -121,12 +128,40 @@ def _weights(runs: pd.DataFrame) -> dict[str, str]:
     return {WEIGHT: "; ".join(f"{title}: in {number} seeds" for title, number in falls.items())}
 
 
-def _over_regularisers(found: pd.DataFrame) -> str:
-    """What comparing regularisers decides: how many slopes of how many, and which."""
-    verdicts = found["verdict"].droplevel("question")
-    told = [f"{outcome} {SAID[word][0]} ({task})" for (task, outcome), word in verdicts.items() if word in SAID]
+def _over_regularisers(found: pd.DataFrame, over: dict[str, pd.DataFrame]) -> str:
+    """What comparing regularisers decides: how many slopes of how many, which, and what of it holds over seeds."""
+    verdicts = _of_slopes(found)
+    known = {(task, outcome): word for (task, outcome), word in verdicts.items() if word in SAID}
+    told = [f"{outcome} {SAID[word][0]} ({task})" for (task, outcome), word in known.items()]
     which = f": as Tr(F) falls, {_listed(told)}" if told else ""
-    return f"Comparing regularisers decides {len(told) or 'none'} of {len(found)} slopes so far{which}."
+    held = [f"{outcome} ({task})" for (task, outcome), word in known.items() if over[task]["verdict"][outcome] == word]
+    also = _over_seeds(held, len(told))
+    return f"Comparing regularisers decides {len(told) or 'none'} of {len(verdicts)} slopes{which}{also}."
+
+
+def _over_seeds(held: list[str], number: int) -> str:
+    """Which of so many verdicts are the same where seeds are what is sampled, and not conditions."""
+    if not number:
+        return ""
+    which = f", {_listed(held)}" if 0 < len(held) < number else ""
+    return f"; over seeds instead of conditions {len(held) or 'none'} of these {number}{which}"
+
+
+def _of_slopes(found: pd.DataFrame) -> pd.Series:
+    """The verdicts on slopes, by outcome."""
+    return found.loc[found.index.get_level_values("question") == "slope", "verdict"].droplevel("question")
+
+
+def _over_methods(found: pd.DataFrame | None, over: pd.DataFrame | None) -> str:
+    """What the widest comparison of regularisers, which came later, decides, and what of it holds over seeds."""
+    if found is None:
+        return ""
+    verdicts = _of_slopes(found)
+    known = {outcome: word for outcome, word in verdicts.items() if word in SAID}
+    told = [f"{outcome} {SAID[word][0]}" for outcome, word in known.items()]
+    held = [outcome for outcome, word in known.items() if over["verdict"][outcome] == word]
+    which = f": {_listed(told)}{_over_seeds(held, len(told))}" if told else ""
+    return f"Every method, a comparison made later, decides {len(told) or 'none'} of {len(verdicts)}{which}."
 
 
 def _further(found: pd.DataFrame) -> str:
@@ -215,32 +250,62 @@ def _besides(figure: dict) -> str:
         return ""
     verdicts = {row["held"]: row["verdict"] for row in rows}
     return (
-        "What that term does by itself: at equal Tr(F), runs with a target minus plain training differ by "
+        "Side effect of that term: at equal Tr(F), runs with a target minus plain training differ by "
         f"{judging.interval(rows[0], 1)} points of zero-shot accuracy ({verdicts['']}; adjusted for training loss: "
         f"{verdicts['at equal loss']})."
     )
 
 
-def _trace_or_kl(figure: dict) -> str:
-    """What Tr(F) foretells at an equal KL of two segmentations, and the KL at equal Tr(F), where every method is."""
-    rows = figure.get("headline", {}).get("trace or KL", {}).get("methods", [])
-    if not rows or any(row["low"] is None for row in rows):
+def _choosing(figure: dict) -> str:
+    """What choosing the checkpoint to adapt by Tr(F) alone loses in mini-nli, and what choosing otherwise does."""
+    rows = [row for row in figure.get("data", {}).get("nli", []) if row["group"] == "regret"]
+    found = {row["label"]: row for row in rows if row["low"] is not None}
+    names = {"smallest Tr(F)": "the flattest", "at random": "one drawn at random"}
+    names["highest English accuracy"] = "the most accurate in English"
+    if not found.keys() >= names.keys():
         return ""
-    found = {(row["outcome"], row["within"], row["measure"]): judging.interval(row, 2) for row in rows}
-    (alone, equal), pair = (list(dict.fromkeys(row[name] for row in rows)) for name in ("within", "measure"))
-    told = [
-        f"with {outcome} {' and '.join(found[outcome, alone, measure] for measure in pair)}; each at equal values of "
-        f"the other {' and '.join(found[outcome, equal, measure] for measure in pair)}"
-        for outcome in dict.fromkeys(row["outcome"] for row in rows)
-    ]
+    told = [f"{words} {_unsigned(found[label])}" for label, words in names.items()]
     return (
-        "Tr(F), or what consistency trains (mini-nli, every method)? Rank correlations of Tr(F) and of the KL of two "
-        f"segmentations {'; '.join(told)} ([6](notebooks/6_using_the_trace.ipynb))."
+        "Not a rule for choosing: of the competent checkpoints of a seed (mini-nli), the one that is adapted ends so "
+        f"many points below the best: {_listed(told)} ([6](notebooks/6_using_the_trace.ipynb))."
     )
 
 
-def _power(figure: dict) -> str:
-    """How often a true slope of one point would be found by a study like that of mini-nli."""
+def _unsigned(row: dict) -> str:
+    """`8.0 [3.9, 12.5]`."""
+    return "{value:.1f} [{low:.1f}, {high:.1f}]".format(**row)
+
+
+def _trace_or_kl(figure: dict) -> str:
+    """What Tr(F) and the KL of two segmentations go with, each at equal values of the other."""
+    found = {
+        (plan, row["measure"], row["outcome"]): row
+        for plan, rows in figure.get("headline", {}).get("trace or KL", {}).items()
+        for row in rows
+        if row["within"] != "seed" and row["low"] is not None
+    }
+    names = {"methods": "every method", "nli": "mini-nli", "paraphrase": "mini-paraphrase"}
+    plans = [plan for plan in names if any(key[0] == plan for key in found)]
+    if not plans:
+        return ""
+    trace, kl = dict.fromkeys(key[1] for key in found)
+    told = {
+        one: _listed([f"{judging.interval(found[plan, one, ENGLISH], 2)} ({names[plan]})" for plan in plans])
+        for one in (trace, kl)
+    }
+    others = [row for (_, _, outcome), row in found.items() if outcome == ZERO_SHOT]
+    open_ones = sum(row["low"] <= 0 <= row["high"] for row in others)
+    return (
+        "Exploration, not corrected: is it Tr(F), or the KL of predictions for two segmentations, which consistency "
+        f"trains? Rank correlation with English accuracy of Tr(F) at equal KL: {told[trace]}; of the KL at equal "
+        "Tr(F): "
+        f"{told[kl]}. With zero-shot accuracy {open_ones} of the {len(others)} such intervals include 0 "
+        "([6](notebooks/6_using_the_trace.ipynb))."
+    )
+
+
+def _power(figure: dict, study: dict) -> str:
+    """How often a true slope of one point would be found by a study like that of mini-nli, and on what that hangs."""
     known = figure.get("headline", {}).get("one point per halving")
     if not known:
         return ""
@@ -249,7 +314,22 @@ def _power(figure: dict) -> str:
         f"*Undecided* is no evidence against: of {known['studies']} made-up studies of mini-nli's size, in which "
         f"English accuracy does rise by one point per halving, {number} find it. (Their intervals reach "
         f"{known['half_width']:.1f} points to either side, by the median; "
-        "[5](notebooks/5_beyond_the_paper.ipynb).)"
+        f"[5](notebooks/5_beyond_the_paper.ipynb).){_hinge(study)}"
+    )
+
+
+def _hinge(figure: dict) -> str:
+    """The condition that a study's slope of English accuracy hangs on most."""
+    if not figure:
+        return ""
+    runs = competence.counted(pd.DataFrame(figure["data"]))
+    every = slopes.slope(runs, "english_accuracy", n_permutations=1).value
+    parts = {label: runs[runs["label"] != label] for label in runs["label"].unique()}
+    left = {label: slopes.slope(part, "english_accuracy", n_permutations=1).value for label, part in parts.items()}
+    label = max(left, key=lambda name: abs(left[name] - every))
+    return (
+        f" mini-nli's own slope hangs on one condition: without `{label}` it is {judging.signed(left[label], 2)} "
+        f"instead of {judging.signed(every, 2)}."
     )
 
 
@@ -291,9 +371,13 @@ def of_methods(figures: Path = FIGURES) -> str:
     runs, headline = pd.DataFrame(figure["data"]), figure["headline"]
     able = competence.counted(runs)
     families = f"{able['family'].nunique() - 1} methods at one or two weights"
-    title = _title(f"**mini-nli, every method** (preset `mini`, plan `methods`; {families})", runs, "mini", "methods")
+    title = _title(f"**{WIDEST}** (preset `mini`, plan `methods`; {families})", runs, "mini", "methods")
     sentences = [title, headline["left_out"], _hanging(headline["verdicts"])]
-    sentences += [_of_single_seeds(able, None), "[The figure](figures/methods_slopes.png) has each."]
+    sentences += [
+        _of_single_seeds(able, None),
+        _of_other_kinds(able),
+        "[The figure](figures/methods_slopes.png) has each.",
+    ]
     return f"{_filled(' '.join(part for part in sentences if part))}\n{_verdicts(headline['verdicts'])}"
 
 
@@ -362,14 +446,31 @@ def _hanging(rows: list[dict]) -> str:
 
 def _of_single_seeds(able: pd.DataFrame, adapted: list[dict] | None) -> str:
     """Between which values the slopes of single seeds lie, which an interval over conditions does not know of."""
-    runs = shapes.language_means(pd.DataFrame(adapted)).merge(able[["run_id"]]) if adapted else able
+    runs = _judged(able, adapted)
     if runs["seed"].nunique() < 2:
         return ""
-    parts = []
-    for y in slopes.outcomes(runs):
-        found = [slopes.slope(part, y, n_permutations=1).value for _, part in runs.groupby("seed")]
-        parts.append(f"of {slopes.OUTCOMES[y]} from {judging.signed(min(found), 2)} to {judging.signed(max(found), 2)}")
+    found = slopes.of_seeds(runs)
+    ends = found[["least", "most"]].map(judging.signed, digits=2)
+    parts = [f"of {outcome} from {row['least']} to {row['most']}" for outcome, row in ends.iterrows()]
     return f"Slopes of single seeds: {', '.join(parts)}."
+
+
+def _of_other_kinds(able: pd.DataFrame) -> str:
+    """The slopes without the methods that make two passes agree, which are most of those that lower Tr(F)."""
+    rest = able[able["family"].map(lambda name: family(name).kind) != "consistency"]
+    rows = slopes.slopes(rest, n_permutations=1)
+    told = [f"{outcome} {judging.interval(row, 2)}" for outcome, row in rows.iterrows()]
+    number = rest["label"].nunique()
+    return (
+        f"Without the methods that make two passes agree ({number} conditions are left): {', '.join(told)}."
+        if told
+        else ""
+    )
+
+
+def _judged(able: pd.DataFrame, adapted: list[dict] | None) -> pd.DataFrame:
+    """The runs that slopes are of: with the means over languages of their second stages, where there are some."""
+    return shapes.language_means(pd.DataFrame(adapted)).merge(able[["run_id"]]) if adapted else able
 
 
 def _regime(plan: str) -> pd.DataFrame:

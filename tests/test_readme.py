@@ -14,11 +14,13 @@ from flatlingo.files import ROOT
 from flatlingo.report import decisions, intervention, saving
 from flatlingo.report.shapes import per_run
 from flatlingo.report.simulation import simulated_study
+from flatlingo.report.slopes import of_seeds
 from flatlingo.study.runspec import PLANS
 
 spec = importlib.util.spec_from_file_location("readme", ROOT / "scripts" / "readme.py")
 readme = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(readme)
+DECIDED = ("rises", "falls", "no effect")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -43,7 +45,8 @@ def test_the_lead_names_what_is_decided(tmp_path):
     advice = {"headline": {"recommendation": "None stands."}, "data": {"chosen": [{"seeds": 3}]}}
     (tmp_path / "using_technique.json").write_text(json.dumps(advice), encoding="utf-8")
     rivals = [
-        {"measure": measure, "outcome": "zero-shot accuracy", "within": within, "value": rho, "low": -0.7, "high": 0.1}
+        {"measure": measure, "outcome": outcome, "within": within, "value": rho, "low": -0.7, "high": 0.1}
+        for outcome in ("English accuracy", "zero-shot accuracy")
         for measure, rhos in (("Tr(F)", (-0.4, -0.05)), ("KL of two segmentations", (-0.5, -0.3)))
         for within, rho in zip(("seed", "seed and the other"), rhos, strict=True)
     ]
@@ -51,15 +54,29 @@ def test_the_lead_names_what_is_decided(tmp_path):
     (tmp_path / "using_predictors.json").write_text(json.dumps(measures), encoding="utf-8")
     first = {"data": per_run(table), "headline": {"left_out": "", "verdicts": found}}
     (tmp_path / "figure1.json").write_text(json.dumps(saving.plain(first)), encoding="utf-8")
+    regrets = [
+        {"group": "regret", "label": label, "value": value, "low": low, "high": high}
+        for label, value, low, high in (
+            ("smallest Tr(F)", 8.018, 3.946, 12.527),
+            ("highest English accuracy", 1.1, 0.54, 1.7),
+            ("at random", 3.898, 3.2, 5.0),
+        )
+    ]
+    (tmp_path / "using_choices.json").write_text(json.dumps({"data": {"nli": regrets}}), encoding="utf-8")
+    (tmp_path / "figure2-nli.json").write_text(json.dumps(saving.plain({"data": table})), encoding="utf-8")
     english = simulated_study(2, slope=2.0).query("seed == 1").assign(weight=1.0)
     widest = decisions.verdicts(english.drop(columns=["gain", "adapted", "control_gain"]), n_permutations=99)
     methods = {"data": per_run(english), "headline": {"left_out": "Every run is competent.", "verdicts": widest}}
     (tmp_path / "methods_slopes.json").write_text(json.dumps(saving.plain(methods)), encoding="utf-8")
     lead = readme.lead(tmp_path)
     text = " ".join(lead.split())
-    slopes = pd.concat([one[one["question"] == "slope"] for one in (found, widest)])
-    number = slopes["verdict"].isin(["rises", "falls", "no effect"]).sum()
-    assert f"**Comparing regularisers decides {number} of {len(slopes)} slopes so far: as Tr(F) falls, English" in text
+    slopes, widest_slopes = (one[one["question"] == "slope"].set_index("outcome") for one in (found, widest))
+    number, widest_number = (one["verdict"].isin(DECIDED).sum() for one in (slopes, widest_slopes))
+    over = of_seeds(table)["verdict"]
+    held = (over.isin(DECIDED) & (over == slopes["verdict"])).sum() or "none"
+    assert f"**Comparing regularisers decides {number} of {len(slopes)} slopes: as Tr(F) falls, English" in text
+    assert f"over seeds instead of conditions {held} of these {number}" in text
+    assert f"Every method, a comparison made later, decides {widest_number} of 2: English accuracy rises" in text
     said = "as it falls, English accuracy and zero-shot accuracy rise, whichever target is left out; "
     assert f"{said}adjusted for training loss the same holds.**" in text
     reached = re.search(
@@ -67,17 +84,21 @@ def test_the_lead_names_what_is_decided(tmp_path):
     )
     assert [float(number) for number in reached.groups()] == pytest.approx([200, 700], rel=0.2)
     assert "* With more compute (mini-nli, 3 of 10 seeds): None stands." in text
-    alone = "of the KL of two segmentations with zero-shot accuracy −0.40 [−0.70, +0.10] and −0.50 [−0.70, +0.10]"
-    assert f"{alone}; each at equal values of the other −0.05 [−0.70, +0.10] and −0.30" in text
+    kl = "of the KL at equal Tr(F): −0.30 [−0.70, +0.10] (every method)"
+    assert (
+        f"of Tr(F) at equal KL: −0.05 [−0.70, +0.10] (every method); {kl}. With zero-shot accuracy 2 of the 2" in text
+    )
     power = "of 40 made-up studies of mini-nli's size, in which English accuracy does rise by one point per halving, 5"
     assert f"{power} find it. (Their intervals reach 2.4 points" in text
-    assert "but single weights do as in mini-nli, 14 find consistency and Fisher penalty different" in text
+    pairs = " ".join(readme.results(tmp_path).split())
+    assert "but single weights do as in mini-nli, 14 find consistency and Fisher penalty different" in pairs
+    assert "below the best: the flattest 8.0 [3.9, 12.5], one drawn at random 3.9 [3.2, 5.0] and the most" in text
     heads = ["xnli, e5, 3 of 10 seeds", "mini-nli, every method, 1 of 5 seeds"]
     heads.append("mini-nli, Tr(F) set by one term, 8 of 10 seeds")
     assert f"| points per halving of Tr(F) | {' | '.join(heads)} |" in lead.splitlines()
     (line,) = (line for line in lead.splitlines() if line.startswith("| English accuracy (figure 1) |"))
     rises = r"\*\*rises: \+\d.\d\d \[.*\]\*\*"
-    assert re.fullmatch(rf"\| .* \| {rises} \| {rises} \| \*\*rises: \+1.\d\d \[.*\]\*\* \|", line)
+    assert re.fullmatch(rf"\| .* \| {rises}; seeds \[\+2.*\] \| {rises} \| \*\*rises: \+1.\d\d \[.*\]\*\* \|", line)
     assert "| does Tr(F) fall with the weight? | consistency: in " in text
     known = pd.concat([found, widest])[lambda rows: rows["low"].notna() & (rows["question"] != "slope")]
     decided = known[~known["verdict"].isin(["undecided", "too few seeds", "too few conditions"])]
@@ -101,7 +122,7 @@ def test_the_lead_says_where_nothing_is_decided(tmp_path):
     figure = {"data": per_run(table), "headline": {"left_out": "Nothing is decided.", "verdicts": []}}
     (tmp_path / "figure1.json").write_text(json.dumps(saving.plain(figure)), encoding="utf-8")
     lead = readme.lead(tmp_path)
-    assert "**Comparing regularisers decides none of 0 slopes so far.**" in " ".join(lead.split())
+    assert "**Comparing regularisers decides none of 0 slopes.**" in " ".join(lead.split())
     assert "Nothing is decided." in readme.results(tmp_path)
 
 

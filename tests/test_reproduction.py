@@ -32,7 +32,7 @@ NOTEBOOKS = {"5_beyond_the_paper": "beyond", "2_figure1": "figure1", "3_figure2"
 SEEDS = {  # at least
     "nli": 10,
     "paraphrase": 10,
-    "methods": 2,
+    "methods": 3,
     "technique": 3,
     "intervention": 10,
     "regularized_second_stage": 1,

@@ -109,6 +109,32 @@ class TestSlope:
         assert -1 <= found.low <= found.value <= found.high <= 1
 
 
+class TestSlopesOfSeeds:
+    def test_are_those_of_each_seed_with_a_t_interval(self):
+        table = without(one_stage(3, slope=0.7), *GAPS)
+        found = slopes.of_seeds(table).loc["English accuracy"]
+        single = [slopes.slope(part, OUTCOME, n_permutations=1).value for _, part in table.groupby("seed")]
+        assert (found["least"], found["most"], found["seeds"]) == (min(single), max(single), 3)
+        expected = stats.ttest_1samp(single, 0)
+        assert [found["low"], found["high"]] == pytest.approx([*expected.confidence_interval()])
+        assert found["value"] == pytest.approx(np.mean(single))
+        zero_shot = slopes.slope(table[table["seed"] == 1], "zero_shot_accuracy", n_permutations=1)
+        assert zero_shot.value >= slopes.of_seeds(table).loc["zero-shot accuracy", "least"]
+
+    def test_what_differs_between_seeds_is_open_though_conditions_agree(self):
+        table = one_stage(3, slope=0.0)
+        tilt = table["seed"].map({1: 0.03, 2: 0.0, 3: -0.02})
+        table = table.assign(english_accuracy=0.8 - tilt * np.log2(table["trace"]))
+        assert slopes.slopes(table).loc["English accuracy", "verdict"] == "no effect"
+        assert slopes.of_seeds(table).loc["English accuracy", "verdict"] == "undecided"
+
+    def test_two_seeds_give_no_interval(self):
+        found = slopes.of_seeds(one_stage(3, seeds=2, slope=0.7))
+        assert found[["value", "least", "most"]].notna().all(axis=None)
+        assert found[["low", "high", "p"]].isna().all(axis=None)
+        assert set(found["verdict"]) == {"too few seeds"}
+
+
 def partial(table, x, y, *held):
     """Pearson's r of what ordinary least squares on the seed and on ranks leaves of ranks."""
     design = np.column_stack([pd.get_dummies(table["seed"]).to_numpy(float), *(table[name] for name in held)])

@@ -1,5 +1,7 @@
 """The paper's two figures and the panels of what decides, on studies that were made up."""
 
+import re
+
 import matplotlib
 
 matplotlib.use("agg")
@@ -195,6 +197,23 @@ class TestPanels:
         assert (y[1] - y[0]) / (x[1] - x[0]) == pytest.approx(row["value"])
         assert said(ax)[0].startswith(f"per halving {row['value']:+.2f} [".replace("-", "−"))
         assert f": {row['verdict']}\nwithin families" in said(ax)[0]
+
+    def test_of_many_families_the_last_weight_is_named_and_lines_join_weights_only(self):
+        once = study()
+        parts = [once]
+        for name in [name for name in FAMILIES if name not in set(once["family"])][: marks.MANY]:
+            one = once[once["family"] == "l2"].assign(family=name)
+            label = name + "=" + one["label"].str.partition("=")[2]
+            parts.append(one.assign(label=label, run_id=label + one["run_id"], trace=one["trace"] * 1.01))
+        table = pd.concat(parts)
+        fig = slopes_figure(table, answers.decided(table, n_permutations=9), answers.ENGLISH)
+        names = said(fig.axes[0])[1:]
+        assert len(names) == table["family"].nunique()
+        assert not [text for text in names if re.fullmatch(r"[\d.]+", text)]
+        words = [text.get_text() for text in fig.legends[0].get_texts()]
+        assert {"slope", "consistency of two passes", "on the weights"} < set(words)
+        lines = [line.get_xdata() for line in fig.axes[0].lines if line.get_label() == "_"]
+        assert not [x for x in lines if 0.0 in x and len(x) > 1]
 
     def test_pairs_at_equal_trace_are_drawn_with_what_decides(self):
         table = study()

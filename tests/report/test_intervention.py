@@ -13,6 +13,7 @@ from scipy import stats
 
 from flatlingo.errors import FlatlingoError
 from flatlingo.report import intervention
+from flatlingo.report.shapes import per_run
 
 SEEDS = 8
 
@@ -111,6 +112,12 @@ def test_the_figure_is_drawn_with_as_many_seeds_as_there_are(seeds):
     fig = intervention.intervention_figure(table(seeds=seeds))
     fig.canvas.draw()
     assert fig.axes[-1].get_title("left") == "training loss"
+    runs = per_run(table(seeds=seeds))
+    none = runs[runs["family"] == "none"].set_index("seed")["train_loss"]
+    changes = runs["train_loss"] - runs["seed"].map(none)
+    small = [line for line in fig.axes[-1].lines if line.get_marker() == "."]
+    drawn = np.concatenate([line.get_ydata() for line in small])
+    assert sorted(drawn) == pytest.approx(sorted(changes[runs["family"] != "none"]))
     text, *targets = (text.get_text() for text in fig.axes[0].texts)
     assert ("too few seeds" in text) is (seeds < 3)
     assert targets == ["125", "250", "500", "700"]

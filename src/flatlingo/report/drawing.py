@@ -172,10 +172,14 @@ def colour_of_kind(name: str) -> str:
 
 def legend_of_kinds(fig: Figure, families: Iterable[str]) -> None:
     """A dot for each kind of method that some families are of."""
+    fig.legend(handles=keys_of_kinds(families), loc="outside lower center", ncols=4)
+
+
+def keys_of_kinds(families: Iterable[str]) -> list[Line2D]:
+    """The entries of `legend_of_kinds`."""
     drawn = {family(name).kind for name in families}
     dot = {"marker": "o", "linestyle": "none"}
-    keys = [key(text, color=colour, **dot) for kind, (text, colour) in KINDS.items() if kind in drawn]
-    fig.legend(handles=keys, loc="outside lower center", ncols=4)
+    return [key(text, color=colour, **dot) for kind, (text, colour) in KINDS.items() if kind in drawn]
 
 
 def key(label: str, **marker: object) -> Line2D:

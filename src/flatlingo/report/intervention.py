@@ -17,8 +17,8 @@ from scipy.stats import gmean
 from flatlingo.errors import FlatlingoError
 from flatlingo.report.differences import FEWEST_SEEDS, over_seeds
 from flatlingo.report.drawing import HALO, TRACE, beside, plain_log_labels
-from flatlingo.report.judging import holm, judge, said
-from flatlingo.report.matched import TOO_FEW_SEEDS, WORDS, verdict, with_baseline
+from flatlingo.report.judging import TOO_FEW_SEEDS, holm, judge, said
+from flatlingo.report.matched import WORDS, verdict, with_baseline
 from flatlingo.report.saving import STYLE
 from flatlingo.report.shapes import per_seed
 from flatlingo.report.slopes import OUTCOMES, outcomes
@@ -112,7 +112,7 @@ def besides(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def intervention_figure(table: pd.DataFrame) -> Figure:
-    """Outcomes minus those without a target, and the training loss, against the Tr(F) that was reached.
+    """Outcomes and training loss minus those without a target, against the Tr(F) that was reached.
 
     Large dots are means over seeds (of Tr(F) geometric), small ones seeds, lines 95 % t intervals over three seeds or
     more, dashes Tr(F) without a target. In the first panel the target stands beside each.
@@ -131,13 +131,17 @@ def intervention_figure(table: pd.DataFrame) -> Figure:
         for ax in axes.flat[len(ys) + 1 :]:
             ax.set_axis_off()
         for ax, y in zip(axes.flat, [*ys, FIT], strict=False):
-            values = runs[y] if y == FIT else 100 * (runs[y] - with_baseline(runs, y)[f"{y}_baseline"])
-            _panel(ax, runs.assign(y=values), found[found["outcome"] == (ys[0] if y == FIT else y)])
+            change = runs[y] - with_baseline(runs, y)[f"{y}_baseline"]
+            _panel(
+                ax,
+                runs.assign(y=change if y == FIT else 100 * change),
+                found[found["outcome"] == (ys[0] if y == FIT else y)],
+            )
             ax.axvline(found["plain"].iloc[0], color="0.4", linestyle="--", linewidth=0.8, zorder=0.5)
-            ax.set(xlabel=TRACE, ylabel="nats" if y == FIT else "change (points)" if ax in axes[:, 0] else "")
+            ax.axhline(0, color="0.4", linewidth=0.8, zorder=0.5)
+            ax.set(xlabel=TRACE, ylabel="change (nats)" if y == FIT else "change (points)" if ax in axes[:, 0] else "")
             ax.set_title(OUTCOMES.get(y, "training loss"), loc="left", pad=8 if y == FIT else 24, fontweight="bold")
             if y != FIT:
-                ax.axhline(0, color="0.4", linewidth=0.8, zorder=0.5)
                 text = "\n".join(map(_text, slopes[slopes["outcome"] == y].to_dict("records")))
                 beside(ax, text, (0, 1), (0, 4), "axes fraction", in_layout=False)
             ax.set_xscale("log")

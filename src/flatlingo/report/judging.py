@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 SMALLEST = 0.5  # points, the smallest effect of interest: per halving of Tr(F), or between two conditions
-TOO_FEW = "too few conditions"
+TOO_FEW, TOO_FEW_SEEDS = "too few conditions", "too few seeds"
 
 
 def judge(

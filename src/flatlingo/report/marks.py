@@ -16,6 +16,7 @@ from flatlingo.study.families import family
 
 REACH = 0.35  # how much further than the competent conditions an axis goes for others, as a share of its length
 POINTS = 6.5  # size of labels
+MANY = 12  # families, above which only the last weight of each is named, and no line comes from no regulariser
 DIRECTIONS = (0, 180, 90, 270, 45, 135, 225, 315)
 
 
@@ -81,14 +82,15 @@ def half_widths(runs: pd.DataFrame, conditions: pd.DataFrame) -> pd.Series:
 def draw_marks(ax: Axes, runs: pd.DataFrame, conditions: pd.DataFrame, *, size: float = 1.0) -> None:
     """Every run as its family's mark, small, every condition as a large one, joined by weight; hollow if not competent.
 
-    A line starts at no regulariser (the one of consistency at both views without the divergence, where it was run).
-    One artist per condition has its label.
+    A line starts at no regulariser (the one of consistency at both views without the divergence, where it was run),
+    of `MANY` families at each one's first weight. One artist per condition has its label.
     """
-    colours = shades(conditions)
+    colours, many = shades(conditions), conditions["family"].nunique() > MANY
     for (name, label, able), part in runs.groupby(["family", "label", "able"], sort=False):
         ax.plot(part["x"], part["y"], zorder=2, label=f"_{label}", **_small(name, colours[label], able))
     for name, part in conditions.groupby("family", sort=False):
-        line = pd.concat([conditions[conditions["family"] == _start(name, conditions)], part])
+        start = conditions[(conditions["family"] == _start(name, conditions)) & (not many)]
+        line = pd.concat([start, part])
         ax.plot(line["x"], line["y"], color=family(name).drawn.colour, linewidth=0.8, alpha=0.7, zorder=1.5, label="_")
     for row in conditions.itertuples():
         marker = marker_of(row.family, colours[row.label])
@@ -163,10 +165,12 @@ def off_the_axes(ax: Axes, conditions: pd.DataFrame, *, names: bool = True) -> p
 
 
 def names_of(conditions: pd.DataFrame) -> list[str]:
-    """What stands beside each mark: its weight, and for the last of a family also the family's title."""
-    last = ~conditions["family"].duplicated(keep="last")
+    """What stands beside each mark: its weight (not of `MANY` families), for the last of a family after its title."""
+    last, many = ~conditions["family"].duplicated(keep="last"), conditions["family"].nunique() > MANY
     return [
-        f"{family(row.family).title} {weight_text(row.weight)}".strip() if closes else weight_text(row.weight)
+        f"{family(row.family).title} {weight_text(row.weight)}".strip()
+        if closes
+        else weight_text(0 if many else row.weight)
         for row, closes in zip(conditions.itertuples(), last, strict=True)
     ]
 

@@ -14,7 +14,7 @@ import pandas as pd
 
 from flatlingo.errors import FlatlingoError
 from flatlingo.report.differences import over_seeds
-from flatlingo.report.judging import judge
+from flatlingo.report.judging import TOO_FEW_SEEDS, judge
 from flatlingo.report.shapes import check_one_baseline, per_seed
 from flatlingo.study.families import LEVELS, title
 
@@ -24,7 +24,6 @@ FACTOR = 1.5  # largest ratio of share and level, either way
 EQUAL = 1.3  # largest ratio of two traces called equal: less than half a halving
 ALL = "all"
 WORDS = ("higher", "lower", "no difference")
-TOO_FEW_SEEDS = "too few seeds"
 
 
 def levels(table: pd.DataFrame) -> pd.DataFrame:

@@ -16,9 +16,10 @@ from matplotlib.patches import Patch
 
 from flatlingo.report import matched
 from flatlingo.report.competence import undecidable, with_competence
-from flatlingo.report.drawing import above, beside, check, lacks
+from flatlingo.report.drawing import above, beside, check, keys_of_kinds, lacks
 from flatlingo.report.judging import SMALLEST, said, signed
 from flatlingo.report.marks import (
+    MANY,
     condition_marks,
     draw_marks,
     label_marks,
@@ -72,7 +73,8 @@ def slopes_figure(table: pd.DataFrame, found: pd.DataFrame, ys: tuple[str, ...])
                 runs = per_seed(with_competence(table), [y])
                 drawn[ax] = _slope(ax, runs, y, found[found["outcome"] == OUTCOMES[y]])
             ax.set(xlabel="halvings of Tr(F) below no regulariser's", ylabel=f"{OUTCOMES[y]} ({_unit(y)})")
-        fig.legend(handles=WEDGES, loc="outside lower center", ncols=len(WEDGES))
+        kinds = keys_of_kinds(table["family"]) if table["family"].nunique() > MANY else []
+        fig.legend(handles=[*WEDGES, *kinds], loc="outside lower center", ncols=len(WEDGES))
         fig.draw_without_rendering()
         for ax, (runs, conditions) in drawn.items():
             label_marks(ax, off_the_axes(ax, conditions, names=False), names_of(conditions), runs)

@@ -1,5 +1,6 @@
 """How many points accuracy rises or falls per halving of Tr(F), over conditions, and what may be said of it."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,7 +8,8 @@ import pandas as pd
 
 from flatlingo.errors import FlatlingoError
 from flatlingo.report import blocks
-from flatlingo.report.judging import holm, judge
+from flatlingo.report.differences import FEWEST_SEEDS, over_seeds
+from flatlingo.report.judging import TOO_FEW_SEEDS, holm, judge
 from flatlingo.report.shapes import per_seed
 
 OUTCOMES = {  # column: what prose calls it
@@ -111,6 +113,32 @@ def slopes(table: pd.DataFrame, **options) -> pd.DataFrame:
     rows.insert(3, "p", holm([one.p_value for one in found]))
     rows["verdict"] = [judge(row.value, row.low, row.high, row.p) for row in rows.itertuples()]
     return rows
+
+
+def of_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """The slope of each single seed: their mean with its t interval, which knows how seeds differ and not conditions.
+
+    What rests on few seeds can be decided over conditions and open here: `slope` holds the seed fixed.
+
+    Args:
+        table: as for `slope`, of any number of seeds.
+
+    Returns:
+        Indexed by outcome: `value, low, high` (points per halving of Tr(F)), `p` (of a t test, Holm), `least` and
+        `most` of the seeds, `seeds`, `verdict`. No interval from fewer than `differences.FEWEST_SEEDS`.
+
+    Raises:
+        FlatlingoError: as for `slope`.
+    """
+    rows = {}
+    for y in outcomes(table):
+        found = pd.Series([slope(part, y, n_permutations=1).value for _, part in table.groupby("seed")])
+        rows[OUTCOMES[y]] = over_seeds(found).row() | {"least": found.min(), "most": found.max()}
+    rows = pd.DataFrame.from_dict(rows, orient="index", columns=["value", "low", "high", "p", "least", "most", "seeds"])
+    rows.loc[rows["seeds"] < FEWEST_SEEDS, ["low", "high", "p"]] = math.nan
+    rows["p"] = holm(rows["p"].to_list())
+    rows["verdict"] = [judge(*row[:4], too_few=TOO_FEW_SEEDS) for row in rows.itertuples(index=False)]
+    return rows.astype({"seeds": int})
 
 
 def outcomes(table: pd.DataFrame) -> list[str]:

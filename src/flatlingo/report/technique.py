@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from flatlingo.errors import FlatlingoError
 from flatlingo.report.differences import over_seeds
 from flatlingo.report.drawing import beside, check, colour_of_kind, legend_of_kinds, mean_and_seeds
-from flatlingo.report.judging import holm, interval
-from flatlingo.report.matched import TOO_FEW_SEEDS, WORDS, verdict
+from flatlingo.report.judging import TOO_FEW_SEEDS, holm, interval
+from flatlingo.report.matched import WORDS, verdict
 from flatlingo.report.saving import STYLE
 from flatlingo.report.shapes import per_seed
 from flatlingo.report.slopes import OUTCOMES
@@ -150,7 +150,7 @@ def chosen(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def recommendation(found: pd.DataFrame) -> str:
-    """What to do, in a sentence for zero-shot accuracy and one for accuracy after adaptation; that none stands, too.
+    """What to do, in a sentence for zero-shot accuracy and one for accuracy after adaptation, be it that none is known.
 
     Args:
         found: what `chosen` gave.
@@ -277,33 +277,33 @@ def _advice(found: pd.DataFrame, outcome: str) -> str:
     lines = found.to_dict("records")
     stands = [row for row in lines if row["verdict"] == WORDS[0]]
     others = ", ".join(
-        f"{_times(row['level'])} {interval(row, 1)} ({row['verdict']}{_beside(row)})"
+        f"{interval(row, 1)} points at {_times(row['level'])} the compute ({row['verdict']}{_beside(row)})"
         for row in lines
         if row["verdict"] != WORDS[0]
     )
     if not stands:
         return (
-            f"For {outcome} none stands: the recipe most accurate in English in other seeds gains {others} points over "
-            "plain fine-tuning of no more compute, its length chosen in the same way."
+            f"For {outcome} no recipe can be recommended; the one most accurate in English in the other seeds, minus "
+            f"plain fine-tuning of no more compute, its length chosen in the same way: {others}."
         )
     advice = ", ".join(
         f"{_times(row['level'])} {row['recipe']} (chosen in {row['agree']} of {row['seeds']} seeds; {interval(row, 1)} "
         f"points{_beside(row)})"
         for row in stands
     )
-    rest = f"; none stands at {others}" if others else ""
+    rest = f"; no recommendation: {others}" if others else ""
     return (
-        f"For {outcome}, the recipe most accurate in English in other seeds beats plain fine-tuning of no more "
+        f"For {outcome}, the recipe most accurate in English in the other seeds beats plain fine-tuning of no more "
         f"compute, its length chosen in the same way: {advice}{rest}."
     )
 
 
 def _beside(row: dict) -> str:
     """How often plain fine-tuning itself is chosen, and what is gained over the shortest where that is another."""
-    itself = f"; in {row['plain']} of {row['seeds']} seeds plain itself" if row["plain"] else ""
+    itself = f"; in {row['plain']} of {row['seeds']} seeds it is plain itself" if row["plain"] else ""
     other = not np.isclose(row["once"], row["value"])
     once = {"value": row["once"], "low": row["once_low"], "high": row["once_high"]}
-    return itself + (f"; over plain once {interval(once, 1)}" if other else "")
+    return itself + (f"; over the shortest plain {interval(once, 1)}" if other else "")
 
 
 def _times(level: int) -> str:
