@@ -52,7 +52,8 @@ SAID = {  # of one outcome, of several
 }
 SEEDS = {("small", "nli"): 3, ("small", "paraphrase"): 2, ("mini", "methods"): 5}  # planned; of others ten
 SETTING, TECHNIQUE, POWER = "using_intervention.json", "using_technique.json", "beyond.json"
-MEASURES, CHOICES = "using_predictors.json", "using_choices.json"
+MEASURES, CHOICES, EARLY = "using_predictors.json", "using_choices.json", "using_early.json"
+NAMES = {"methods": "every method", "nli": "mini-nli", "paraphrase": "mini-paraphrase"}
 METHODS, WIDEST = "methods_slopes.json", "mini-nli, every method"
 OPEN = ("undecided", judging.TOO_FEW_SEEDS, judging.TOO_FEW)
 UNITS = {"wrong labels reproduced": ""}  # of the regimes; the others are in points
@@ -97,7 +98,8 @@ def lead(figures: Path = FIGURES) -> str:
     summary = " ".join(filter(None, told))
     table = pd.DataFrame(columns).reindex([*ROWS]).fillna("")
     notes = [_by_target(intervention), _besides(intervention), _choosing(_read(figures / CHOICES))]
-    notes += [_trace_or_kl(_read(figures / MEASURES)), _power(_read(figures / POWER), _read(figures / "figure1.json"))]
+    notes += [_early(_read(figures / EARLY), _read(figures / MEASURES)), _trace_or_kl(_read(figures / MEASURES))]
+    notes += [_power(_read(figures / POWER), _read(figures / "figure1.json"))]
     notes += [_advice(_read(figures / TECHNIQUE)), _further(everything[~slope])]
     listed = "\n".join(textwrap.indent(_filled(note), "  ").replace("  ", "* ", 1) for note in notes if note)
     return f"\n{_filled(f'**{summary}**')}\n\n{_markdown(table)}\n{listed}\n"
@@ -276,6 +278,29 @@ def _unsigned(row: dict) -> str:
     return "{value:.1f} [{low:.1f}, {high:.1f}]".format(**row)
 
 
+def _early(early: dict, late: dict) -> str:
+    """Whether Tr(F) goes with zero-shot accuracy early in training, and with which sign, beside that at its end."""
+    plans = [plan for plan in NAMES if early.get("data", {}).get(plan) and late.get("data", {}).get(plan)]
+    if not plans:
+        return ""
+    share = min(row["share"] for row in early["data"][plans[0]] if row["share"] > 0)
+    wanted = {"measure": "Tr(F)", "outcome": "zero_shot_accuracy", "within": "seed", "share": share}
+    first = _listed([f"{_only(early['data'][plan], wanted)} ({NAMES[plan]})" for plan in plans])
+    wanted = {"measure": "Tr(F)", "outcome": ZERO_SHOT, "within": "seed"}
+    last = _listed([f"{_only(late['data'][plan], wanted)}" for plan in plans])
+    return (
+        "Exploration, not corrected: early in training FUN with Fisher (Liu et al. 2024) reports the other sign. Rank "
+        f"correlation of Tr(F) with zero-shot accuracy at {100 * share:g} % of the training: {first}; at its end: "
+        f"{last} ([6](notebooks/6_using_the_trace.ipynb))."
+    )
+
+
+def _only(rows: list[dict], wanted: dict[str, object]) -> str:
+    """The value with its interval of the one row that has what is wanted."""
+    (row,) = (row for row in rows if all(row[name] == value for name, value in wanted.items()))
+    return judging.interval({name: np.nan if row[name] is None else row[name] for name in ("value", "low", "high")}, 2)
+
+
 def _trace_or_kl(figure: dict) -> str:
     """What Tr(F) and the KL of two segmentations go with, each at equal values of the other."""
     found = {
@@ -284,13 +309,12 @@ def _trace_or_kl(figure: dict) -> str:
         for row in rows
         if row["within"] != "seed" and row["low"] is not None
     }
-    names = {"methods": "every method", "nli": "mini-nli", "paraphrase": "mini-paraphrase"}
-    plans = [plan for plan in names if any(key[0] == plan for key in found)]
+    plans = [plan for plan in NAMES if any(key[0] == plan for key in found)]
     if not plans:
         return ""
     trace, kl = dict.fromkeys(key[1] for key in found)
     told = {
-        one: _listed([f"{judging.interval(found[plan, one, ENGLISH], 2)} ({names[plan]})" for plan in plans])
+        one: _listed([f"{judging.interval(found[plan, one, ENGLISH], 2)} ({NAMES[plan]})" for plan in plans])
         for one in (trace, kl)
     }
     others = [row for (_, _, outcome), row in found.items() if outcome == ZERO_SHOT]

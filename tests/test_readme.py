@@ -50,7 +50,12 @@ def test_the_lead_names_what_is_decided(tmp_path):
         for measure, rhos in (("Tr(F)", (-0.4, -0.05)), ("KL of two segmentations", (-0.5, -0.3)))
         for within, rho in zip(("seed", "seed and the other"), rhos, strict=True)
     ]
-    measures = {"headline": {"trace or KL": {"methods": rivals}}, "data": {}}
+    sharp = {"measure": "Tr(F)", "outcome": "zero-shot accuracy", "within": "seed"}
+    late = sharp | {"value": -0.43, "low": -0.6, "high": -0.2}
+    measures = {"headline": {"trace or KL": {"methods": rivals}}, "data": {"methods": [late]}}
+    sharp |= {"outcome": "zero_shot_accuracy", "low": None, "high": None}
+    curve = [sharp | {"share": share, "value": rho} for share, rho in ((0, 0.9), (0.05, 0.34), (0.5, -0.1))]
+    (tmp_path / "using_early.json").write_text(json.dumps({"data": {"methods": curve}}), encoding="utf-8")
     (tmp_path / "using_predictors.json").write_text(json.dumps(measures), encoding="utf-8")
     first = {"data": per_run(table), "headline": {"left_out": "", "verdicts": found}}
     (tmp_path / "figure1.json").write_text(json.dumps(saving.plain(first)), encoding="utf-8")
@@ -84,6 +89,7 @@ def test_the_lead_names_what_is_decided(tmp_path):
     )
     assert [float(number) for number in reached.groups()] == pytest.approx([200, 700], rel=0.2)
     assert "* With more compute (mini-nli, 3 of 10 seeds): None stands." in text
+    assert "at 5 % of the training: +0.34 (every method); at its end: −0.43 [−0.60, −0.20] ([6]" in text
     kl = "of the KL at equal Tr(F): −0.30 [−0.70, +0.10] (every method)"
     assert (
         f"of Tr(F) at equal KL: −0.05 [−0.70, +0.10] (every method); {kl}. With zero-shot accuracy 2 of the 2" in text
