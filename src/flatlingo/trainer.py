@@ -116,6 +116,7 @@ class RegularizedTrainer(Trainer):
         self.callback_handler.callbacks.insert(0, _BeginCallback(self._begin))
         self._contexts = ExitStack()
         self._record = LossRecord()
+        self._losses_seen, self._loss_gap = 0, torch.zeros(())
         self._micro_batches: list[dict[str, Tensor]] = []
         self._ascended = False
 
@@ -129,6 +130,7 @@ class RegularizedTrainer(Trainer):
                     f"{taken[0]} was given to another trainer since, and remembers its model; give each trainer its own"
                 )
             output = super().train(resume_from_checkpoint, *args, **kwargs)
+            self._read_own_loss()
             self._record.read()
             return output
 
@@ -243,8 +245,7 @@ class RegularizedTrainer(Trainer):
             self._contexts.enter_context(regularizer.training_context(self.model))
         self._micro_batches.clear()
         self._record = LossRecord()
-        self._classes_seen = set()
-        self._losses_seen = 0
+        self._losses_seen, self._loss_gap = 0, torch.zeros(())
 
     def _encoded(self, rows: Any, regularizers: Sequence[Regularizer] = (), *, training: bool = False) -> Any:
         if not _holds_texts(rows):
@@ -335,27 +336,32 @@ class RegularizedTrainer(Trainer):
                 )
 
     def _check_own_loss(self, loss: Tensor, outputs: Any, inputs: dict[str, Tensor]) -> None:
-        """Refuse, in the first steps, a model whose loss is not the one that a term with labels of its own follows.
+        """Compare the model's loss with the one that terms with labels of their own follow, in the first 50 steps.
 
         Class weights do not show in a batch of one class, and hardly with a fresh head, for which all labels are about
-        equally likely: it goes on until every class was seen beside another, and the two losses must be one number.
+        equally likely: so in many steps, and to rounding. Read are the first and the last of them (`_read_own_loss`).
         """
-        names = [regularizer.name for regularizer in self.regularizers if regularizer.uses_labels]
-        enough = self._losses_seen >= READ_EVERY or len(self._classes_seen) >= outputs.logits.shape[-1]
-        if not names or "labels" not in inputs or enough:
+        uses_labels = any(regularizer.uses_labels for regularizer in self.regularizers)
+        if not uses_labels or "labels" not in inputs or self._losses_seen >= READ_EVERY:
             return
-        logits, labels = outputs.logits.detach(), inputs["labels"]
-        plain = F.cross_entropy(logits.float(), labels, label_smoothing=self.args.label_smoothing_factor)
-        exact = logits.dtype in (torch.float32, torch.float64) and loss.dtype in (torch.float32, torch.float64)
-        if (loss - plain).abs() > (1e-5 if exact else 1e-2) * (plain.abs() + 1e-2):
-            raise FlatlingoError(
-                f"{names[0]} trains on the cross entropy of the labels, {float(plain):.6g} in a step, and the model's "
-                f"own loss is {float(loss):.6g}: it is another one (class weights?), which the term cannot follow; "
-                "leave the term out"
-            )
+        loss, logits = loss.detach(), outputs.logits.detach()
+        plain = F.cross_entropy(logits.float(), inputs["labels"], label_smoothing=self.args.label_smoothing_factor)
+        full = (torch.float32, torch.float64)
+        rounding = 1e-5 if loss.dtype in full and logits.dtype in full else 1e-2
+        gap = ((loss - plain).abs() / (plain.abs() + 1e-2) - rounding).clamp_min(0)
+        self._loss_gap = torch.fmax(self._loss_gap.to(gap), gap)
         self._losses_seen += 1
-        if len(classes := set(labels.tolist())) > 1:
-            self._classes_seen |= classes
+        if self._losses_seen in (1, READ_EVERY):
+            self._read_own_loss()
+
+    def _read_own_loss(self) -> None:
+        """Refuse a model whose loss is another one than the cross entropy of the labels."""
+        if (gap := float(self._loss_gap)) > 0:
+            name = next(regularizer.name for regularizer in self.regularizers if regularizer.uses_labels)
+            raise FlatlingoError(
+                f"{name} trains on the cross entropy of the labels, from which the model's own loss is {gap:.2g} of it "
+                "away: it is another one (class weights?), which the term cannot follow; leave the term out"
+            )
 
     @contextmanager
     def _forward_given_back(self) -> Iterator[None]:
@@ -384,6 +390,7 @@ class RegularizedTrainer(Trainer):
             self._ascended = False
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        self._read_own_loss()
         self._record.read()  # nobody shall go on from weights that are no numbers
         super()._save_checkpoint(*args, **kwargs)
 
