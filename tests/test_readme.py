@@ -1,7 +1,6 @@
 """The README says what was measured and what its commands print, and its links lead somewhere."""
 
 import doctest
-import importlib.util
 import json
 import re
 
@@ -9,6 +8,7 @@ import pandas as pd
 import pytest
 from made_up import intervention_table
 
+import readme
 from flatlingo.errors import FlatlingoError
 from flatlingo.files import ROOT
 from flatlingo.report import decisions, intervention, saving
@@ -16,10 +16,9 @@ from flatlingo.report.shapes import per_run
 from flatlingo.report.simulation import simulated_study
 from flatlingo.report.slopes import of_seeds
 from flatlingo.study.runspec import PLANS
+from readme_blocks.lead import by_setting, slopes_where_set
+from readme_blocks.results import of_preset
 
-spec = importlib.util.spec_from_file_location("readme", ROOT / "scripts" / "readme.py")
-readme = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(readme)
 DECIDED = ("rises", "falls", "no effect")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -118,7 +117,7 @@ def test_the_lead_names_the_targets_that_a_verdict_rests_on():
     rows = [row | {"outcome": "gain", "held": held} for held in ("", "at equal loss")]
     rows[1] |= {"rests_on": [250.0, 700.0]}
     figure = {"headline": {"verdicts": rows}}
-    said = readme._by_setting(readme._setting(figure))
+    said = by_setting(slopes_where_set(figure))
     assert "gain rises, whichever target is left out; adjusted for training loss the same holds" in said
     assert said.endswith("the same holds, but not all of it without the target 700 or 250.")
 
@@ -188,7 +187,7 @@ def test_conditions_that_lack_seeds_tell_how_many_they_have(tmp_path):
     for name, runs in {"lacking": per_run(table), "complete": per_run(table[table["label"] != "l2=0.5"])}.items():
         figure = {"data": runs, "headline": {"left_out": "", "verdicts": []}}
         (tmp_path / "figure1.json").write_text(json.dumps(saving.plain(figure)), encoding="utf-8")
-        pages[name] = readme.of_preset("small", tmp_path)
+        pages[name] = of_preset("small", tmp_path)
     assert "| condition | seeds | Tr(F) |" in pages["lacking"]
     assert "| l2=0.5 | 2 | " in pages["lacking"]
     assert "| none | 3 | " in pages["lacking"]

@@ -4,7 +4,6 @@ runs without their second stages, and every notebook that trains.
 Tolerances are for other CPUs; on the CPU of the record the numbers are the same to the last bit.
 """
 
-import importlib.util
 import json
 import re
 from numbers import Number
@@ -16,6 +15,7 @@ matplotlib.use("agg")
 import pytest
 from cells import execute
 
+import readme
 from flatlingo.files import ROOT
 from flatlingo.report import saving
 from flatlingo.study.presets import expand, load_preset
@@ -23,9 +23,6 @@ from flatlingo.study.sources import Sources
 from flatlingo.study.store import open_store
 from flatlingo.study.sweep import recorded_runs
 
-spec = importlib.util.spec_from_file_location("readme", ROOT / "scripts" / "readme.py")
-readme = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(readme)
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 REFERENCE = ROOT / "tests" / "reference"
 NOTEBOOKS = {"5_beyond_the_paper": "beyond", "2_figure1": "figure1", "3_figure2": "figure2"}  # the first trains all
