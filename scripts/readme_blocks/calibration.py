@@ -1,6 +1,5 @@
 """The README's table of calibrated weights, and how far the recorded seeds are."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import pandas as pd
 from flatlingo.files import RECORDED
 from flatlingo.report import printing
 from flatlingo.study.families import family
-from readme_blocks.figuredata import FIGURES, FILES, markdown, seeds_of_planned
+from readme_blocks.figuredata import FIGURES, FILES, markdown, of_planned, read_figure
 
 
 def calibration(folder: Path = RECORDED / "small", figures: Path = FIGURES / "small") -> str:
@@ -25,18 +24,16 @@ def _progress(preset: str, folder: Path) -> str:
     """`Of plan nli 2 of 3 seeds are recorded, of plan paraphrase none`."""
     told = []
     for plan, (first, _) in FILES.items():
-        runs = folder / first
-        table = pd.DataFrame(json.loads(runs.read_text(encoding="utf-8"))["data"]) if runs.is_file() else None
-        there = "none" if table is None else seeds_of_planned(table, preset, plan).replace(" seeds", " planned seeds")
-        told.append(f"of plan `{plan}` {there}")
+        seeds = {run["seed"] for run in read_figure(folder / first).get("data", ())}
+        there = of_planned(len(seeds), preset, plan).replace(" seeds", " planned seeds")
+        told.append(f"of plan `{plan}` {there if seeds else 'none'}")
     return f"Recorded: {', '.join(told)}"
 
 
 def _reached(figure: Path) -> dict[tuple[str, float], str]:
     """By family and weight the share of the unregularised model's Tr(F) that the recorded seeds reached."""
-    if not figure.is_file():
+    if not (runs := pd.DataFrame(read_figure(figure).get("data", ()))).size:
         return {}
-    runs = pd.DataFrame(json.loads(figure.read_text(encoding="utf-8"))["data"])
     none = runs[runs["family"] == "none"].set_index("seed")["trace"]
     shares = np.log(runs["trace"] / runs["seed"].map(none)).groupby([runs["family"], runs["weight"]]).mean()
     return {key: f" ({np.exp(value):.2f})" for key, value in shares.items()}

@@ -8,13 +8,13 @@ import pandas as pd
 
 from flatlingo.files import ROOT
 from flatlingo.report import decisions, judging, shapes
+from flatlingo.study.presets import load_preset, planned_seeds
 
 FIGURES = ROOT / "figures"
 FILES = {  # figures 1 and 2 of each plan, as the notebooks name them
     "nli": ("figure1.json", "figure2-nli.json"),
     "paraphrase": ("figure1-paraphrase.json", "figure2.json"),
 }
-SEEDS = {("small", "nli"): 3, ("small", "paraphrase"): 2, ("mini", "methods"): 5}  # planned; of others ten
 METHODS, SETTING, TECHNIQUE = "methods_slopes.json", "using_intervention.json", "using_technique.json"
 MEASURES, CHOICES, EARLY = "using_predictors.json", "using_choices.json", "using_early.json"
 POWER = "beyond.json"
@@ -43,9 +43,9 @@ def judged_runs(able: pd.DataFrame, adapted: list[dict] | None) -> pd.DataFrame:
     return shapes.language_means(pd.DataFrame(adapted)).merge(able[["run_id"]]) if adapted else able
 
 
-def seeds_of_planned(runs: pd.DataFrame, preset: str, plan: str) -> str:
+def of_planned(seeds: int, preset: str, plan: str) -> str:
     """How many seeds there are of those planned: `5 of 10 seeds`."""
-    return f"{runs['seed'].nunique()} of {SEEDS.get((preset, plan), 10)} seeds"
+    return f"{seeds} of {planned_seeds(load_preset(preset), plan)} seeds"
 
 
 def as_shown(rows: list[dict]) -> pd.DataFrame:

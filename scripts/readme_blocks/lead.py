@@ -27,10 +27,10 @@ from readme_blocks.figuredata import (
     joined,
     judged_runs,
     markdown,
+    of_planned,
     preset_folders,
     read_figure,
     recorded_plans,
-    seeds_of_planned,
 )
 from readme_blocks.sizes import without_gap
 
@@ -55,7 +55,7 @@ def lead(figures: Path = FIGURES) -> str:
     columns, found, over = _studies(figures)
     setting = slopes_where_set(read_figure(figures / SETTING))
     if len(setting):
-        title = f"mini-nli, Tr(F) set by one term, {setting['seeds'].iloc[0]} of 10 seeds"
+        title = f"mini-nli, Tr(F) set by one term, {of_planned(setting['seeds'].iloc[0], 'mini', 'intervention')}"
         columns[title] = _column(setting, "")
     planned = pd.concat({study: rows for study, rows in found.items() if study != WIDEST})
     told = [_over_regularisers(planned, over), _over_methods(found.get(WIDEST), over.get(WIDEST)), by_setting(setting)]
@@ -75,13 +75,13 @@ def _studies(figures: Path) -> tuple[dict[str, dict], dict[str, pd.DataFrame], d
             found[task] = as_shown(first["headline"]["verdicts"])
             over[task] = slopes.of_seeds(judged_runs(competence.counted(runs), second.get("data")))
             gap = without_gap(plan) if preset == "mini" else ""
-            title = f"{task}, {encoder}, {seeds_of_planned(runs, preset, plan)}{gap}"
+            title = f"{task}, {encoder}, {of_planned(runs['seed'].nunique(), preset, plan)}{gap}"
             columns[title] = _column(found[task], "slope", over[task]) | _weights(runs)
     if methods := read_figure(figures / METHODS):
         runs = pd.DataFrame(methods["data"])
         found[WIDEST] = as_shown(methods["headline"]["verdicts"])
         over[WIDEST] = slopes.of_seeds(competence.counted(runs))
-        title = f"{WIDEST}, {seeds_of_planned(runs, 'mini', 'methods')}"
+        title = f"{WIDEST}, {of_planned(runs['seed'].nunique(), 'mini', 'methods')}"
         columns[title] = _column(found[WIDEST], "slope", over[WIDEST])
     return columns, found, over
 

@@ -5,7 +5,7 @@ import pandas as pd
 
 from flatlingo.report import competence, judging, printing, slopes
 from flatlingo.report.slopes import OUTCOMES
-from readme_blocks.figuredata import joined
+from readme_blocks.figuredata import joined, of_planned
 
 ENGLISH, ZERO_SHOT = OUTCOMES["english_accuracy"], OUTCOMES["zero_shot_accuracy"]
 NAMES = {"methods": "every method", "nli": "mini-nli", "paraphrase": "mini-paraphrase"}
@@ -155,5 +155,5 @@ def advice(figure: dict) -> str:
     """What to do with more compute, as notebook 6 found it in plan `technique`."""
     if not figure:
         return ""
-    seeds = max(row["seeds"] for row in figure["data"]["chosen"])
-    return f"With more compute (mini-nli, {seeds} of 10 seeds): {figure['headline']['recommendation']}"
+    seeds = of_planned(max(row["seeds"] for row in figure["data"]["chosen"]), "mini", "technique")
+    return f"With more compute (mini-nli, {seeds}): {figure['headline']['recommendation']}"

@@ -19,10 +19,10 @@ from readme_blocks.figuredata import (
     in_words,
     judged_runs,
     markdown,
+    of_planned,
     preset_folders,
     read_figure,
     recorded_plans,
-    seeds_of_planned,
 )
 from readme_blocks.sizes import missed_sizes
 
@@ -80,7 +80,7 @@ def _title(name: str, runs: pd.DataFrame, preset: str, plan: str) -> str:
     """A study's name, how many of its conditions count and how many seeds there are."""
     able = competence.counted(runs)
     number = f"{able['label'].nunique()} of {runs['label'].nunique()} conditions count"
-    return f"{name}: {number}, {seeds_of_planned(runs, preset, plan)}."
+    return f"{name}: {number}, {of_planned(runs['seed'].nunique(), preset, plan)}."
 
 
 def _conditions(able: pd.DataFrame, adapted: list[dict] | None) -> str:

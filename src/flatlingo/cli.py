@@ -89,7 +89,7 @@ class Output(StrEnum):
 OutputOption = Annotated[Output, typer.Option(help="a table for people, JSON or CSV for programs")]
 
 
-SeedsOption = Annotated[int | None, typer.Option(min=1, help="how many seeds; the preset's number by default")]
+SeedsOption = Annotated[int | None, typer.Option(min=1, help="how many seeds; by default as many as the preset plans")]
 PretrainedOption = Annotated[str | None, typer.Option(help="pre-trained model to use instead of the preset's")]
 
 
@@ -435,7 +435,7 @@ def status(
 ) -> None:
     """Tell what a sweep has finished, what is running, failed or missing, and the time left.
 
-    Covers the preset's seeds and all others in the store but those of a calibration; --seeds N covers the first N.
+    Covers the planned seeds and all others in the store but those of a calibration; --seeds N covers the first N.
     """
     settings = load_preset(preset)
     plans = [plan] if plan else list(settings.plans)
@@ -450,7 +450,7 @@ def status(
     runs = Store(store)
     for name in plans:
         sources = Sources.of(settings, name, model=model, task=task, data=data)
-        begun = {*chosen_seeds(settings, None), *runs.seeds(name)} - calibration_seeds(settings, name)
+        begun = {*chosen_seeds(settings, name, None), *runs.seeds(name)} - calibration_seeds(settings, name)
         specs = sources.specs(name, settings, seeds or sorted(begun))
         table = status.status(sources.resolve(specs), runs)
         typer.echo(f"{name}: {status.summary(table)}")

@@ -65,6 +65,14 @@ def test_preset_quick_is_a_part_of_preset_mini():
         assert labels[0] < labels[1]
 
 
+def test_a_plan_has_as_many_seeds_as_it_plans_or_else_its_preset(preset_file):
+    asked = preset_file(seeds=3, plans__nli__seeds=2)
+    preset = load_preset(asked)
+    seeds = {plan: [spec.seed for spec in expand(plan, preset)] for plan in ("nli", "paraphrase")}
+    assert {plan: [*dict.fromkeys(found)] for plan, found in seeds.items()} == {"nli": [1, 2], "paraphrase": [1, 2, 3]}
+    assert {spec.seed for spec in expand("nli", preset, seeds=4)} == {1, 2, 3, 4}
+
+
 def test_preset_paper_has_the_hyper_parameters_of_wang_et_al():
     setup = load_preset("paper").plan("nli").setup
     assert (setup.task, setup.train_size) == ("xnli", 20_000)

@@ -39,7 +39,7 @@ class Runs:
         plan: "nli", "paraphrase", …
         preset: whose runs.
         store: "recorded", or a folder of finished runs.
-        seeds: how many seeds; the preset's number by default.
+        seeds: how many seeds; as many as are planned by default.
         data: folder of the rows they were trained on, as for `sweep`.
 
     Raises:

@@ -63,7 +63,7 @@ def estimate(
         plan: one of `runspec.PLANS`.
         preset: a name, or a path to a YAML file.
         store: folder of finished runs, which are not computed again; or "recorded". None for an empty one.
-        seeds: how many, or which; the preset's number by default.
+        seeds: how many, or which; as many as are planned by default.
         task: as for `sweep`.
         data: as for `sweep`.
         model: as for `sweep`.

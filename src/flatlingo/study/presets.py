@@ -26,8 +26,12 @@ class Calibration(Settings):
 
 
 class Plan(Settings):
-    """A setup and the conditions it is run under, weights by family; `recipes` are conditions that say more."""
+    """A setup and the conditions it is run under, weights by family; `recipes` are conditions that say more.
 
+    `seeds`: how many it is to have, where that is not the preset's number.
+    """
+
+    seeds: int | None = Field(default=None, gt=0)
     setup: Setup
     calibration: Calibration | None = None
     conditions: dict[FamilyName, tuple[Weight, ...]] = Field(min_length=1)
@@ -79,7 +83,7 @@ class Preset(Settings):
 
     name: str = Field(pattern=r"^\w[\w.-]*$")  # a folder of data/recorded and figures, and nothing outside them
     encoder: Encoder
-    seeds: int = Field(default=1, gt=0)
+    seeds: int = Field(default=1, gt=0)  # how many its plans are to have
     plans: dict[PlanName, Plan] = Field(min_length=1)
 
     def plan(self, name: str) -> Plan:
@@ -110,13 +114,18 @@ def load_preset(name: str) -> Preset:
     return validated(Preset, read_yaml(path, "preset"), f"preset {path.name}")
 
 
-def chosen_seeds(preset: Preset, seeds: int | Sequence[int] | None) -> list[int]:
-    """The seeds asked for: how many (1, 2, …, n), which, or by default the preset's number.
+def planned_seeds(preset: Preset, plan: str) -> int:
+    """How many seeds a plan is to have: its own number, or the preset's."""
+    return preset.plan(plan).seeds or preset.seeds
+
+
+def chosen_seeds(preset: Preset, plan: str, seeds: int | Sequence[int] | None) -> list[int]:
+    """The seeds asked for: how many (1, 2, …, n), which, or by default as many as are planned.
 
     Raises:
         FlatlingoError: for none, one that is negative, or one twice.
     """
-    number = preset.seeds if seeds is None else seeds
+    number = planned_seeds(preset, plan) if seeds is None else seeds
     chosen = list(range(1, number + 1)) if isinstance(number, int) else list(number)
     if not chosen or min(chosen) < 0 or len(set(chosen)) < len(chosen):
         raise FlatlingoError(f"seeds must be different numbers, 0 or more; got {seeds!r}")
@@ -142,7 +151,7 @@ def expand(
     Args:
         plan: one of `PLANS`.
         preset: what to run.
-        seeds: how many (1, 2, …, n), or which; the preset's number by default.
+        seeds: how many (1, 2, …, n), or which; as many as are planned by default.
         encoder: another one than the preset's.
         task: another one than the plan's: a name, or the path of a description.
 
@@ -154,6 +163,6 @@ def expand(
     encoder = encoder or preset.encoder
     return [
         RunSpec(plan=plan, condition=condition, seed=seed, encoder=encoder.name, setup=setup)
-        for seed in chosen_seeds(preset, seeds)
+        for seed in chosen_seeds(preset, plan, seeds)
         for condition in asked.expand()
     ]

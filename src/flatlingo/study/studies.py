@@ -98,7 +98,7 @@ def finished(
             found.lacking[plan] = f"preset {settings.name} has no plan {plan}"
             continue
         there = recorded_runs(plan, settings, runs)
-        wanted = [seed for seed in there if seeds is None or seed in chosen_seeds(settings, seeds)]
+        wanted = [seed for seed in there if seeds is None or seed in chosen_seeds(settings, plan, seeds)]
         if not wanted:
             number = f" --seeds {seeds}" if isinstance(seeds, int) else ""
             where = f"data/recorded/{settings.name}" if store == "recorded" else store

@@ -58,7 +58,7 @@ def sweep(
         preset: "smoke", "quick", "mini", "small", "paper", "xlmr", or a path to a YAML file.
         store: folder of finished runs; "recorded" reads the committed results, which takes neither the encoder nor the
             rows, and never computes.
-        seeds: how many, or which; by default the preset's number, and of the recorded results every seed that has a run
+        seeds: how many, or which; by default as many as the preset plans, and of the recorded every seed that has a run
             of each condition (`recorded_runs`).
         task: another task than the plan's: a name, or the path of a description (`flatlingo.tasks`).
         data: folder of the task's rows, relative to the checkout. A task of the mini world is then replaced by the real
