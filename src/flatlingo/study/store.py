@@ -86,7 +86,9 @@ class Store:
         return found[0] if found else None
 
     def result(self, config: RunConfig) -> dict:
-        """The result of a finished run, with the `seconds` that it took.
+        """The result of a finished run, with the `seconds` of the process that finished it.
+
+        Of a run that went on from where another process was killed, that is only what was left of it.
 
         Raises:
             FlatlingoError: if the run is not there or damaged, see `damage`.
