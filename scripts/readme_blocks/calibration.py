@@ -32,7 +32,8 @@ def _progress(preset: str, folder: Path) -> str:
 
 def _reached(figure: Path) -> dict[tuple[str, float], str]:
     """By family and weight the share of the unregularised model's Tr(F) that the recorded seeds reached."""
-    if not (runs := pd.DataFrame(read_figure(figure).get("data", ()))).size:
+    runs = pd.DataFrame(read_figure(figure).get("data", ()))
+    if runs.empty:
         return {}
     none = runs[runs["family"] == "none"].set_index("seed")["trace"]
     shares = np.log(runs["trace"] / runs["seed"].map(none)).groupby([runs["family"], runs["weight"]]).mean()
